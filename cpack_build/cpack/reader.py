@@ -1,0 +1,149 @@
+"""A ``.cpack.zip`` → :class:`Pack`: its documents read and checked, its files named and ready to be streamed.
+
+Reading a pack writes nothing and runs nothing of it. What old packs carry besides (``service.py``, ``comfy_pack/``) is
+listed under :attr:`Pack.other` and never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cpack_build.cpack.archive import MEMBER_LIMIT, Archive, open_archive
+from cpack_build.cpack.documents import parse_json
+from cpack_build.cpack.schema import Snapshot
+from cpack_build.cpack.snapshot import read_snapshot
+from cpack_build.errors import BadInput, NotAPack, WorkflowError
+
+__all__ = ["Pack", "PackFile", "read_pack"]
+
+_DOCUMENT_LIMIT = 64 << 20
+"""Bytes of a JSON document."""
+_SETTINGS_LIMIT = 1 << 20
+_IN_MEMORY_LIMIT = 256 << 20
+_DOCUMENTS = frozenset({"snapshot.json", "workflow_api.json", "workflow.json", "cpack.yaml", "requirements.txt"})
+
+
+@dataclass(frozen=True)
+class PackFile:
+    """A file of the pack: its *name* in the zip (``input/example.png``) and its *size* in bytes."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A pack as it was read. *sha256* (hex) is of the zip's bytes.
+
+    *workflow_api* is what ComfyUI executes, *workflow* what its editor shows (``None`` if the pack has none);
+    *settings_text* is the pack's own ``cpack.yaml``, unparsed.
+    """
+
+    path: Path
+    sha256: str
+    snapshot: Snapshot
+    workflow_api: dict[str, Any]
+    workflow: dict[str, Any] | None
+    inputs: tuple[PackFile, ...]
+    settings_text: str | None
+    other: tuple[str, ...]
+    _archive: Archive = field(repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """What the pack is called: the file's name without ``.cpack.zip`` or ``.zip``."""
+        return self.path.name.removesuffix(".zip").removesuffix(".cpack") or self.path.name
+
+    def open_member(self, name: str, *, limit: int = _IN_MEMORY_LIMIT) -> bytes:
+        """The bytes of the entry *name*, at most *limit* of them.
+
+        Raises :class:`~cpack_build.errors.UnsafeInput` beyond the limit, :class:`NotAPack` if the entry is damaged.
+        """
+        return self._archive.read(name, limit=limit)
+
+    def stream_member(self, name: str, *, limit: int = MEMBER_LIMIT) -> Iterator[bytes]:
+        """The bytes of the entry *name* in chunks. Raises as :meth:`open_member`."""
+        return self._archive.stream(name, limit=limit)
+
+
+def read_pack(path: Path) -> Pack:
+    """Read the pack at *path*, of any era that can be read.
+
+    Raises :class:`NotAPack` (no zip, truncated, a document missing), :class:`BadField` (a value of the wrong type),
+    :class:`WorkflowError` (a workflow in the editor's format), :class:`UnsafeInput` (names that leave their place, zip
+    bombs).
+    """
+    archive = open_archive(path)
+    names = archive.sizes
+    if "snapshot.json" not in names:
+        if "models.json" in names and "custom_nodes.json" in names:
+            raise NotAPack(
+                path,
+                "it was made by comfy-pack 0.0 (November 2024), which recorded neither ComfyUI nor Python versions",
+            )
+        raise NotAPack(path, "it holds no snapshot.json")
+    if "workflow_api.json" not in names:
+        raise NotAPack(path, "it holds no workflow_api.json")
+    requirements = _text(archive, "requirements.txt") if "requirements.txt" in names else None
+    snapshot = read_snapshot(_json(archive, "snapshot.json"), requirements=requirements)
+    workflow = _json(archive, "workflow.json") if "workflow.json" in names else None
+    if workflow is not None and not isinstance(workflow, dict):
+        raise BadInput(f"{path}: workflow.json must be an object.", hint="Make the pack again.")
+    inputs = tuple(PackFile(name, names[name]) for name in sorted(names) if name.startswith("input/"))
+    return Pack(
+        path=path,
+        sha256=_sha256(path),
+        snapshot=snapshot,
+        workflow_api=_workflow_api(_json(archive, "workflow_api.json"), path),
+        workflow=workflow,
+        inputs=inputs,
+        settings_text=_text(archive, "cpack.yaml") if "cpack.yaml" in names else None,
+        other=tuple(name for name in sorted(names) if name not in _DOCUMENTS and not name.startswith("input/")),
+        _archive=archive,
+    )
+
+
+def _workflow_api(document: Any, path: Path) -> dict[str, Any]:
+    if isinstance(document, dict) and isinstance(document.get("nodes"), list):
+        raise WorkflowError(
+            f"{path}: workflow_api.json is in the editor's format, which cannot be executed.",
+            hint="Export it with 'Workflow > Export (API)' in ComfyUI, or pack it again.",
+        )
+    if not isinstance(document, dict) or not document:
+        raise WorkflowError(f"{path}: workflow_api.json holds no nodes.", hint="Pack a workflow that has some.")
+    for key, node in document.items():
+        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
+            raise WorkflowError(
+                f"{path}: workflow_api.json: node {key!r:.40} has no class_type.", hint="Pack it again."
+            )
+        if not isinstance(node.get("inputs", {}), dict):
+            raise WorkflowError(
+                f"{path}: workflow_api.json: node {key!r:.40}: inputs must be an object.", hint="Pack it again."
+            )
+    return document
+
+
+def _json(archive: Archive, name: str) -> Any:
+    return parse_json(archive.read(name, limit=_DOCUMENT_LIMIT), name=f"{archive.path}: {name}")
+
+
+def _text(archive: Archive, name: str) -> str:
+    data = archive.read(name, limit=_SETTINGS_LIMIT)
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(
+            f"{archive.path}: {name} is not UTF-8 text (byte {error.start}).", hint="Make it again."
+        ) from error
+
+
+def _sha256(path: Path) -> str:
+    hasher = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            hasher.update(chunk)
+    return hasher.hexdigest()

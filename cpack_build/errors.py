@@ -1,0 +1,171 @@
+"""Every error a user can see, in one place. A message says what happened, to which named thing, and what to do next.
+
+::
+
+    CpackError
+    ├── UsageError                  2   the command line asks for something impossible
+    ├── BadInput                    3   a pack, lock, workflow, setting or image is not what it should be
+    │   ├── NotAPack                    not a zip, truncated, or without snapshot.json
+    │   ├── BadField                    a named field of a document has the wrong value
+    │   ├── BadSettings                 cpack.yaml has an unknown key or a wrong value
+    │   ├── WorkflowError               a workflow that cannot be served
+    │   ├── BadImage                    an image, layout or archive is not what the OCI specs say
+    │   └── StaleLock                   the lock was made from other inputs, or by another builder
+    ├── Unresolvable                4   something named cannot be found or resolved
+    ├── HashMismatch                5   bytes are not those that were promised
+    ├── NetworkError                6   a host, registry or download failed
+    ├── ToolMissing                 7   an engine or program that is needed is not here or does not answer
+    │   └── EngineFailed                it answers, but could not do what was asked
+    ├── UnsafeInput                 8   refused for safety: a name that leaves its place, a forbidden URL, …
+    ├── StorageError                9   the disk is full or cannot be written
+    └── Cancelled                 130   Ctrl-C
+
+The number is the exit code of the command line (``docs/exit-codes.md``).
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+__all__ = [
+    "BadField",
+    "BadImage",
+    "BadInput",
+    "BadSettings",
+    "Cancelled",
+    "CpackError",
+    "EngineFailed",
+    "HashMismatch",
+    "NetworkError",
+    "NotAPack",
+    "StaleLock",
+    "StorageError",
+    "ToolMissing",
+    "UnsafeInput",
+    "Unresolvable",
+    "UsageError",
+    "WorkflowError",
+]
+
+
+class CpackError(Exception):
+    """The root: *what happened*, and in :attr:`hint` what to do next."""
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.hint}".strip()
+
+
+class UsageError(CpackError):
+    """The command line asks for something impossible."""
+
+    exit_code = 2
+
+
+class BadInput(CpackError):
+    """A document is not what it should be."""
+
+    exit_code = 3
+
+
+class NotAPack(BadInput):
+    """The file is no readable ``.cpack.zip``."""
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(
+            f"{path} is not a usable pack: {reason}.",
+            hint="Make it again with comfy-pack or cpack-build, or copy it again if it was downloaded.",
+        )
+
+
+class BadField(BadInput):
+    """A field of a document has the wrong type or value; *field* is its path within *document*."""
+
+    def __init__(self, document: object, field: str, problem: str) -> None:
+        super().__init__(f"{document}: {field}: {problem}.", hint="Correct that field, or make the document again.")
+        self.field = field
+
+
+class BadSettings(BadInput):
+    """``cpack.yaml`` (or a flag that overrides it) is wrong."""
+
+
+class WorkflowError(BadInput):
+    """The workflow cannot be served as it is."""
+
+
+class BadImage(BadInput):
+    """An image cannot be read: *what* names it, and the part of it, for the user."""
+
+    def __init__(self, what: object, problem: str, *, hint: str = "") -> None:
+        super().__init__(f"{what}: {problem}.", hint=hint or "Get or make the image again.")
+
+
+class StaleLock(BadInput):
+    """The lock does not belong to the inputs at hand."""
+
+    def __init__(self, lock: object, what: str) -> None:
+        super().__init__(f"{lock} is stale: {what}.", hint="Run `cpack-build lock` again.")
+
+
+class Unresolvable(CpackError):
+    """A named thing that the image needs cannot be found or resolved."""
+
+    exit_code = 4
+
+
+class HashMismatch(CpackError):
+    """Bytes are not those that were promised."""
+
+    exit_code = 5
+
+    def __init__(self, what: object, *, expected: str, actual: str, hint: str = "") -> None:
+        super().__init__(
+            f"{what} has sha256 {actual.removeprefix('sha256:')}, but {expected.removeprefix('sha256:')} was promised.",
+            hint=hint or "Nothing was used of it. Get the file again, or lock again if the change is meant.",
+        )
+        self.expected = expected
+        self.actual = actual
+
+
+class NetworkError(CpackError):
+    """A host, registry or download failed."""
+
+    exit_code = 6
+
+
+class ToolMissing(CpackError):
+    """A program, engine or daemon that is needed is not here or does not answer."""
+
+    exit_code = 7
+
+
+class EngineFailed(ToolMissing):
+    """An engine answers, but could not do what was asked of it."""
+
+
+class UnsafeInput(CpackError):
+    """Refused for safety."""
+
+    exit_code = 8
+
+
+class StorageError(CpackError):
+    """The disk is full, read-only or otherwise cannot be written."""
+
+    exit_code = 9
+
+
+class Cancelled(CpackError):
+    """The user stopped it."""
+
+    exit_code = 130
+
+    def __init__(self) -> None:
+        super().__init__("Stopped.", hint="Nothing half-made was left behind; run the same command to go on.")

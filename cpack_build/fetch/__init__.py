@@ -1,0 +1,1 @@
+"""The content-addressed store and what fills it by hash: HTTP, git, local folders, mirrors."""

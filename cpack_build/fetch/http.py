@@ -1,0 +1,228 @@
+"""Downloads into the store: streamed, hashed on the way, retried where that can help, and kept only when they are right.
+
+A transport is one method, given to :func:`download`; tests give another. What a document names is http(s) only; a local
+file is read only where the user mapped a URL to it, and is then adopted where it lies. No credential is sent but what the
+user's own ``~/.netrc`` holds for that very host, and none is ever shown.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput
+from cpack_build.fetch.mirrors import Mirrors, local_path
+from cpack_build.fetch.store import CHUNK, Store, StoredFile
+from cpack_build.fetch.urls import check_http, redact
+from cpack_build.progress import SILENT, Progress
+
+__all__ = ["HttpTransport", "RequestsTransport", "Response", "Sources", "adopt_verified", "download"]
+
+_TRIES = 5
+_LONGEST_WAIT = 60.0
+"""Seconds that a ``Retry-After`` may ask for before giving up is the kinder answer."""
+
+
+@dataclass(frozen=True)
+class Response:
+    """An answer under way: *headers* with lower-case names; *chunks* raises ``ConnectionError`` when it breaks off."""
+
+    status: int
+    headers: Mapping[str, str]
+    chunks: Iterator[bytes]
+
+
+class HttpTransport(Protocol):
+    """Sends one GET. ``ConnectionError`` (or ``TimeoutError``) says that trying again may help.
+
+    >>> with transport.get("https://hub.example/x", headers={}) as response:
+    ...     response.status
+    200
+    """
+
+    def get(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]: ...
+
+
+class RequestsTransport:
+    """The real one. Redirects are followed to http(s) only; *timeouts* are for connecting and between bytes, seconds."""
+
+    def __init__(self, *, timeouts: tuple[float, float] = (15.0, 60.0)) -> None:
+        self._timeouts = timeouts
+
+    @contextmanager
+    def get(self, url: str, *, headers: Mapping[str, str]) -> Iterator[Response]:
+        import requests
+        from urllib3.exceptions import HTTPError
+
+        asked = {"User-Agent": "cpack-build", "Accept-Encoding": "identity", **headers}
+        try:
+            answer = requests.get(url, headers=asked, stream=True, timeout=self._timeouts)
+        except requests.exceptions.InvalidSchema:
+            raise UnsafeInput(f"{redact(url)} leads to something that is no http(s) URL.") from None
+        except requests.exceptions.TooManyRedirects:
+            raise NetworkError(f"{redact(url)} redirects without end.") from None
+        except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
+            raise ConnectionError(_reason(error)) from error
+        except requests.exceptions.RequestException as error:
+            raise NetworkError(f"{redact(url)} cannot be asked for: {redact(str(error))}.") from error
+
+        def chunks() -> Iterator[bytes]:
+            try:
+                yield from answer.raw.stream(CHUNK, decode_content=True)
+            except (HTTPError, OSError) as error:
+                raise ConnectionError(_reason(error)) from error
+
+        with answer:
+            yield Response(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, chunks())
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where bytes come from: the user's mirrors, and the transports."""
+
+    mirrors: Mirrors = field(default_factory=Mirrors)
+    http: HttpTransport = field(default_factory=RequestsTransport)
+
+
+def download(
+    url: str,
+    *,
+    store: Store,
+    sources: Sources,
+    sha256: str | None = None,
+    size: int | None = None,
+    what: str = "",
+    headers: Mapping[str, str] | None = None,
+    progress: Progress = SILENT,
+    sleep: Callable[[float], object] = time.sleep,
+) -> StoredFile:
+    """The file at *url*, through the mirrors, in the store; at once if a file with that hash is known already.
+
+    *what* names it for people. Raises :class:`NetworkError`, :class:`HashMismatch` (nothing is kept),
+    :class:`UnsafeInput` (no http URL, and not mapped), :class:`Unresolvable` (a mapped file that is not there).
+    """
+    if sha256 is not None and (known := store.find(sha256)) is not None:
+        return known
+    name = what or redact(url)
+    target = sources.mirrors.apply(url)
+    if target != url and (path := local_path(target)) is not None:
+        if not path.is_file():
+            raise Unresolvable(
+                f"{redact(url)} is mapped to {path}, where no file is.", hint="Correct --mirror, or put the file there."
+            )
+        return adopt_verified(path, store=store, sha256=sha256, what=f"{name} ({path})", progress=progress)
+    check_http(target, what=name)
+    with progress.task(name, total=size) as task:
+        body = _body(target, sources.http, headers=headers or {}, resumable=sha256 is not None, sleep=sleep)
+        expected = next(body)
+        if size is None and isinstance(expected, int):
+            task.expect(expected)
+
+        def chunks() -> Iterator[bytes]:
+            for chunk in body:
+                assert isinstance(chunk, bytes)
+                task.advance(len(chunk))
+                yield chunk
+
+        return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size)
+
+
+def adopt_verified(
+    path: Path, *, store: Store, sha256: str | None, what: str = "", progress: Progress = SILENT
+) -> StoredFile:
+    """The local file at *path* as it lies, hashed (or its hash remembered). Raises :class:`HashMismatch`."""
+    with progress.task(f"Hashing {path.name}", total=path.stat().st_size) as task:
+        file = store.adopt(path, on_read=task.advance)
+    if sha256 is not None and file.sha256 != sha256:
+        raise HashMismatch(what or path, expected=sha256, actual=file.sha256)
+    return file
+
+
+def _body(
+    url: str,
+    http: HttpTransport,
+    *,
+    headers: Mapping[str, str],
+    resumable: bool,
+    sleep: Callable[[float], object],
+) -> Iterator[bytes | int | None]:
+    """First the announced length (or ``None``), then the bytes; a broken connection is taken up where it broke.
+
+    Taking up is safe only where a hash proves the whole (*resumable*).
+    """
+    count, announced = 0, False
+    for attempt in range(1, _TRIES + 1):
+        wait = float(2 ** (attempt - 1))
+        asked = dict(headers)
+        if count:
+            asked["Range"] = f"bytes={count}-"  # RFC 9110, section 14.2
+        try:
+            with http.get(url, headers=asked) as response:
+                if response.status in (408, 425, 429) or response.status >= 500:
+                    wait = _retry_after(response.headers.get("retry-after", ""), wait)
+                    if attempt == _TRIES or wait > _LONGEST_WAIT:
+                        raise _refused(url, response.status)
+                elif response.status not in (200, 206) or (response.status == 206 and not count):
+                    raise _refused(url, response.status)
+                elif response.headers.get("content-type", "").partition(";")[0].strip().lower() == "text/html":
+                    raise NetworkError(
+                        f"{redact(url)} answered with a web page instead of a file.",
+                        hint="Use the address of the download itself; a login or licence may be in the way.",
+                    )
+                else:
+                    length = response.headers.get("content-length", "")
+                    if not announced:
+                        announced = True
+                        yield int(length) if length.isdecimal() else None
+                    skip = count if response.status == 200 else 0
+                    got = 0
+                    for chunk in response.chunks:
+                        got += len(chunk)
+                        fresh = chunk[max(0, skip - (got - len(chunk))) :] if got > skip else b""
+                        if fresh:
+                            count += len(fresh)
+                            yield fresh
+                    if not (length.isdecimal() and "content-encoding" not in response.headers and got < int(length)):
+                        return
+                    raise ConnectionError("the answer ended early")
+        except (ConnectionError, TimeoutError) as error:
+            if attempt == _TRIES or (count and not resumable):
+                raise NetworkError(
+                    f"{redact(url)} cannot be downloaded: {error}.",
+                    hint="Check the network and try again, or map it to a local copy with --mirror.",
+                ) from error
+        sleep(wait)
+    raise AssertionError("the last attempt returns or raises")
+
+
+def _refused(url: str, status: int) -> NetworkError:
+    if status in (401, 403):
+        return NetworkError(
+            f"{redact(url)} refuses access (HTTP {status}).",
+            hint="Put your credentials for that host into ~/.netrc, or download it yourself and name the copy.",
+        )
+    if status in (404, 410):
+        return NetworkError(f"{redact(url)} is not there (HTTP {status}).", hint="Correct the address, or mirror it.")
+    return NetworkError(f"{redact(url)} answered HTTP {status}.", hint="Try again later, or use a mirror.")
+
+
+def _retry_after(value: str, otherwise: float) -> float:
+    """Seconds to wait (RFC 9110, section 10.2.3); a date is answered by our own pace."""
+    return float(value) if value.strip().isdecimal() else otherwise
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause, which is the sentence that a person can use."""
+    seen: BaseException = error
+    while True:
+        inner = next((part for part in seen.args if isinstance(part, BaseException)), None)
+        inner = inner or getattr(seen, "reason", None) or seen.__cause__
+        if not isinstance(inner, BaseException) or inner is seen:
+            break
+        seen = inner
+    text = str(seen).rsplit(">: ", 1)[-1]
+    return redact(text.rsplit(": ", 1)[-1] if "object at 0x" in text else text) or type(seen).__name__

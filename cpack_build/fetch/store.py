@@ -1,0 +1,232 @@
+"""The content-addressed store: wheels, debs, base layers, models and what is remembered about them.
+
+Under one root (``CPACK_HOME``, by default ``~/.cache/cpack-build``)::
+
+    blobs/sha256/<hex>    whole files under the name of their hash, mode 0444
+    git/<hex>/            bare repositories, named by the hash of their URL
+    tmp/                  what is being written; renamed into place only when whole and verified
+    memo.sqlite           what was computed once: file hashes by stat, digests by recipe
+
+A file in ``blobs/`` is always whole: it was hashed while it was written, synced, and renamed. A file elsewhere (a
+model in a ComfyUI folder) is *adopted*: it stays where it is, and the store remembers its hash for as long as its
+device, inode, size, mtime and ctime stay the same. SQLite in WAL mode makes the memo survive a kill at any moment;
+losing it costs time only. """
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import sqlite3
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+from cpack_build.errors import HashMismatch, StorageError, Unresolvable
+
+__all__ = ["CHUNK", "Store", "StoredFile", "default_root", "writing"]
+
+CHUNK = 1 << 20
+_HEX = re.compile(r"[0-9a-f]{64}")
+
+
+def default_root() -> Path:
+    """``CPACK_HOME`` if set, else ``$XDG_CACHE_HOME/cpack-build``, else ``~/.cache/cpack-build``."""
+    if home := os.environ.get("CPACK_HOME"):
+        return Path(home)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpack-build"
+
+
+@contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Turn the operating system's refusals to write at *place* into :class:`StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(
+                f"No space left while writing {place}.",
+                hint="Free some space, or name another disk with CPACK_HOME or another output, and run it again.",
+            ) from error
+        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+            raise StorageError(
+                f"{place} cannot be written: {error.strerror}.", hint="Choose a place that you may write to."
+            ) from error
+        raise
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """A file whose content is known: *sha256* in hex, *size* in bytes."""
+
+    path: Path
+    sha256: str
+    size: int
+
+
+class Store:
+    """One root of the store. Cheap to open; safe to use from several threads and processes."""
+
+    def __init__(self, root: Path | None = None) -> None:
+        self.root = root or default_root()
+        self._local = threading.local()
+
+    # -- blobs ---------------------------------------------------------------------------------------------------------
+
+    def blob_path(self, sha256: str) -> Path:
+        """Where a blob of that hash lies, or would lie."""
+        sha256 = sha256.removeprefix("sha256:")
+        if not _HEX.fullmatch(sha256):
+            raise Unresolvable(f"{sha256!r} is not a sha256 in lowercase hex.")
+        return self.root / "blobs" / "sha256" / sha256
+
+    def find(self, sha256: str) -> StoredFile | None:
+        """The file with that content: a blob, or an adopted file that has not changed since it was hashed."""
+        sha256 = sha256.removeprefix("sha256:")
+        blob = self.blob_path(sha256)
+        with suppress(FileNotFoundError):
+            return StoredFile(blob, sha256, blob.stat().st_size)
+        rows = self._rows("SELECT path, stat FROM files WHERE sha256 = ?", sha256)
+        for path, stat in rows:
+            with suppress(OSError):
+                if _stat_key(os.stat(path)) == stat:
+                    return StoredFile(Path(path), sha256, os.stat(path).st_size)
+        return None
+
+    def put(
+        self, chunks: Iterable[bytes], *, what: object, sha256: str | None = None, size: int | None = None
+    ) -> StoredFile:
+        """Write *chunks* as a blob; nothing appears under its final name unless it is whole and as promised.
+
+        *what* names the thing in errors. Raises :class:`HashMismatch`, :class:`StorageError`.
+        """
+        hasher = hashlib.sha256()
+        count = 0
+        with self.temporary() as file:
+            for chunk in chunks:
+                hasher.update(chunk)
+                count += len(chunk)
+                if size is not None and count > size:
+                    break
+                with writing(self.root):
+                    file.write(chunk)
+            actual = hasher.hexdigest()
+            if size is not None and count != size:
+                much = "more than" if count > size else f"{count} of"
+                raise HashMismatch(f"{what} ({much} {size} bytes)", expected=sha256 or "?", actual=actual)
+            if sha256 is not None and actual != sha256.removeprefix("sha256:"):
+                raise HashMismatch(what, expected=sha256, actual=actual)
+            path = self.blob_path(actual)
+            with writing(self.root):
+                file.flush()
+                os.fsync(file.fileno())
+                os.fchmod(file.fileno(), 0o444)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                os.replace(file.name, path)
+        return StoredFile(path, actual, count)
+
+    @contextmanager
+    def temporary(self) -> Iterator[NamedTemporaryFile]:  # type: ignore[valid-type]
+        """A file in ``tmp/``, removed at the end unless it was renamed away."""
+        with writing(self.root):
+            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
+            file = NamedTemporaryFile(dir=self.root / "tmp", delete=False)  # noqa: SIM115
+        try:
+            with file:
+                yield file
+        finally:
+            with suppress(FileNotFoundError):
+                os.unlink(file.name)
+
+    # -- files elsewhere -----------------------------------------------------------------------------------------------
+
+    def adopt(self, path: Path, *, on_read: object = None) -> StoredFile:
+        """Hash the file at *path* (or remember its hash) and let :meth:`find` find it there; no byte is copied.
+
+        *on_read* is called with the number of bytes of each chunk that had to be read.
+        """
+        path = Path(os.path.abspath(path))
+        before = _stat_key(path.stat())
+        rows = list(self._rows("SELECT sha256 FROM files WHERE path = ? AND stat = ?", str(path), before))
+        if rows:
+            return StoredFile(path, rows[0][0], path.stat().st_size)
+        hasher = hashlib.sha256()
+        size = 0
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+                size += len(chunk)
+                if callable(on_read):
+                    on_read(len(chunk))
+        if _stat_key(path.stat()) != before:
+            raise Unresolvable(f"{path} changed while it was read.", hint="Wait until it is written, and run it again.")
+        self.remember_file(path, hasher.hexdigest())
+        return StoredFile(path, hasher.hexdigest(), size)
+
+    def remember_file(self, path: Path, sha256: str) -> None:
+        """Record that the file at *path*, as it is now, has that hash."""
+        self._write(
+            "INSERT OR REPLACE INTO files (path, stat, sha256) VALUES (?, ?, ?)",
+            os.path.abspath(path),
+            _stat_key(path.stat()),
+            sha256,
+        )
+
+    # -- memo ----------------------------------------------------------------------------------------------------------
+
+    def recall(self, kind: str, key: str) -> str | None:
+        """What was remembered for *key* among things of that *kind*."""
+        for (value,) in self._rows("SELECT value FROM memo WHERE kind = ? AND key = ?", kind, key):
+            return str(value)
+        return None
+
+    def remember(self, kind: str, key: str, value: str) -> None:
+        """Remember *value*; both are a function of their inputs, so a second writer writes the same."""
+        self._write("INSERT OR REPLACE INTO memo (kind, key, value) VALUES (?, ?, ?)", kind, key, value)
+
+    # -- SQLite --------------------------------------------------------------------------------------------------------
+
+    def _database(self) -> sqlite3.Connection:
+        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if connection is None:
+            with writing(self.root):
+                self.root.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(self.root / "memo.sqlite", timeout=30, isolation_level=None)
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stat TEXT NOT NULL, sha256 TEXT NOT NULL)"
+            )
+            connection.execute("CREATE INDEX IF NOT EXISTS files_by_hash ON files (sha256)")
+            connection.execute(
+                "CREATE TABLE IF NOT EXISTS memo (kind TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (kind, key))"
+            )
+            self._local.connection = connection
+        return connection
+
+    def _rows(self, query: str, *values: str) -> list[tuple[str, ...]]:
+        try:
+            return self._database().execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            raise _broken(self.root, error) from error
+
+    def _write(self, query: str, *values: str) -> None:
+        try:
+            self._database().execute(query, values)
+        except sqlite3.Error as error:
+            raise _broken(self.root, error) from error
+
+
+def _stat_key(stat: os.stat_result) -> str:
+    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+
+
+def _broken(root: Path, error: sqlite3.Error) -> StorageError:
+    return StorageError(
+        f"The memo {root / 'memo.sqlite'} cannot be used: {error}.",
+        hint="Free some space if the disk is full; otherwise delete that one file: nothing but time is lost.",
+    )

@@ -1,0 +1,48 @@
+"""What a URL from a document may be, and how people are shown one: never with a password, token or query value."""
+
+from __future__ import annotations
+
+import re
+from urllib.parse import urlsplit, urlunsplit
+
+from cpack_build.errors import UnsafeInput
+
+__all__ = ["check_http", "redact", "without_credentials"]
+
+_IN_TEXT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>`]+)")
+
+
+def without_credentials(url: str) -> str:
+    """*url* less ``user:password@``."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return url
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def redact(text: str) -> str:
+    """*text* (one URL, or a message with URLs) with credentials dropped and each query replaced by ``?…``."""
+
+    def shown(match: re.Match[str]) -> str:
+        rest = match["rest"].split("#", 1)[0]
+        host, slash, path = rest.partition("/")
+        path, question, _ = path.partition("?")
+        host, more, _ = host.partition("?")
+        return match["scheme"] + host.rpartition("@")[2] + slash + path + ("?…" if question or more else "")
+
+    return _IN_TEXT.sub(shown, text)
+
+
+def check_http(url: str, *, what: object) -> str:
+    """*url* itself if it is ``http(s)://host…``. Raises :class:`UnsafeInput` naming *what* wanted it."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.hostname) and not re.search(r"[\s\x00-\x1f\x7f]", url)
+    except ValueError:
+        fine = False
+    if not fine:
+        raise UnsafeInput(
+            f"{what} names {redact(url)!r}, which is no http(s) URL.",
+            hint="Map it to a local file or folder with --mirror if you trust it.",
+        )
+    return url

@@ -1,0 +1,166 @@
+"""System packages, unpacked without running anything of them.
+
+A .deb is an ``ar`` archive with ``data.tar.*`` inside (deb(5)). Its files go to their places under the merged
+``/usr`` (``bin``, ``sbin`` and ``lib*`` are links there), owner root, set-id bits dropped. What maintainer scripts
+would have done that matters is done as data: ``/bin/sh``, ``/etc/passwd`` and ``/etc/group``, the CA bundle,
+``nsswitch.conf``, and a record of each package in ``/var/lib/dpkg/status.d`` where scanners look (the convention of
+distroless images)."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from tarfile import TarError, TarInfo
+from tarfile import open as open_tar
+
+from debian.arfile import ArError, ArFile
+
+from cpack_build.errors import BadInput, UnsafeInput
+from cpack_build.fetch.store import Store
+from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, symlink, text
+from cpack_build.image.unpacked import DECOMPRESSION_ERRORS, Slice, decompressed, unpacked
+from cpack_build.oci import tar
+
+__all__ = ["StoredDeb", "account_lines", "deb_layer", "root_links"]
+
+_MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo32")
+"""Top folders that are links into ``usr`` on every Debian since 12 and Ubuntu since 20.04."""
+UID = 1000
+_PASSWD = "cpack:x:1000:1000:cpack-build service:/data:/usr/sbin/nologin\n"  # noqa: S105 - an account, not a password
+_GROUP = "cpack:x:1000:\n"
+
+
+@dataclass(frozen=True)
+class StoredDeb:
+    """A .deb at hand, whose hash was checked."""
+
+    name: str
+    version: str
+    sha256: str
+    path: Path
+
+
+def deb_layer(kind: str, name: str, debs: Iterable[StoredDeb], *, store: Store, is_root: bool) -> Recipe:
+    """One layer of unpacked packages. *is_root* says that there is no base image below, so the layer lays the
+    ground."""
+    debs = sorted(debs, key=lambda deb: (deb.name, deb.sha256))
+
+    def entries() -> Iterator[tar.Entry]:
+        every: list[tar.Entry] = []
+        for deb in debs:
+            every += _files(deb, store)
+            every.append(_status(deb))
+        if is_root:
+            every += root_links()
+            every += _configuration(every)
+        yield from arrange(every)
+
+    return Recipe(kind, name, key_of("debs", [deb.sha256 for deb in debs], is_root), entries)
+
+
+def root_links() -> list[tar.Entry]:
+    """The merged ``/usr`` and the folders that programs expect."""
+    links = [symlink(name, f"usr/{name}") for name in ("bin", "sbin", "lib", "lib64")]
+    folders = [directory(f"usr/{name}") for name in ("bin", "sbin", "lib", "lib64")]
+    return [*links, *folders, directory("tmp", 0o1777), directory("var/tmp", 0o1777), directory("root", 0o700)]
+
+
+def account_lines(passwd: bytes, group: bytes) -> tuple[bytes, bytes]:
+    """``/etc/passwd`` and ``/etc/group`` with the service's account, unless its number is taken already."""
+    if f":x:{UID}:".encode() not in passwd:
+        passwd += _PASSWD.encode()
+    if f":x:{UID}:".encode() not in group:
+        group += _GROUP.encode()
+    return passwd, group
+
+
+def _files(deb: StoredDeb, store: Store) -> Iterator[tar.Entry]:
+    data = _data_tar(deb, store)
+    try:
+        with open_tar(data, "r:") as archive:
+            for member in archive:
+                entry = _entry(member, data, deb)
+                if entry is not None:
+                    yield entry
+    except TarError as error:
+        raise BadInput(f"The package {deb.name} {deb.version} cannot be unpacked: {error}.") from error
+
+
+def _entry(member: TarInfo, data: Path, deb: StoredDeb) -> tar.Entry | None:
+    path = _merged(member.name.removeprefix("./").rstrip("/"))
+    if path in ("", "."):
+        return None
+    mode = member.mode & 0o1777 if member.isdir() else member.mode & 0o777
+    if member.isdir():
+        return None if path in _MERGED else directory(path, mode)
+    if member.isreg():
+        return tar.Entry(path, "file", mode, MTIME, Slice(data, member.offset_data, member.size))
+    if member.issym():
+        return symlink(path, member.linkname)
+    if member.islnk():
+        return tar.Entry(path, "hardlink", mode, MTIME, target=_merged(member.linkname.removeprefix("./")))
+    raise UnsafeInput(f"The package {deb.name} {deb.version} holds {member.name}, which is a device or pipe.")
+
+
+def _merged(path: str) -> str:
+    top, slash, rest = path.partition("/")
+    return f"usr/{top}{slash}{rest}" if top in _MERGED and rest else path
+
+
+def _data_tar(deb: StoredDeb, store: Store) -> Path:
+    """The package's plain ``data.tar``."""
+    what = f"The package {deb.name} {deb.version}"
+    return unpacked(deb.sha256, lambda: _member("data.tar", deb), store=store, what=what)
+
+
+def _member(stem: str, deb: StoredDeb) -> Iterator[bytes]:
+    """The decompressed member ``<stem>.*`` of the ``ar`` archive."""
+    with deb.path.open("rb") as file:
+        try:
+            for member in ArFile(fileobj=file).getmembers():
+                if member.name.startswith(stem):
+                    yield from decompressed(member)
+                    return
+        except (ArError, *DECOMPRESSION_ERRORS) as error:
+            raise BadInput(f"The package {deb.name} {deb.version} cannot be read: {error}.") from error
+    raise BadInput(f"The package {deb.name} {deb.version} has no {stem}.")
+
+
+def _status(deb: StoredDeb) -> tar.Entry:
+    """The package's control stanza, as scanners of distroless images read it."""
+    control_tar = b"".join(_member("control.tar", deb))
+    with open_tar(fileobj=io.BytesIO(control_tar)) as archive:
+        for name in ("./control", "control"):
+            with suppress(KeyError):
+                control = archive.extractfile(name)
+                if control is not None:
+                    return text(f"var/lib/dpkg/status.d/{deb.name}", control.read())
+    raise BadInput(f"The package {deb.name} {deb.version} has no control file.")
+
+
+def _configuration(files: list[tar.Entry]) -> Iterator[tar.Entry]:
+    """What the maintainer scripts of base-files, base-passwd, dash and ca-certificates make."""
+    by_path = {entry.path: entry for entry in files}
+
+    def read(path: str) -> bytes:
+        entry = by_path.get(path)
+        return b"".join(entry.content.chunks()) if entry is not None and entry.content is not None else b""
+
+    passwd, group = account_lines(
+        read("usr/share/base-passwd/passwd.master"), read("usr/share/base-passwd/group.master")
+    )
+    yield text("etc/passwd", passwd)
+    yield text("etc/group", group)
+    if nsswitch := read("usr/share/base-files/nsswitch.conf"):
+        yield text("etc/nsswitch.conf", nsswitch)
+    if "usr/bin/dash" in by_path and "usr/bin/sh" not in by_path:
+        yield symlink("usr/bin/sh", "dash")
+    certificates = sorted(
+        path for path in by_path if path.startswith("usr/share/ca-certificates/") and path.endswith(".crt")
+    )
+    if certificates:
+        bundle = b"".join(read(path).rstrip(b"\n") + b"\n" for path in certificates)
+        yield text("etc/ssl/certs/ca-certificates.crt", bundle)

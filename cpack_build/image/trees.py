@@ -1,0 +1,57 @@
+"""Git trees as layers: ComfyUI and custom nodes at their commits, read from the object database without a checkout.
+
+Modes are git's two (0644 and 0755), symlinks that leave the tree were refused when it was opened
+(:func:`cpack_build.fetch.git.open_locked`), and no ``.git`` enters the image. The key is the tree's content hash, which
+the lock pins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from cpack_build.fetch.git import Tree, TreeFile
+from cpack_build.image.config import COMFYUI
+from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, symlink
+from cpack_build.lock.schema import GitTree
+from cpack_build.oci import tar
+
+__all__ = ["comfyui_layer", "node_layer"]
+
+
+def comfyui_layer(pin: GitTree, tree: Tree) -> Recipe:
+    """ComfyUI itself. *tree* was opened with the pin's hash."""
+    return _tree_layer("comfyui", pin, tree, COMFYUI)
+
+
+def node_layer(pin: GitTree, tree: Tree) -> Recipe:
+    """One custom node. *tree* was opened with the pin's hash."""
+    return _tree_layer("node", pin, tree, f"{COMFYUI}/custom_nodes/{pin.name}")
+
+
+def _tree_layer(kind: str, pin: GitTree, tree: Tree, prefix: str) -> Recipe:
+    def entries() -> Iterator[tar.Entry]:
+        yield from arrange(_entry(tree, file, f"{prefix}/{file.path}") for file in tree.files)
+
+    return Recipe(kind, pin.name, key_of("tree", prefix, pin.tree_sha256), entries)
+
+
+def _entry(tree: Tree, file: TreeFile, path: str) -> tar.Entry:
+    if file.mode == "120000":
+        return symlink(path, tree.read(file.oid).decode())
+    return tar.Entry(path, "file", 0o755 if file.mode == "100755" else 0o644, MTIME, _GitBlob(tree, file))
+
+
+@dataclass(frozen=True)
+class _GitBlob:
+    """A file's bytes, read from git when they are streamed."""
+
+    tree: Tree
+    file: TreeFile
+
+    @property
+    def size(self) -> int:
+        return self.file.size
+
+    def chunks(self) -> Iterator[bytes]:
+        return self.tree.chunks(self.file.oid, self.file.size)

@@ -1,0 +1,198 @@
+"""The container engines of this machine: giving them an image, and asking what they have.
+
+Docker and podman are spoken to by their own commands, which know contexts, ``DOCKER_HOST``, rootless storage and the
+rest; the image goes through a pipe to ``load``, so nothing is stored on the way (docs/decisions/002-engines.md).
+Which program is run can be set by ``CPACK_DOCKER`` and ``CPACK_PODMAN``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterable
+from contextlib import suppress
+from tempfile import TemporaryFile
+from typing import ClassVar, Protocol
+
+from cpack_build.errors import CpackError, EngineFailed, HashMismatch, StorageError, ToolMissing
+from cpack_build.oci.archive import archive_size, stream_archive
+from cpack_build.oci.reference import EngineName, Reference
+from cpack_build.oci.types import Image
+from cpack_build.progress import SILENT, Progress
+
+__all__ = ["DockerEngine", "Engine", "PodmanEngine", "find_engine", "open_engine"]
+
+_ANSWER_SECONDS = 15
+_KEPT_OUTPUT = 64 << 10
+
+
+class Engine(Protocol):
+    """A place that keeps images and runs containers."""
+
+    title: ClassVar[str]
+
+    def require(self) -> None:
+        """Raise :class:`ToolMissing`, with what to do, unless the engine is here and answers."""
+
+    def load(self, image: Image, name: Reference, *, progress: Progress = SILENT) -> None:
+        """Give *image* to the engine under *name*, and make sure that it is this image that it has then.
+
+        Raises :class:`ToolMissing`, :class:`EngineFailed`, :class:`StorageError`, :class:`HashMismatch`.
+        """
+
+    def image_id(self, name: Reference | str) -> str | None:
+        """``sha256:<hex>`` of the image that the engine has under *name*, or ``None``."""
+
+    def command(self, *arguments: str) -> list[str]:
+        """The command line that has the engine do *arguments* (``run``, ``--rm``, …)."""
+
+
+class _CommandEngine:
+    """What both engines share: ``load``, ``image inspect`` and ``run`` are the same words in each."""
+
+    title: ClassVar[str]
+    program: ClassVar[str]
+    override: ClassVar[str]
+    probe: ClassVar[tuple[str, ...]]
+    missing_hint: ClassVar[str]
+    silent_hint: ClassVar[str]
+
+    def command(self, *arguments: str) -> list[str]:
+        return [os.environ.get(self.override) or self.program, *arguments]
+
+    def require(self) -> None:
+        program = self.command()[0]
+        if shutil.which(program) is None:
+            raise ToolMissing(f"{self.title} is needed, but there is no program {program!r}.", hint=self.missing_hint)
+        try:
+            done = subprocess.run(
+                self.command(*self.probe),
+                capture_output=True,
+                timeout=_ANSWER_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ToolMissing(
+                f"{self.title} did not answer within {_ANSWER_SECONDS} seconds.", hint=self.silent_hint
+            ) from error
+        if done.returncode:
+            raise ToolMissing(f"{self.title} does not answer: {_last_line(done.stderr)}", hint=self.silent_hint)
+
+    def image_id(self, name: Reference | str) -> str | None:
+        stored = name.tagged if isinstance(name, Reference) else name
+        done = subprocess.run(
+            self.command("image", "inspect", "--format", "{{.Id}}", stored),
+            capture_output=True,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        )
+        found = re.fullmatch(r"(?:sha256:)?([0-9a-f]{64})", done.stdout.decode("utf-8", "replace").strip())
+        return f"sha256:{found.group(1)}" if found and not done.returncode else None
+
+    def load(self, image: Image, name: Reference, *, progress: Progress = SILENT) -> None:
+        self.require()
+        self._feed(image, name, progress)
+        loaded = self.image_id(name)
+        # Docker with containerd's store shows the manifest's digest where every other engine shows the config's.
+        if loaded not in (image.id, image.digest):
+            if loaded is None:
+                raise EngineFailed(
+                    f"{self.title} loaded the image but has none called {name.tagged}.",
+                    hint=f"See what `{self.program} images` shows.",
+                )
+            raise HashMismatch(
+                f"The image {name.familiar} in {self.title}", expected=image.id, actual=loaded, hint="Load it again."
+            )
+
+    def _feed(self, image: Image, name: Reference, progress: Progress) -> None:
+        total = archive_size(image, name=name)
+        # The engine's words go to a file: a full pipe that nobody reads would stop it and us for ever.
+        with TemporaryFile() as output, progress.task(f"Loading into {self.title}", total=total) as task:
+            process = subprocess.Popen(self.command("load"), stdin=subprocess.PIPE, stdout=output, stderr=output)
+            pipe = process.stdin
+            assert pipe is not None
+            try:
+                for chunk in stream_archive(image, name=name):
+                    pipe.write(chunk)
+                    task.advance(len(chunk))
+                pipe.close()
+            except BrokenPipeError:
+                pass  # The engine has given up; it says why, below.
+            except BaseException:
+                # It must not take the end of a broken stream for the end of the archive.
+                process.kill()
+                raise
+            finally:
+                with suppress(BrokenPipeError):
+                    pipe.close()
+                status = process.wait()
+            output.seek(0, os.SEEK_END)
+            output.seek(max(0, output.tell() - _KEPT_OUTPUT))
+            said = output.read()
+        if status:
+            raise _explained(self.title, said)
+
+
+class DockerEngine(_CommandEngine):
+    """Docker, at the daemon that its command would use."""
+
+    title = "Docker"
+    program = "docker"
+    override = "CPACK_DOCKER"
+    probe = ("version", "--format", "{{.Server.Version}}")
+    missing_hint = "Install it, or write the image elsewhere, for example with --output oci:DIR."
+    silent_hint = (
+        "Start its daemon, or see that you may use its socket and that DOCKER_HOST is right; "
+        "or write the image elsewhere, for example with --output oci:DIR."
+    )
+
+
+class PodmanEngine(_CommandEngine):
+    """Podman, in the storage of the user who runs it."""
+
+    title = "podman"
+    program = "podman"
+    override = "CPACK_PODMAN"
+    probe = ("info", "--format", "{{.Store.GraphRoot}}")
+    missing_hint = "Install it, or write the image elsewhere, for example with --output oci:DIR."
+    silent_hint = "Try `podman info`; or write the image elsewhere, for example with --output oci:DIR."
+
+
+_ENGINES: dict[str, type[DockerEngine] | type[PodmanEngine]] = {"docker": DockerEngine, "podman": PodmanEngine}
+
+
+def open_engine(name: EngineName) -> Engine:
+    """The engine that *name* names; whether it answers is asked by its first use."""
+    return _ENGINES[name.engine]()
+
+
+def find_engine() -> Engine | None:
+    """Docker if it answers, else podman, else ``None``."""
+    candidates: Iterable[Engine] = (DockerEngine(), PodmanEngine())
+    for engine in candidates:
+        try:
+            engine.require()
+        except ToolMissing:
+            continue
+        return engine
+    return None
+
+
+def _explained(title: str, said: bytes) -> CpackError:
+    text = said.decode("utf-8", "replace")
+    if re.search(r"no space left on device|disk quota exceeded", text, re.IGNORECASE):
+        return StorageError(
+            f"{title} has no space left for the image: {_last_line(said)}",
+            hint=f"Free some space where {title} keeps its images (`{title.lower()} system df`), and run it again.",
+        )
+    if re.search(r"cannot connect to|is the docker daemon running|permission denied.*socket", text, re.IGNORECASE):
+        return ToolMissing(f"{title} stopped answering: {_last_line(said)}", hint="Start its daemon, and run it again.")
+    return EngineFailed(f"{title} did not load the image: {_last_line(said)}", hint=f"See `{title.lower()} info`.")
+
+
+def _last_line(said: bytes) -> str:
+    lines = [line.strip() for line in said.decode("utf-8", "replace").splitlines() if line.strip()]
+    return (lines[-1] if lines else "it said nothing")[:500]

@@ -1,0 +1,297 @@
+"""Writing an image into an OCI image layout: a folder with ``oci-layout``, ``index.json`` and ``blobs/sha256/<hex>``.
+
+A blob is hashed while it is written aside and renamed into its place only when it is what its descriptor says; one
+that is already there is not written again. A new layout grows in ``.NAME.partial`` beside its place and appears
+whole; a write that was killed leaves that folder, and the next one goes on from its blobs. Into an existing layout
+blobs come first and ``index.json`` last, so at every moment it is a valid layout with all that it had before.
+
+A model's layer is the model file between two short pieces, so where the file system can share data between files
+(FICLONERANGE: btrfs, XFS, bcachefs, …) no byte of it is written. Then the bytes are not hashed again either: the
+model's hash was proved when its layer digest was computed, and the file's stat since.
+
+Specification: OCI image-spec v1.1, image-layout.md.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cpack_build.errors import BadImage, HashMismatch, StorageError, UsageError
+from cpack_build.oci import modellayer, tar
+from cpack_build.oci.modellayer import ModelLayer
+from cpack_build.oci.reference import Reference
+from cpack_build.oci.storage import PARTIAL, sync_directory, whole_file, writing
+from cpack_build.oci.types import Blob, Descriptor, Image, canonical_json
+from cpack_build.progress import SILENT, Progress, Task
+
+__all__ = ["LAYOUT_FILE", "Written", "image_index", "index_entry", "write_layout"]
+
+LAYOUT_FILE = canonical_json({"imageLayoutVersion": "1.0.0"})
+"""``oci-layout``."""
+REF_NAME = "org.opencontainers.image.ref.name"
+CONTAINERD_NAME = "io.containerd.image.name"
+_INDEX_LIMIT = 4 << 20
+_FICLONERANGE = 0x4020940D
+"""linux/fs.h: ``_IOW(0x94, 13, struct file_clone_range)``."""
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a write did, in bytes: *written* to the disk, *shared* with model files, *kept* as they already were."""
+
+    written: int
+    shared: int
+    kept: int
+
+
+def write_layout(
+    image: Image, directory: Path, *, tag: str | None = None, name: Reference | None = None, progress: Progress = SILENT
+) -> Written:
+    """Put *image* into the layout at *directory*, under *tag* (by default that of *name*, or ``latest``).
+
+    The folder is made if it is not there; a layout that is there keeps its other images. Raises :class:`UsageError`
+    when *directory* is something else, :class:`HashMismatch` when a blob is not what it says, :class:`StorageError`.
+    """
+    tag = tag or (name.tag if name else None) or "latest"
+    directory = directory.absolute()
+    with _place(directory, progress) as (root, added):
+        blobs = root / "blobs" / "sha256"
+        with writing(directory):
+            blobs.mkdir(parents=True, exist_ok=True)
+        entries = _entries(root)
+        written = shared = kept = 0
+        total = image.size
+        with progress.task(f"Writing {directory.name}", total=total) as task:
+            for blob in (*image.layers, image.config, image.manifest):
+                size = blob.descriptor.size
+                path = blobs / blob.descriptor.digest.removeprefix("sha256:")
+                if _is_whole(path, size):
+                    kept += size
+                    task.advance(size)
+                    continue
+                added.append(path)
+                if _write_blob(blob, path, root, task):
+                    shared += size
+                else:
+                    written += size
+        with writing(directory):
+            sync_directory(blobs)
+        if not (root / "oci-layout").exists():
+            added.append(root / "oci-layout")
+            with whole_file(root / "oci-layout") as file:
+                file.write(LAYOUT_FILE)
+        with whole_file(root / "index.json") as file, writing(directory):
+            file.write(image_index([*_others(entries, tag), index_entry(image, tag=tag, name=name)]))
+    return Written(written, shared, kept)
+
+
+def index_entry(image: Image, *, tag: str, name: Reference | None = None) -> dict[str, Any]:
+    """The descriptor of *image* in ``index.json``, with its platform and names (annotations.md).
+
+    ``ref.name`` is the tag: umoci and skopeo find it by that. containerd, Docker with its store and podman take the
+    full name from ``io.containerd.image.name``.
+    """
+    annotations = {REF_NAME: tag}
+    if name is not None:
+        annotations[CONTAINERD_NAME] = name.tagged
+    manifest = image.manifest.descriptor
+    entry = Descriptor(manifest.media_type, manifest.digest, manifest.size, annotations).to_json()
+    config = json.loads(image.config.data)
+    entry["platform"] = {key: config[key] for key in ("architecture", "os", "variant") if config.get(key)}
+    return entry
+
+
+def image_index(entries: list[dict[str, Any]]) -> bytes:
+    """``index.json`` with *entries*, whatever the order they came in (image-index.md)."""
+    ordered = sorted(
+        entries, key=lambda entry: (_ref_name(entry) or "", str(entry.get("digest")), canonical_json(entry))
+    )
+    return canonical_json(
+        {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": ordered}
+    )
+
+
+# -- the place ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _place(directory: Path, progress: Progress) -> Iterator[tuple[Path, list[Path]]]:
+    """Where to write, held alone, and a list for the files that must go again if the write fails."""
+    if directory.is_symlink() or directory.exists():
+        _require_layout(directory)
+        with _held(directory, progress):
+            fresh = [path for path in (directory / "blobs" / "sha256", directory / "blobs") if not path.exists()]
+            added: list[Path] = []
+            try:
+                _sweep(directory)
+                yield directory, added
+            except BaseException:
+                _remove(added, fresh)
+                raise
+        return
+    partial = directory.parent / f".{directory.name}.partial"
+    with writing(directory):
+        directory.parent.mkdir(parents=True, exist_ok=True)
+    with _held(partial, progress, create=True):
+        try:
+            _sweep(partial)
+            yield partial, []
+            with writing(directory):
+                if directory.exists():
+                    raise StorageError(f"{directory} appeared while it was being written.", hint="Run it again.")
+                partial.rename(directory)
+                sync_directory(directory.parent)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def _held(directory: Path, progress: Progress, *, create: bool = False) -> Iterator[None]:
+    """Hold *directory* against other writers for as long as the context lasts; the system lets go of it at a kill."""
+    while True:
+        with writing(directory):
+            if create:
+                directory.mkdir(exist_ok=True)
+            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress.note(f"Waiting for another program that writes {directory}.")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.fstat(handle), directory.stat()):
+                    yield
+                    return
+            # Whoever held it has moved it into place or removed it: begin again with what is there now.
+            if not create:
+                raise StorageError(f"{directory} was removed while it was waited for.", hint="Run it again.")
+        finally:
+            os.close(handle)
+
+
+def _require_layout(directory: Path) -> None:
+    with writing(directory):
+        if not directory.is_dir():
+            raise UsageError(f"{directory} is not a folder.", hint="Name a new folder, or an existing OCI layout.")
+        if any(directory.iterdir()) and not (directory / "oci-layout").is_file():
+            raise UsageError(
+                f"{directory} has files in it and is not an OCI layout.", hint="Name a new folder, or an empty one."
+            )
+
+
+def _sweep(root: Path) -> None:
+    """Remove what a killed write was writing; nobody else writes here now."""
+    with writing(root):
+        for path in root.glob(f"{PARTIAL}*"):
+            path.unlink()
+
+
+def _remove(added: list[Path], directories: list[Path]) -> None:
+    for path in added:
+        with suppress(FileNotFoundError):
+            path.unlink()
+    for path in directories:
+        with suppress(OSError):
+            path.rmdir()
+
+
+# -- blobs -------------------------------------------------------------------------------------------------------------
+
+
+def _is_whole(path: Path, size: int) -> bool:
+    """Names in ``blobs/`` appear only when the file is whole, so the size tells; a link is never trusted."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_size == size
+
+
+def _write_blob(blob: Blob, path: Path, root: Path, task: Task) -> bool:
+    """Write *blob* as *path*; ``True`` when its data is shared with a model file instead."""
+    with whole_file(path, directory=root) as file:
+        if isinstance(blob, ModelLayer) and _clone(blob, file):
+            task.advance(blob.descriptor.size)
+            return True
+        hasher = hashlib.sha256()
+        count = 0
+        for chunk in blob.chunks():
+            hasher.update(chunk)
+            count += len(chunk)
+            if count > blob.descriptor.size:
+                break
+            with writing(path):
+                file.write(chunk)
+            task.advance(len(chunk))
+        actual = "sha256:" + hasher.hexdigest()
+        if actual != blob.descriptor.digest or count != blob.descriptor.size:
+            raise HashMismatch(f"Layer or document of {count} bytes", expected=blob.descriptor.digest, actual=actual)
+    return False
+
+
+def _clone(layer: ModelLayer, file: BinaryIO) -> bool:
+    """Make *file* the layer by sharing the model's data, or leave it empty and say ``False``."""
+    with layer.path.open("rb") as model:
+        if os.fstat(model.fileno()).st_size != layer.size:
+            return False
+        file.write(modellayer.prefix(layer.sha256, layer.size))
+        file.flush()
+        try:
+            # A length of 0 means up to the end of the model, whose last block need not be whole there.
+            request = struct.pack("=qQQQ", model.fileno(), 0, 0, modellayer.DATA_OFFSET)
+            fcntl.ioctl(file.fileno(), _FICLONERANGE, request)
+        except OSError:
+            # Not this file system, not across two of them, not this block size: written like any other blob, then.
+            file.seek(0)
+            file.truncate()
+            return False
+    file.seek(modellayer.DATA_OFFSET + layer.size)
+    file.write(bytes(tar.padding(layer.size)) + tar.trailer())
+    return True
+
+
+# -- index.json --------------------------------------------------------------------------------------------------------
+
+
+def _entries(root: Path) -> list[dict[str, Any]]:
+    """The images that the layout already has."""
+    path = root / "index.json"
+    try:
+        with path.open("rb") as file:
+            data = file.read(_INDEX_LIMIT + 1)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise BadImage(path, f"cannot be read: {error.strerror}") from error
+    try:
+        if len(data) > _INDEX_LIMIT:
+            raise ValueError("too large")
+        entries = json.loads(data)["manifests"]
+        if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+            raise TypeError
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise BadImage(path, "is not an OCI image index") from error
+    return entries
+
+
+def _others(entries: list[dict[str, Any]], tag: str) -> list[dict[str, Any]]:
+    return [entry for entry in entries if _ref_name(entry) != tag]
+
+
+def _ref_name(entry: dict[str, Any]) -> str | None:
+    annotations = entry.get("annotations")
+    value = annotations.get(REF_NAME) if isinstance(annotations, dict) else None
+    return value if isinstance(value, str) else None

@@ -1,0 +1,112 @@
+"""The universal model layer: a tar whose bytes are a function of one model's bytes alone (image format, revision 1).
+
+Entries ``models/``, ``models/sha256/`` and ``models/sha256/<hex>``; modes 0755 and 0444; uid, gid and mtime 0. A pax
+``comment`` on the file pads so that its data begins at byte 4096, where a file system can share it by reflink; a pax
+``size`` is added from 8 GiB on. Header, data, padding and trailer are all there is, so the layer is never stored: it is
+streamed from the model file whenever someone needs it, and one hash of it proves the model as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpack_build.errors import HashMismatch, Unresolvable
+from cpack_build.oci import tar
+from cpack_build.oci.types import CHUNK, LAYER, Descriptor
+
+__all__ = ["DATA_OFFSET", "ModelLayer", "hash_model", "layer_size", "model_path"]
+
+DATA_OFFSET = 4096
+_DIRECTORIES = (tar.Entry("models", "directory", 0o755), tar.Entry("models/sha256", "directory", 0o755))
+
+
+def model_path(sha256: str) -> str:
+    """Where the model lies in an image, relative to its root."""
+    return f"models/sha256/{sha256}"
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """A size, for a header; the data is streamed apart."""
+
+    size: int
+
+    def chunks(self) -> Iterator[bytes]:
+        raise AssertionError("only announced")
+
+
+def prefix(sha256: str, size: int) -> bytes:
+    """The 4096 bytes before the model's data."""
+    entry = tar.Entry(model_path(sha256), "file", 0o444, content=_Announced(size))
+    directories = b"".join(tar.header(directory) for directory in _DIRECTORIES)
+    for width in range(DATA_OFFSET):
+        head = directories + tar.header(entry, comment="." * width)
+        if len(head) == DATA_OFFSET:
+            return head
+    raise AssertionError("no comment pads the header to its place")
+
+
+def layer_size(size: int) -> int:
+    """Bytes of the layer of a model of *size* bytes."""
+    return DATA_OFFSET + size + tar.padding(size) + len(tar.trailer())
+
+
+def hash_model(path: Path, sha256: str, size: int, *, on_read: Callable[[int], object] | None = None) -> str:
+    """The layer's digest, from one read of the model that also proves *sha256* and *size*.
+
+    Both hashes run at once, the layer's in a second thread (``hashlib`` lets go of the interpreter). Raises
+    :class:`HashMismatch` and, if the file is gone or shorter, :class:`Unresolvable`.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    file_hash, layer_hash = hashlib.sha256(), hashlib.sha256(prefix(sha256, size))
+    count = 0
+    with path.open("rb") as file, ThreadPoolExecutor(1) as second:
+        pending = None
+        while chunk := file.read(4 * CHUNK):
+            if pending is not None:
+                pending.result()
+            pending = second.submit(layer_hash.update, chunk)
+            file_hash.update(chunk)
+            count += len(chunk)
+            if on_read is not None:
+                on_read(len(chunk))
+    if file_hash.hexdigest() != sha256:
+        raise HashMismatch(f"Model {path}", expected=sha256, actual=file_hash.hexdigest())
+    if count != size:
+        raise Unresolvable(f"Model {path} has {count} bytes, but {size} were announced.", hint="Lock again.")
+    layer_hash.update(bytes(tar.padding(size)) + tar.trailer())
+    return "sha256:" + layer_hash.hexdigest()
+
+
+@dataclass(frozen=True)
+class ModelLayer:
+    """The layer as a blob: a recipe over the model file, which is read each time the bytes are asked for."""
+
+    path: Path
+    sha256: str
+    size: int
+    digest: str
+    title: str = ""
+    """The model's own path, for people; it is an annotation and no part of the bytes."""
+
+    @property
+    def descriptor(self) -> Descriptor:
+        annotations = {"io.cpack.layer.kind": "model", "io.cpack.model.sha256": self.sha256}
+        if self.title:
+            annotations["io.cpack.model.path"] = self.title
+        return Descriptor(LAYER, self.digest, layer_size(self.size), annotations)
+
+    def chunks(self) -> Iterator[bytes]:
+        yield prefix(self.sha256, self.size)
+        left = self.size
+        with self.path.open("rb") as file:
+            while left and (chunk := file.read(min(CHUNK, left))):
+                left -= len(chunk)
+                yield chunk
+        if left:
+            raise Unresolvable(f"Model {self.path} became shorter while it was read.", hint="Lock again.")
+        yield bytes(tar.padding(self.size)) + tar.trailer()

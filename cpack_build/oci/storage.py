@@ -1,0 +1,77 @@
+"""Writing files so that they are whole or absent, and saying in the user's words why a disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from cpack_build.errors import StorageError
+
+__all__ = ["PARTIAL", "sync_directory", "whole_file", "writing"]
+
+PARTIAL = ".cpack-partial-"
+"""What the name of a file begins with while it is being written."""
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
+_MISPLACED = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
+
+
+@contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Turn the operating system's refusals to write at *place* into :class:`StorageError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise StorageError(
+                f"No space left while writing {place}.",
+                hint="Free some space or choose another disk, and run it again.",
+            ) from error
+        if error.errno in _REFUSED or error.errno in _MISPLACED:
+            raise StorageError(
+                f"{place} cannot be written: {error.strerror}.", hint="Choose a place that you may write to."
+            ) from error
+        raise
+
+
+@contextmanager
+def whole_file(path: Path, *, directory: Path | None = None, mode: int = 0o644) -> Iterator[BinaryIO]:
+    """A file that appears as *path*, synced, when the context ends well, and not at all otherwise.
+
+    It is written aside in *directory* (by default beside *path*; it must be on the same file system). An existing
+    *path* is replaced at the end. The umask applies to *mode*. Raises :class:`StorageError`.
+    """
+    aside = (directory or path.parent) / f"{PARTIAL}{secrets.token_hex(8)}"
+    with writing(path):
+        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+            with writing(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with writing(path):
+            aside.replace(path)
+            sync_directory(path.parent)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            aside.unlink()
+        raise
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in *path* durable, where the file system knows how."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+    finally:
+        os.close(descriptor)

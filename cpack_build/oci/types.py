@@ -1,0 +1,146 @@
+"""The nouns of the OCI image spec that the rest of the program passes around.
+
+A :class:`Blob` is bytes that can be produced again and again: a file, a byte string, or a recipe from which a layer's
+tar is streamed. An :class:`Image` is a manifest, a config and the layers as blobs; writing one somewhere (layout,
+archive, engine, registry) is a publisher's work.
+
+Section numbers: OCI image-spec v1.1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+__all__ = [
+    "CHUNK",
+    "CONFIG",
+    "INDEX",
+    "LAYER",
+    "LAYER_GZIP",
+    "LAYER_ZSTD",
+    "MANIFEST",
+    "Blob",
+    "BytesBlob",
+    "Descriptor",
+    "FileBlob",
+    "Image",
+    "canonical_json",
+    "digest_of",
+]
+
+INDEX = "application/vnd.oci.image.index.v1+json"
+MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+CONFIG = "application/vnd.oci.image.config.v1+json"
+LAYER = "application/vnd.oci.image.layer.v1.tar"
+LAYER_GZIP = LAYER + "+gzip"
+LAYER_ZSTD = LAYER + "+zstd"
+
+CHUNK = 1 << 20
+"""Bytes moved at a time."""
+
+
+def digest_of(data: bytes) -> str:
+    """``sha256:<hex>`` of *data* (descriptor.md, "Digests")."""
+    return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def canonical_json(document: Any) -> bytes:
+    """The one byte form of a JSON document: sorted keys, no spaces, UTF-8."""
+    return json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """What a blob is: media type, ``sha256:<hex>`` digest, size in bytes (descriptor.md)."""
+
+    media_type: str
+    digest: str
+    size: int
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        document: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
+        if self.annotations:
+            document["annotations"] = dict(sorted(self.annotations.items()))
+        return document
+
+
+class Blob(Protocol):
+    """Content with a known descriptor.
+
+    :meth:`chunks` may be called several times, also at once from several threads; each call yields the same bytes from
+    the beginning. Whoever consumes them need not trust them: publishers hash what they write.
+    """
+
+    @property
+    def descriptor(self) -> Descriptor: ...
+
+    def chunks(self) -> Iterator[bytes]: ...
+
+
+@dataclass(frozen=True)
+class BytesBlob:
+    """A blob held in memory: manifests, configs, small documents."""
+
+    media_type: str
+    data: bytes
+    annotations: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def descriptor(self) -> Descriptor:
+        return Descriptor(self.media_type, digest_of(self.data), len(self.data), self.annotations)
+
+    def chunks(self) -> Iterator[bytes]:
+        yield self.data
+
+
+@dataclass(frozen=True)
+class FileBlob:
+    """A blob whose bytes lie in a file."""
+
+    descriptor: Descriptor
+    path: Path
+
+    def chunks(self) -> Iterator[bytes]:
+        with self.path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+
+@dataclass(frozen=True)
+class Image:
+    """One platform's image: manifest and config as bytes, layers as blobs from bottom to top (manifest.md, config.md).
+
+    ``config`` lists the diff IDs; for uncompressed layers these are the layers' digests.
+    """
+
+    manifest: BytesBlob
+    config: BytesBlob
+    layers: tuple[Blob, ...]
+
+    @property
+    def id(self) -> str:
+        """The image ID that engines show: the digest of the config."""
+        return self.config.descriptor.digest
+
+    @property
+    def digest(self) -> str:
+        """The digest by which a registry knows the image: that of the manifest."""
+        return self.manifest.descriptor.digest
+
+    @property
+    def platform(self) -> str:
+        """``os/architecture`` as written in the config."""
+        config = json.loads(self.config.data)
+        return f"{config['os']}/{config['architecture']}"
+
+    @property
+    def size(self) -> int:
+        """Bytes of manifest, config and all layers as they are stored."""
+        blobs = [self.manifest.descriptor.size, self.config.descriptor.size]
+        return sum(blobs) + sum(layer.descriptor.size for layer in self.layers)

@@ -1,0 +1,95 @@
+"""System packages are unpacked under a merged /usr, with what maintainer scripts would do done as data."""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from cpack_build.errors import BadInput, UnsafeInput
+from cpack_build.fetch.store import Store
+from cpack_build.image.debs import StoredDeb, deb_layer
+from tests.making import make_deb, member, read_back
+
+
+def deb(folder: Path, name: str, *members: tuple[tarfile.TarInfo, bytes]) -> StoredDeb:
+    path = make_deb(folder / f"{name}.deb", f"Package: {name}\nVersion: 1\nArchitecture: all\n", members)
+    return StoredDeb(name, "1", hashlib.sha256(path.read_bytes()).hexdigest(), path)
+
+
+def test_top_folders_are_merged_into_usr(tmp_path: Path) -> None:
+    package = deb(
+        tmp_path,
+        "tool",
+        (member("./", tarfile.DIRTYPE, mode=0o755), b""),
+        (member("./bin/", tarfile.DIRTYPE, mode=0o755), b""),
+        (member("./bin/tool", mode=0o4755), b"#!"),
+        (member("./lib/x86_64-linux-gnu/libtool.so.1"), b"elf"),
+        (member("./usr/bin/tool-link", tarfile.SYMTYPE, link="tool"), b""),
+    )
+    members = read_back(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())
+    assert members["usr/bin/tool"].mode == 0o755, "set-id bits are dropped"
+    assert members["usr/lib/x86_64-linux-gnu/libtool.so.1"].data == b"elf"
+    assert members["usr/bin/tool-link"].target == "tool"
+    assert {name: members[name].target for name in ("bin", "lib", "sbin", "lib64")} == {
+        "bin": "usr/bin",
+        "lib": "usr/lib",
+        "sbin": "usr/sbin",
+        "lib64": "usr/lib64",
+    }
+    assert members["tmp"].mode == 0o1777
+
+
+def test_over_a_base_no_link_of_the_base_is_replaced(tmp_path: Path) -> None:
+    package = deb(tmp_path, "tool", (member("./lib/", tarfile.DIRTYPE, mode=0o755), b""), (member("./lib/a"), b"1"))
+    members = read_back(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=False).entries())
+    assert "lib" not in members
+    assert "etc/passwd" not in members
+    assert members["usr/lib/a"].data == b"1"
+
+
+def test_what_maintainer_scripts_make_is_there_as_data(tmp_path: Path) -> None:
+    packages = [
+        deb(
+            tmp_path,
+            "base-passwd",
+            (member("./usr/share/base-passwd/passwd.master"), b"root:*:0:0:root:/root:/bin/bash\n"),
+            (member("./usr/share/base-passwd/group.master"), b"root:*:0:\n"),
+        ),
+        deb(tmp_path, "dash", (member("./bin/dash", mode=0o755), b"elf")),
+        deb(
+            tmp_path,
+            "ca-certificates",
+            (member("./usr/share/ca-certificates/mozilla/B.crt"), b"B\n"),
+            (member("./usr/share/ca-certificates/mozilla/A.crt"), b"A"),
+        ),
+    ]
+    members = read_back(deb_layer("system", "all", packages, store=Store(tmp_path / "s"), is_root=True).entries())
+    passwd = members["etc/passwd"].data.decode()
+    assert passwd.startswith("root:*:0:0:")
+    assert "cpack:x:1000:1000:" in passwd
+    assert members["usr/bin/sh"].target == "dash"
+    assert members["etc/ssl/certs/ca-certificates.crt"].data == b"A\nB\n"
+    assert b"Package: dash" in members["var/lib/dpkg/status.d/dash"].data
+
+
+def test_a_package_with_a_device_is_refused_by_name(tmp_path: Path) -> None:
+    package = deb(tmp_path, "evil", (member("./dev/sda", tarfile.BLKTYPE), b""))
+    with pytest.raises(UnsafeInput, match=r"evil 1 holds \./dev/sda"):
+        list(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())
+
+
+@pytest.mark.parametrize("name", ["../../etc/cron.d/x", "./usr/../../x"])
+def test_a_package_whose_names_leave_the_root_is_refused(tmp_path: Path, name: str) -> None:
+    package = deb(tmp_path, "evil", (member(name), b""))
+    with pytest.raises(UnsafeInput):
+        list(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())
+
+
+def test_a_broken_package_is_refused_by_name(tmp_path: Path) -> None:
+    package = deb(tmp_path, "broken", (member("./usr/x"), b"x" * 5000))
+    package.path.write_bytes(package.path.read_bytes()[:400])
+    with pytest.raises(BadInput, match="broken 1"):
+        list(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())

@@ -1,0 +1,164 @@
+"""Wheels are unpacked as an installer would install them, and lying ones are refused by name."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from uv import find_uv_bin
+
+from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
+from cpack_build.image.wheels import Environment, environment_entries, wheel_layer
+from cpack_build.oci import tar
+from tests.making import make_wheel, read_back, record_hash
+
+MINOR = f"{sys.version_info.major}.{sys.version_info.minor}"
+FILES = {
+    "tool/__init__.py": b"def main():\n    return 0\n",
+    "tool/data.bin": bytes(range(256)),
+    "tool-1.0.data/scripts/old-tool": b"#!python\nprint('old')\n",
+    "tool-1.0.data/data/share/tool/notes.txt": b"notes",
+    "tool-1.0.data/headers/tool.h": b"#define TOOL 1\n",
+    "tool-1.0.data/purelib/tool_more.py": b"MORE = 1\n",
+    "tool-1.0.dist-info/entry_points.txt": b"[console_scripts]\nnew-tool = tool:main\n",
+}
+
+
+def environment(prefix: str = "opt/comfyui") -> Environment:
+    return Environment(prefix, MINOR, "/usr/bin/python3")
+
+
+def names_and_sizes(record: bytes) -> dict[str, str]:
+    return {row[0]: row[1] for row in csv.reader(io.StringIO(record.decode()))}
+
+
+def test_a_wheel_is_laid_out_as_uv_installs_it(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, "tool", FILES, executable=["tool/data.bin"])
+    venv = tmp_path / "venv"
+    uv = find_uv_bin()
+    subprocess.run([uv, "venv", "-q", "--python", sys.executable, venv], check=True)
+    install = [uv, "pip", "install", "-q", "--offline", "--no-deps", "--python", venv / "bin/python", wheel.path]
+    subprocess.run(install, check=True)
+    before = {"bin/python", "bin/python3", f"bin/python{MINOR}", "pyvenv.cfg"}
+    theirs = {
+        str(path.relative_to(venv))
+        for path in venv.rglob("*")
+        if path.is_file() and ("tool" in str(path.relative_to(venv)))
+    }
+
+    members = read_back(wheel_layer("wheel", "tool", environment(), [wheel]).entries())
+    ours = {name.removeprefix("opt/comfyui/") for name, info in members.items() if info.kind == "file"} - before
+    # uv notes where a local wheel came from and that it was asked for; a wheel of an image has neither.
+    notes = {"direct_url.json", "REQUESTED", "uv_cache.json"}
+    assert {name for name in theirs - ours if name.rpartition("/")[2] not in notes} == set()
+    assert ours - theirs == set()
+
+    site = f"lib/python{MINOR}/site-packages"
+    for name in ours - {"bin/new-tool", "bin/old-tool"}:
+        if not name.endswith(("RECORD", "INSTALLER")):
+            assert members[f"opt/comfyui/{name}"].data == (venv / name).read_bytes(), name
+    assert members["opt/comfyui/bin/old-tool"].data == b"#!/opt/comfyui/bin/python\nprint('old')\n"
+    assert members["opt/comfyui/bin/new-tool"].mode == 0o755
+    assert members[f"opt/comfyui/{site}/tool/data.bin"].mode == 0o755
+    assert members[f"opt/comfyui/{site}/tool/__init__.py"].mode == 0o644
+
+
+def test_record_lists_every_installed_file_with_its_hash(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, "tool", FILES)
+    members = read_back(wheel_layer("wheel", "tool", environment(), [wheel]).entries())
+    site = f"opt/comfyui/lib/python{MINOR}/site-packages/"
+    record = names_and_sizes(members[site + "tool-1.0.dist-info/RECORD"].data)
+    installed = {name: info for name, info in members.items() if info.kind == "file"}
+    assert len(record) == len(installed)
+    for name, digest in record.items():
+        path = site + name if not name.startswith("../../../") else "opt/comfyui/" + name.removeprefix("../../../")
+        if not name.endswith("RECORD"):
+            assert digest == record_hash(installed[path].data), name
+
+
+def test_the_same_wheels_in_any_order_make_the_same_layer(tmp_path: Path) -> None:
+    wheels = [make_wheel(tmp_path / name, name, {f"{name}/__init__.py": b""}) for name in ("one", "two", "three")]
+    layers = [wheel_layer("wheels", "all", environment(), order) for order in (wheels, wheels[::-1])]
+    assert layers[0].key == layers[1].key
+    assert list(read_back(layers[0].entries())) == list(read_back(layers[1].entries()))
+
+
+def test_of_two_wheels_with_one_path_the_later_name_has_it(tmp_path: Path) -> None:
+    wheels = [make_wheel(tmp_path, name, {"shared/__init__.py": name.encode()}) for name in ("alpha", "beta")]
+    members = read_back(wheel_layer("wheels", "all", environment(), wheels[::-1]).entries())
+    path = f"opt/comfyui/lib/python{MINOR}/site-packages/shared/__init__.py"
+    assert members[path].data == b"beta"
+
+
+def test_a_file_that_differs_from_record_is_a_hash_mismatch(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, "liar", {"liar.py": b"evil"}, record={"liar.py": record_hash(b"good")})
+    with pytest.raises(HashMismatch, match=r"liar\.py in liar-1\.0"):
+        read_back(wheel_layer("wheel", "liar", environment(), [wheel]).entries())
+
+
+def test_a_file_that_record_does_not_list_is_refused(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, "liar", {"liar.py": b"x"})
+    with zipfile.ZipFile(wheel.path, "a") as archive:
+        archive.writestr("stowaway.py", b"evil")
+    with pytest.raises(BadInput, match=r"RECORD does not list stowaway\.py"):
+        read_back(wheel_layer("wheel", "liar", environment(), [wheel]).entries())
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/etc/cron.d/evil", "a/../../evil.py", "liar-1.0.data/scripts/../../x"])
+def test_a_wheel_whose_names_leave_its_place_is_refused(tmp_path: Path, name: str) -> None:
+    wheel = make_wheel(tmp_path, "liar", {name: b"evil"})
+    with pytest.raises(UnsafeInput, match="does not stay in its place"):
+        read_back(wheel_layer("wheel", "liar", environment(), [wheel]).entries())
+
+
+def test_a_wheel_with_a_symlink_is_refused(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, "liar", {"ok.py": b""})
+    with zipfile.ZipFile(wheel.path, "a") as archive:
+        info = zipfile.ZipInfo("link")
+        info.external_attr = 0o120777 << 16
+        archive.writestr(info, "/etc/passwd")
+    with pytest.raises(UnsafeInput, match="link or device"):
+        read_back(wheel_layer("wheel", "liar", environment(), [wheel]).entries())
+
+
+def test_a_truncated_wheel_is_refused_by_name(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, "short", {"a.py": b"x" * 1000})
+    wheel.path.write_bytes(wheel.path.read_bytes()[:200])
+    with pytest.raises(BadInput, match=r"short-1\.0-py3-none-any\.whl cannot be read"):
+        read_back(wheel_layer("wheel", "short", environment(), [wheel]).entries())
+
+
+def test_the_environment_runs_its_packages(tmp_path: Path) -> None:
+    """The folders that a layer makes are a virtual environment to the interpreter that they name."""
+    wheel = make_wheel(tmp_path, "tool", FILES)
+    env = Environment("env", MINOR, sys.executable)
+    layer = wheel_layer("wheels", "all", env, [wheel], extra=environment_entries(env))
+    for name, info in read_back(layer.entries()).items():
+        path = tmp_path / "root" / name
+        if info.kind == "directory":
+            path.mkdir(parents=True, exist_ok=True)
+        elif info.kind == "symlink":
+            path.symlink_to(info.target)
+        else:
+            path.write_bytes(info.data)
+            path.chmod(info.mode)
+    code = "import sys, tool, tool_more; print(sys.prefix)"
+    python = tmp_path / "root/env/bin/python"
+    out = subprocess.run([python, "-I", "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == str(tmp_path / "root/env")
+
+
+def test_golden_wheel_layer(tmp_path: Path) -> None:
+    """Bytes are a promise. If this fails: a bug was made, fix it; or a rule was changed, which is a new revision."""
+    wheel = make_wheel(tmp_path, "tool", FILES)
+    layer = wheel_layer("wheel", "tool", Environment("opt/comfyui", "3.11", "/usr/bin/python3.11"), [wheel])
+    assert (
+        hashlib.sha256(b"".join(tar.stream(layer.entries()))).hexdigest()
+        == "8bdd406017ebfe874e7559d8f075fcf82e033fafa1093438d12c857da3f93207"
+    )
