@@ -18,6 +18,11 @@
     │   └── EngineFailed                it answers, but could not do what was asked
     ├── UnsafeInput                 8   refused for safety: a name that leaves its place, a forbidden URL, …
     ├── StorageError                9   the disk is full or cannot be written
+    ├── RunError                    1   the service could not run the workflow for one request (``status``: HTTP)
+    │   ├── EngineUnavailable           ComfyUI does not answer yet, or not again
+    │   ├── EngineDied                  ComfyUI ended while the request ran
+    │   ├── PromptRefused               ComfyUI found the filled-in workflow invalid
+    │   └── NodeFailed                  a node failed while it ran
     └── Cancelled                 130   Ctrl-C
 
 The number is the exit code of the command line (``docs/exit-codes.md``).
@@ -34,15 +39,20 @@ __all__ = [
     "BadSettings",
     "Cancelled",
     "CpackError",
+    "EngineDied",
     "EngineFailed",
+    "EngineUnavailable",
     "HashMismatch",
     "NetworkError",
+    "NodeFailed",
     "NotAPack",
+    "PromptRefused",
+    "RunError",
     "StaleLock",
     "StorageError",
     "ToolMissing",
-    "UnsafeInput",
     "Unresolvable",
+    "UnsafeInput",
     "UsageError",
     "WorkflowError",
 ]
@@ -160,6 +170,44 @@ class StorageError(CpackError):
     """The disk is full, read-only or otherwise cannot be written."""
 
     exit_code = 9
+
+
+class RunError(CpackError):
+    """One request could not be served. *status* is the HTTP status to answer; *node_id* the node at fault, if one is."""
+
+    def __init__(
+        self, message: str, *, hint: str = "", status: int = 500, node_id: str = "", node_class: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.node_id = node_id
+        self.node_class = node_class
+
+
+class EngineUnavailable(RunError):
+    """ComfyUI does not answer; *why* says what is known."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(f"ComfyUI is not ready: {why}.", hint="Try again when /readyz answers 200.", status=503)
+
+
+class EngineDied(RunError):
+    """ComfyUI ended, or was lost, while it worked on the request; *why* says how."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"ComfyUI was lost while it worked on this request: {why}.",
+            hint="It is started again; the service's log has its last words.",
+            status=502,
+        )
+
+
+class PromptRefused(RunError):
+    """ComfyUI found the filled-in workflow invalid and ran nothing of it."""
+
+
+class NodeFailed(RunError):
+    """A node failed while it ran."""
 
 
 class Cancelled(CpackError):

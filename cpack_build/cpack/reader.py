@@ -10,13 +10,16 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cpack_build.cpack.archive import MEMBER_LIMIT, Archive, open_archive
 from cpack_build.cpack.documents import parse_json
 from cpack_build.cpack.schema import Snapshot
 from cpack_build.cpack.snapshot import read_snapshot
 from cpack_build.errors import BadInput, NotAPack, WorkflowError
+
+if TYPE_CHECKING:
+    from cpack_build.workflow.interface import Workflow
 
 __all__ = ["Pack", "PackFile", "read_pack"]
 
@@ -57,6 +60,23 @@ class Pack:
     def name(self) -> str:
         """What the pack is called: the file's name without ``.cpack.zip`` or ``.zip``."""
         return self.path.name.removesuffix(".zip").removesuffix(".cpack") or self.path.name
+
+    def served(self) -> Workflow:
+        """The workflow as it would be served, its parameters and results typed.
+
+        Raises :class:`WorkflowError` when it cannot be, for want of an output node for example; a pack that is only
+        restored needs none, so reading a pack does not ask.
+        """
+        from cpack_build.workflow.interface import read_workflow
+
+        return read_workflow(self.workflow_api, name=f"{self.path}: workflow_api.json")
+
+    def documents(self) -> dict[str, bytes]:
+        """What an image carries of the pack: workflow, snapshot and input files, as they lie in the zip, by name."""
+        names = [
+            name for name in ("snapshot.json", "workflow_api.json", "workflow.json") if name in self._archive.sizes
+        ]
+        return {name: self.open_member(name) for name in (*names, *(item.name for item in self.inputs))}
 
     def open_member(self, name: str, *, limit: int = _IN_MEMORY_LIMIT) -> bytes:
         """The bytes of the entry *name*, at most *limit* of them.
@@ -108,7 +128,7 @@ def read_pack(path: Path) -> Pack:
 
 
 def _workflow_api(document: Any, path: Path) -> dict[str, Any]:
-    if isinstance(document, dict) and isinstance(document.get("nodes"), list):
+    if isinstance(document, dict) and ("last_node_id" in document or isinstance(document.get("nodes"), list)):
         raise WorkflowError(
             f"{path}: workflow_api.json is in the editor's format, which cannot be executed.",
             hint="Export it with 'Workflow > Export (API)' in ComfyUI, or pack it again.",

@@ -1,6 +1,7 @@
 """``cpack.yaml``: what a person writes to shape the image. Every key has a default; flags override it.
 
-It lies in the pack, or beside it as ``NAME.cpack.yaml``, or is named with ``--config``. An unknown key is an error that
+It is named with ``--config``, or lies beside the pack as ``NAME.cpack.yaml``, or in it; the first that is there counts.
+An unknown key is an error that
 names the nearest known one. Where bytes are taken from on this machine (mirrors, folders) does not shape the image and
 is not part of :meth:`Settings.digest`; everything else is.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -17,9 +19,18 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from cpack_build.errors import BadSettings
+from cpack_build.errors import BadSettings, UnsafeInput
 
-__all__ = ["InterpreterArchive", "PythonSettings", "Settings", "SystemSettings", "parse_settings"]
+__all__ = [
+    "InterpreterArchive",
+    "NodeSettings",
+    "PythonSettings",
+    "Settings",
+    "SystemSettings",
+    "load_settings",
+    "parse_settings",
+    "settings_for",
+]
 
 
 class _Section(BaseModel):
@@ -67,6 +78,8 @@ class Settings(_Section):
     base: str = "scratch"
     """``scratch``, ``oci:DIR``, ``oci-archive:FILE`` or a registry reference, best with ``@sha256:…``."""
     interpreter: Literal["auto", "base", "deb"] | InterpreterArchive = "auto"
+    bytecode: Literal["auto", "none"] = "auto"
+    """``auto`` compiles where this machine can run the image's interpreter, and otherwise leaves it out."""
     system: SystemSettings = SystemSettings()
     python: PythonSettings = PythonSettings()
     nodes: NodeSettings = NodeSettings()
@@ -91,26 +104,103 @@ def parse_settings(text: str, *, name: object, overrides: Mapping[str, Any] | No
         raise BadSettings(f"{name} is not YAML: {str(error).splitlines()[0]}.") from error
     if not isinstance(document, dict):
         raise BadSettings(f"{name} must be a mapping of settings, not {type(document).__name__}.")
-    for key, value in (overrides or {}).items():
-        section = document.get(key)
-        document[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, dict) else value
+    return _validated(_overridden(document, overrides or {}), name)
+
+
+def settings_for(
+    pack: Path, *, inside: str | None, config: Path | None = None, overrides: Mapping[str, Any] | None = None
+) -> Settings:
+    """The settings for *pack*: those of *config*, else of the file beside it, else *inside* it; then *overrides*.
+
+    Paths in a file that begin with ``.`` are meant from its folder. What a pack brings along may say what the image is,
+    not where on this machine bytes are taken from. Raises :class:`BadSettings`, :class:`UnsafeInput`.
+    """
+    beside = pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.yaml")
+    if config is not None or beside.exists():
+        return load_settings(config or beside, overrides=overrides)
+    if inside is None:
+        return parse_settings("", name="the flags", overrides=overrides)
+    _refuse_local(parse_settings(inside, name=f"{pack}: cpack.yaml"), pack)
+    return parse_settings(inside, name=f"{pack}: cpack.yaml", overrides=overrides)
+
+
+def load_settings(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """Read the settings in the file at *path*."""
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSettings(f"{path} is not UTF-8 text (byte {error.start}).", hint="Save it as UTF-8.") from error
+    except OSError as error:
+        raise BadSettings(
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}.", hint="Name a cpack.yaml."
+        ) from error
+    settings = parse_settings(text, name=path)
+    folder = path.absolute().parent
+    python = settings.python.model_copy(
+        update={"find_links": tuple(_from(folder, place) for place in settings.python.find_links)}
+    )
+    found = settings.model_copy(
+        update={
+            "python": python,
+            "models": tuple(_from(folder, place) for place in settings.models),
+            "mirrors": {prefix: _from(folder, target) for prefix, target in settings.mirrors.items()},
+        }
+    )
+    return _validated(_overridden(found.model_dump(exclude_unset=True), overrides or {}), path)
+
+
+def _from(folder: Path, place: str) -> str:
+    """*place* as seen from *folder* when it begins with ``.``; a final ``/`` stays, for mirrors are prefixes."""
+    if not place.startswith("."):
+        return place
+    return os.path.normpath(folder / place) + ("/" if place.endswith("/") else "")
+
+
+def _refuse_local(settings: Settings, pack: Path) -> None:
+    local = {
+        "mirrors": bool(settings.mirrors),
+        "models": bool(settings.models),
+        "python.find_links": bool(settings.python.find_links),
+        "base": settings.base.startswith(("oci:", "oci-archive:", "docker-archive:")),
+    }
+    for key, named in local.items():
+        if named:
+            raise UnsafeInput(
+                f"{pack}: cpack.yaml: {key} names a place on this machine, which a pack must not.",
+                hint="If you mean it, copy the file out and name it with --config, or use the flag.",
+            )
+
+
+def _overridden(document: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """*document* with *overrides* on top: sections are merged, lists are put before, all else is replaced.
+
+    What is no section in the document although it should be stays, so that its validation names it.
+    """
+    merged = dict(document)
+    for key, value in overrides.items():
+        below = merged.get(key)
+        if isinstance(value, Mapping) and below is not None:
+            merged[key] = _overridden(below, value) if isinstance(below, Mapping) else below
+        elif isinstance(value, list | tuple) and isinstance(below, list | tuple):
+            merged[key] = [*value, *below]
+        else:
+            merged[key] = value
+    return merged
+
+
+def _validated(document: Mapping[str, Any], name: object) -> Settings:
     try:
         return Settings.model_validate(document)
     except ValidationError as error:
         raise _readable(error, name) from error
 
 
-def load_settings(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Settings:
-    """Read the settings in the file at *path*."""
-    try:
-        return parse_settings(path.read_text("utf-8"), name=path, overrides=overrides)
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadSettings(f"{path} cannot be read: {error}.") from error
-
-
 def _readable(error: ValidationError, name: object) -> BadSettings:
-    first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    errors = error.errors()
+    # Of a union pydantic tells what each member lacks, under the member's name; the deepest is what was meant.
+    first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
+    tags = (InterpreterArchive.__name__, "literal[")
+    location = [str(part) for part in first["loc"] if not str(part).startswith(tags)]
     if first["type"] == "extra_forbidden":
         model: type[BaseModel] = Settings
         for part in location[:-1]:

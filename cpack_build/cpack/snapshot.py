@@ -28,7 +28,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PYTHON = re.compile(r"(3\.[0-9]{1,2})(\.[0-9A-Za-z.+-]*)?")
 _REPO = re.compile(r"(datasets/)?[A-Za-z0-9._-]+/[A-Za-z0-9._-]+")
-_SCP_LIKE = re.compile(r"[A-Za-z0-9._-]+@[A-Za-z0-9.-]+:(?!//)[^\s:]+")
+_SCP_LIKE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*@[A-Za-z0-9][A-Za-z0-9.-]*:(?!//)[^\s:]+")
 _EGG = re.compile(r"-e\s+(\S+?)#egg=([A-Za-z0-9._-]+)(\S*)")
 _VERSION_OF_WHEEL = re.compile(r"/[^/]+?-([0-9][^-/]*)-[^/]+\.whl$")
 _SECRET_PARAMETERS = frozenset({"token", "api_key", "apikey", "key", "access_token", "signature"})
@@ -142,8 +142,7 @@ def _node(url: str, item: Field, commit: Field, disabled: bool, folder: str) -> 
 
 
 def _node_name(name: str, field: Field) -> str:
-    if "/" in name or name in (".", "..") or (problem := unsafe_name(name)):
-        problem = "holds a '/'" if "/" in name else problem
+    if problem := unsafe_name(name) or ("holds a '/'" if "/" in name else ""):
         raise UnsafeInput(
             f"snapshot.json: {field.path}: the node name {name!r:.80} {problem}.",
             hint="It would be written outside custom_nodes. Do not use this pack.",

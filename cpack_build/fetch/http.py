@@ -1,8 +1,8 @@
-"""Downloads into the store: streamed, hashed on the way, retried where that can help, and kept only when they are right.
+"""Downloads into the store: streamed, hashed on the way, retried where that can help, kept only when they are right.
 
 A transport is one method, given to :func:`download`; tests give another. What a document names is http(s) only; a local
-file is read only where the user mapped a URL to it, and is then adopted where it lies. No credential is sent but what the
-user's own ``~/.netrc`` holds for that very host, and none is ever shown.
+file is read only where the user mapped a URL to it, and is then adopted where it lies. No credential is sent but what
+the user's own ``~/.netrc`` holds for that very host, and none is ever shown.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import unquote
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.mirrors import Mirrors, local_path
@@ -48,7 +49,7 @@ class HttpTransport(Protocol):
 
 
 class RequestsTransport:
-    """The real one. Redirects are followed to http(s) only; *timeouts* are for connecting and between bytes, seconds."""
+    """The real one. Redirects lead to http(s) only; *timeouts* are seconds to connect and between bytes."""
 
     def __init__(self, *, timeouts: tuple[float, float] = (15.0, 60.0)) -> None:
         self._timeouts = timeouts
@@ -109,10 +110,12 @@ def download(
         return known
     name = what or redact(url)
     target = sources.mirrors.apply(url)
-    if target != url and (path := local_path(target)) is not None:
-        if not path.is_file():
+    if target != url and local_path(target) is not None:
+        path = _local_file(target)
+        if path is None:
             raise Unresolvable(
-                f"{redact(url)} is mapped to {path}, where no file is.", hint="Correct --mirror, or put the file there."
+                f"{redact(url)} is mapped to {redact(target.partition('?')[0])}, where no file is.",
+                hint="Correct --mirror, or put the file there.",
             )
         return adopt_verified(path, store=store, sha256=sha256, what=f"{name} ({path})", progress=progress)
     check_http(target, what=name)
@@ -129,6 +132,15 @@ def download(
                 yield chunk
 
         return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size)
+
+
+def _local_file(target: str) -> Path | None:
+    """The file that a mapped URL leads to: as written, or as a server would read it (no query, ``%2b`` as ``+``)."""
+    for spelling in (target, target.partition("?")[0], unquote(target.partition("?")[0].partition("#")[0])):
+        path = local_path(spelling)
+        if path is not None and path.is_file():
+            return path
+    return None
 
 
 def adopt_verified(

@@ -10,7 +10,7 @@ Under one root (``CPACK_HOME``, by default ``~/.cache/cpack-build``)::
 A file in ``blobs/`` is always whole: it was hashed while it was written, synced, and renamed. A file elsewhere (a
 model in a ComfyUI folder) is *adopted*: it stays where it is, and the store remembers its hash for as long as its
 device, inode, size, mtime and ctime stay the same. SQLite in WAL mode makes the memo survive a kill at any moment;
-losing it costs time only. """
+losing it costs time only."""
 
 from __future__ import annotations
 

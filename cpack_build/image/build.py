@@ -7,43 +7,39 @@ kept."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cpack_build.errors import Unresolvable
 from cpack_build.fetch.git import Tree
 from cpack_build.fetch.store import Store
 from cpack_build.image.app import app_layer
+from cpack_build.image.base import Base
+from cpack_build.image.bytecode import Compiler, identity_of
 from cpack_build.image.config import COMFYUI_ENV, SERVICE_ENV, image_config, image_manifest
 from cpack_build.image.debs import StoredDeb, deb_layer
-from cpack_build.image.interpreter import archive_layer
+from cpack_build.image.interpreter import archive_layer, runnable
 from cpack_build.image.layer import Recipe, TarLayer, text
 from cpack_build.image.trees import comfyui_layer, node_layer
 from cpack_build.image.wheels import Environment, StoredWheel, environment_entries, wheel_layer
-from cpack_build.lock.schema import ArchiveInterpreter, Lock, Model
+from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, DebInterpreter, Lock, Model
+from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.types import Blob, Image
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["HEAVY", "LAYER_BUDGET", "Base", "Materials", "build", "layers_of"]
+__all__ = ["HEAVY", "LAYER_BUDGET", "Materials", "build", "layers_of"]
 
 HEAVY = 64 * 1024 * 1024
 """Wheels of this many bytes and more get a layer of their own."""
 LAYER_BUDGET = 120
 """Layers over the base's; moby's graph drivers stop at 125 in all (FACTS.md §5)."""
-
-
-@dataclass(frozen=True)
-class Base:
-    """A base image at hand: its *config* document, uncompressed layers, and the accounts it has."""
-
-    config: Mapping[str, Any]
-    layers: tuple[Blob, ...]
-    passwd: bytes
-    group: bytes
+_WORKERS = os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -67,32 +63,60 @@ class Materials:
     """What goes below ``/app/cpack`` beside the lock."""
 
 
-def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress = SILENT) -> Image:
-    """The image of *lock*. Reads what has not been measured before, and writes nothing but the store's memo."""
-    parts = layers_of(lock, materials, store=store)
-    recipes = [part for part in parts if isinstance(part, Recipe)]
-    with ThreadPoolExecutor(2) as pool:
-        measured = dict(
-            zip(
-                (recipe.key for recipe in recipes),
-                pool.map(lambda recipe: recipe.measured(store, progress=progress), recipes),
-                strict=True,
-            )
+@contextmanager
+def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress = SILENT) -> Iterator[Image]:
+    """The image of *lock*, for as long as the context lasts: publish it there.
+
+    Reads what has not been measured before. Writes no layer, only the store's memo and bytecode.
+    """
+    with _compiler(lock, materials, store=store) as compiler:
+        parts = layers_of(lock, materials, store=store, compiler=compiler)
+        recipes = [part for part in parts if isinstance(part, Recipe)]
+        with ThreadPoolExecutor(_WORKERS) as pool:
+            layers = pool.map(lambda recipe: recipe.measured(store, progress=progress), recipes)
+            measured = dict(zip((recipe.key for recipe in recipes), layers, strict=True))
+        ours = [measured[part.key] if isinstance(part, Recipe) else part for part in parts]
+        base = materials.base
+        below: tuple[Blob, ...] = base.layers if base is not None else ()
+        every: tuple[Blob, ...] = (*below, *ours)
+        config = image_config(
+            lock,
+            history=[_history(layer) for layer in ours],
+            diff_ids=[layer.descriptor.digest for layer in every],
+            base=base.config if base is not None else None,
         )
-    ours: list[ModelLayer | TarLayer] = [measured[part.key] if isinstance(part, Recipe) else part for part in parts]
-    base = materials.base
-    below: tuple[Blob, ...] = base.layers if base is not None else ()
-    layers: tuple[Blob, ...] = (*below, *ours)
-    config = image_config(
-        lock,
-        history=[_history(layer) for layer in ours],
-        diff_ids=[layer.descriptor.digest for layer in layers],
-        base=base.config if base is not None else None,
-    )
-    return Image(image_manifest(lock, config=config, layers=layers), config, layers)
+        yield Image(image_manifest(lock, config=config, layers=every), config, every)
 
 
-def layers_of(lock: Lock, materials: Materials, *, store: Store) -> list[Recipe | ModelLayer]:
+@contextmanager
+def _compiler(lock: Lock, materials: Materials, *, store: Store) -> Iterator[Compiler | None]:
+    """The image's own interpreter as compiler, if the lock wants bytecode."""
+    if lock.bytecode == "none":
+        yield None
+        return
+    interpreter = lock.interpreter
+    entries: Callable[[], Iterable[tar.Entry]]
+    if isinstance(interpreter, DebInterpreter):
+        identity = identity_of(*(deb.sha256 for deb in materials.interpreter_debs))
+        debs = (*materials.system, *materials.interpreter_debs)
+        entries = deb_layer("interpreter", "files", debs, store=store, is_root=False).entries
+    elif isinstance(interpreter, ArchiveInterpreter):
+        assert materials.interpreter_archive is not None
+        identity = identity_of(interpreter.sha256)
+        entries = archive_layer(interpreter, materials.interpreter_archive, store=store).entries
+    else:
+        assert materials.base is not None
+        assert isinstance(lock.base, BaseImage)
+        identity = identity_of(lock.base.digest)
+        entries = partial(materials.base.interpreter_files, interpreter.version)
+    runner = runnable(interpreter.version, interpreter.path, identity, entries)
+    with Compiler(runner, store) as compiler:
+        yield compiler
+
+
+def layers_of(
+    lock: Lock, materials: Materials, *, store: Store, compiler: Compiler | None
+) -> list[Recipe | ModelLayer]:
     """Our layers over the base, from bottom to top."""
     service = Environment(SERVICE_ENV, lock.interpreter.version, lock.interpreter.path)
     comfyui = Environment(COMFYUI_ENV, lock.interpreter.version, lock.interpreter.path)
@@ -114,7 +138,9 @@ def layers_of(lock: Lock, materials: Materials, *, store: Store) -> list[Recipe 
         parts.append(deb_layer("system", "system packages", materials.system, store=store, is_root=is_root))
     if materials.interpreter_debs:
         name = f"python {lock.interpreter.version}"
-        parts.append(deb_layer("interpreter", name, materials.interpreter_debs, store=store, is_root=False))
+        parts.append(
+            deb_layer("interpreter", name, materials.interpreter_debs, store=store, is_root=False, compiler=compiler)
+        )
     if isinstance(lock.interpreter, ArchiveInterpreter) and materials.interpreter_archive is not None:
         parts.append(archive_layer(lock.interpreter, materials.interpreter_archive, store=store))
     code = [text(f"{service.site_packages}/{path}", data) for path, data in materials.service_code.items()]
@@ -125,15 +151,18 @@ def layers_of(lock: Lock, materials: Materials, *, store: Store) -> list[Recipe 
             service,
             materials.service_wheels,
             extra=[*environment_entries(service), *code],
+            compiler=compiler,
         )
     )
     for wheel in sorted(heavy, key=lambda wheel: wheel.name):
-        parts.append(wheel_layer("wheel", f"{wheel.name} {wheel.version}", comfyui, [wheel]))
+        parts.append(wheel_layer("wheel", f"{wheel.name} {wheel.version}", comfyui, [wheel], compiler=compiler))
     parts += [_model_layer(model, materials.models[model.sha256]) for model in models]
-    parts.append(wheel_layer("wheels", "Python packages", comfyui, light, extra=environment_entries(comfyui)))
-    parts.append(comfyui_layer(lock.comfyui, materials.comfyui))
-    parts += [node_layer(pin, tree) for pin, tree in zip(lock.nodes, materials.nodes, strict=True)]
-    accounts = (materials.base.passwd, materials.base.group) if materials.base is not None else None
+    parts.append(
+        wheel_layer("wheels", "Python packages", comfyui, light, extra=environment_entries(comfyui), compiler=compiler)
+    )
+    parts.append(comfyui_layer(lock.comfyui, materials.comfyui, compiler=compiler))
+    parts += [node_layer(pin, tree, compiler=compiler) for pin, tree in zip(lock.nodes, materials.nodes, strict=True)]
+    accounts = materials.base.accounts() if materials.base is not None else None
     documents = {**materials.documents, "cpack.lock": lock.to_bytes()}
     parts.append(app_layer(lock.models, documents, base_accounts=accounts))
     return parts

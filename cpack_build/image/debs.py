@@ -20,6 +20,7 @@ from debian.arfile import ArError, ArFile
 
 from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.store import Store
+from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, symlink, text
 from cpack_build.image.unpacked import DECOMPRESSION_ERRORS, Slice, decompressed, unpacked
 from cpack_build.oci import tar
@@ -43,9 +44,19 @@ class StoredDeb:
     path: Path
 
 
-def deb_layer(kind: str, name: str, debs: Iterable[StoredDeb], *, store: Store, is_root: bool) -> Recipe:
-    """One layer of unpacked packages. *is_root* says that there is no base image below, so the layer lays the
-    ground."""
+def deb_layer(
+    kind: str,
+    name: str,
+    debs: Iterable[StoredDeb],
+    *,
+    store: Store,
+    is_root: bool,
+    compiler: Compiler | None = None,
+) -> Recipe:
+    """One layer of unpacked packages, with bytecode by *compiler* for what they have below ``usr/lib/python3*``.
+
+    *is_root* says that there is no base image below, so the layer lays the ground.
+    """
     debs = sorted(debs, key=lambda deb: (deb.name, deb.sha256))
 
     def entries() -> Iterator[tar.Entry]:
@@ -56,9 +67,13 @@ def deb_layer(kind: str, name: str, debs: Iterable[StoredDeb], *, store: Store, 
         if is_root:
             every += root_links()
             every += _configuration(every)
+        if compiler is not None:
+            library = [entry for entry in every if entry.path.startswith("usr/lib/python3")]
+            every += compiler.entries(hashes, sources_of(library))
         yield from arrange(every)
 
-    return Recipe(kind, name, key_of("debs", [deb.sha256 for deb in debs], is_root), entries)
+    hashes = [deb.sha256 for deb in debs]
+    return Recipe(kind, name, key_of("debs", hashes, is_root, identity(compiler)), entries)
 
 
 def root_links() -> list[tar.Entry]:

@@ -1,28 +1,35 @@
-"""A standalone Python, laid at ``/opt/python`` from an archive whose top folder is ``python/``.
+"""The image's Python: a standalone one as a layer, and any kind started on this machine to compile bytecode.
 
+A standalone Python is laid at ``/opt/python`` from an archive whose top folder is ``python/``.
 That is the shape of python-build-standalone's ``install_only`` archives (its documentation, "Distribution archives").
 The archive may be a tar with gzip, xz, zstd or no compression; regular files, directories and links inside it are
 taken, and anything else is refused."""
 
 from __future__ import annotations
 
+import os
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tarfile import TarError, TarInfo
 from tarfile import open as open_tar
+from tempfile import TemporaryDirectory
 
 from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.store import Store
-from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, symlink
+from cpack_build.image.bytecode import Interpreter, Launch
+from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, safe_path, symlink
 from cpack_build.image.unpacked import Slice, decompressed, unpacked
 from cpack_build.lock.schema import ArchiveInterpreter
 from cpack_build.oci import tar
 
-__all__ = ["archive_layer"]
+__all__ = ["archive_layer", "is_wanted", "runnable"]
 
 _TOP = "python"
 _PLACE = "opt/python"
+_LARGEST_LIBRARY = 8 << 20
+"""Bytes; what an interpreter is linked with is smaller (libc, libz, libexpat), what a workflow needs is often not."""
 
 
 def archive_layer(interpreter: ArchiveInterpreter, path: Path, *, store: Store) -> Recipe:
@@ -66,3 +73,65 @@ def _entry(member: TarInfo, tar_path: Path, what: str) -> tar.Entry | None:
     if member.isreg():
         return tar.Entry(path, "file", mode, MTIME, Slice(tar_path, member.offset_data, member.size))
     raise UnsafeInput(f"{what} holds {member.name}, which is a device or pipe.")
+
+
+def runnable(python: str, path: str, identity: str, entries: Callable[[], Iterable[tar.Entry]]) -> Interpreter:
+    """The interpreter at *path* of the image, whose files are among *entries* (later ones over earlier), for starting
+    it on this machine. Only what an interpreter needs to start is laid out: itself, its library, shared libraries."""
+
+    @contextmanager
+    def unpack() -> Iterator[Launch]:
+        with TemporaryDirectory(prefix="cpack-python-") as folder:
+            root = Path(folder)
+            _lay_out(
+                {entry.path: entry for entry in entries() if is_wanted(entry.path, entry.kind, entry.size, python)},
+                root,
+            )
+            yield _launch(root, path)
+
+    return Interpreter(python, identity, unpack)
+
+
+def is_wanted(path: str, kind: str, size: int, python: str) -> bool:
+    """Whether what lies at *path* is needed to start Python *python*; *size* in bytes."""
+    name = posixpath.basename(path)
+    if f"/python{python}/" in path:
+        return "/site-packages/" not in path and "/dist-packages/" not in path and "/test/" not in path
+    if path.startswith(("bin/", "usr/bin/", "usr/local/bin/", f"{_PLACE}/bin/")):
+        return name.startswith("python3")
+    if path in ("lib", "lib64", "bin"):  # links, where /usr is merged
+        return kind == "symlink"
+    return kind != "directory" and ".so" in name and (size < _LARGEST_LIBRARY or "libpython" in name)
+
+
+def _lay_out(entries: dict[str, tar.Entry], root: Path) -> None:
+    for path in sorted(entries):
+        entry = entries[path]
+        target = root / safe_path(path)
+        if not Path(os.path.realpath(target.parent)).is_relative_to(os.path.realpath(root)):
+            raise UnsafeInput(f"The image's Python holds {path}, which leads outside it through a link.")
+        if entry.kind == "directory":
+            target.mkdir(parents=True, exist_ok=True)
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if entry.kind == "symlink":
+            inside = entry.target.lstrip("/") if entry.target.startswith("/") else None
+            target.symlink_to(root / inside if inside is not None else entry.target)
+        elif entry.kind == "hardlink":
+            if entry.target in entries:  # else its file was too large to be wanted
+                target.hardlink_to(root / safe_path(entry.target))
+        elif entry.content is not None:
+            with target.open("xb") as file:
+                file.writelines(entry.content.chunks())
+            target.chmod(entry.mode)
+
+
+def _launch(root: Path, path: str) -> Launch:
+    """The command for the interpreter laid out below *root*: through its own dynamic loader where it has one."""
+    executable = root / path.lstrip("/")
+    home = {"PYTHONHOME": str(executable.parent.parent)}
+    loaders = sorted(file for file in root.rglob("ld-linux*.so.*") if file.is_file())
+    if not loaders:
+        return Launch((str(executable),), home)
+    libraries = sorted({str(file.parent) for file in root.rglob("*.so*") if file.is_file()})
+    return Launch((str(loaders[0]), "--library-path", ":".join(libraries), str(executable)), home)

@@ -7,10 +7,11 @@ the lock pins.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from cpack_build.fetch.git import Tree, TreeFile
+from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.config import COMFYUI
 from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, symlink
 from cpack_build.lock.schema import GitTree
@@ -18,40 +19,50 @@ from cpack_build.oci import tar
 
 __all__ = ["comfyui_layer", "node_layer"]
 
+_BIG = 16 << 20
 
-def comfyui_layer(pin: GitTree, tree: Tree) -> Recipe:
+
+def comfyui_layer(pin: GitTree, tree: Tree, *, compiler: Compiler | None = None) -> Recipe:
     """ComfyUI itself. *tree* was opened with the pin's hash."""
-    return _tree_layer("comfyui", pin, tree, COMFYUI)
+    return _tree_layer("comfyui", pin, tree, COMFYUI, compiler)
 
 
-def node_layer(pin: GitTree, tree: Tree) -> Recipe:
+def node_layer(pin: GitTree, tree: Tree, *, compiler: Compiler | None = None) -> Recipe:
     """One custom node. *tree* was opened with the pin's hash."""
-    return _tree_layer("node", pin, tree, f"{COMFYUI}/custom_nodes/{pin.name}")
+    return _tree_layer("node", pin, tree, f"{COMFYUI}/custom_nodes/{pin.name}", compiler)
 
 
-def _tree_layer(kind: str, pin: GitTree, tree: Tree, prefix: str) -> Recipe:
+def _tree_layer(kind: str, pin: GitTree, tree: Tree, prefix: str, compiler: Compiler | None) -> Recipe:
     def entries() -> Iterator[tar.Entry]:
-        yield from arrange(_entry(tree, file, f"{prefix}/{file.path}") for file in tree.files)
+        with tree.reader() as read:
+            every = [_entry(tree, file, f"{prefix}/{file.path}", read) for file in tree.files()]
+            if compiler is not None:
+                every += compiler.entries([pin.tree_sha256, prefix], sources_of(every))
+            yield from arrange(every)
 
-    return Recipe(kind, pin.name, key_of("tree", prefix, pin.tree_sha256), entries)
+    return Recipe(kind, pin.name, key_of("tree", prefix, pin.tree_sha256, identity(compiler)), entries)
 
 
-def _entry(tree: Tree, file: TreeFile, path: str) -> tar.Entry:
+def _entry(tree: Tree, file: TreeFile, path: str, read: Callable[[str], bytes]) -> tar.Entry:
     if file.mode == "120000":
-        return symlink(path, tree.read(file.oid).decode())
-    return tar.Entry(path, "file", 0o755 if file.mode == "100755" else 0o644, MTIME, _GitBlob(tree, file))
+        return symlink(path, read(file.oid).decode())
+    return tar.Entry(path, "file", 0o755 if file.mode == "100755" else 0o644, MTIME, _GitBlob(tree, file, read))
 
 
 @dataclass(frozen=True)
 class _GitBlob:
-    """A file's bytes, read from git when they are streamed."""
+    """A file's bytes, read from git when they are streamed; a big file never whole."""
 
     tree: Tree
     file: TreeFile
+    read: Callable[[str], bytes]
 
     @property
     def size(self) -> int:
         return self.file.size
 
     def chunks(self) -> Iterator[bytes]:
-        return self.tree.chunks(self.file.oid, self.file.size)
+        if self.file.size > _BIG:
+            yield from self.tree.chunks(self.file.oid)
+        else:
+            yield self.read(self.file.oid)

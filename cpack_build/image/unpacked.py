@@ -56,7 +56,7 @@ def unpacked(archive_sha256: str, chunks: Callable[[], Iterator[bytes]], *, stor
 
 
 def decompressed(file: Any) -> Iterator[bytes]:
-    """The content of the seekable *file* without its gzip, xz or zstd compression (told by its first bytes), or as is."""
+    """The content of the seekable *file* without its gzip, xz or zstd compression, told by its first bytes."""
     magic = file.read(6)
     file.seek(0)
     if magic.startswith(_ZSTD_MAGIC):

@@ -23,6 +23,7 @@ from installer.records import RecordEntry, parse_record_file
 from installer.utils import parse_entrypoints, parse_metadata_file
 
 from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
+from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, safe_path, symlink, text
 from cpack_build.oci import tar
 
@@ -83,9 +84,15 @@ def environment_entries(environment: Environment) -> list[tar.Entry]:
 
 
 def wheel_layer(
-    kind: str, name: str, environment: Environment, wheels: Iterable[StoredWheel], *, extra: Iterable[tar.Entry] = ()
+    kind: str,
+    name: str,
+    environment: Environment,
+    wheels: Iterable[StoredWheel],
+    *,
+    extra: Iterable[tar.Entry] = (),
+    compiler: Compiler | None = None,
 ) -> Recipe:
-    """One layer that holds *wheels* (and *extra* small files) unpacked in *environment*.
+    """One layer that holds *wheels* (and *extra* small files) unpacked in *environment*, with bytecode by *compiler*.
 
     Where two wheels have a file at one path, the one whose name sorts last has it, as with installing in that order.
     """
@@ -96,11 +103,14 @@ def wheel_layer(
         with ExitStack() as open_wheels:
             every = list(extra)
             for wheel in wheels:
-                every += _unpack(open_wheels.enter_context(_open(wheel)), wheel, environment)
+                every += _unpack(open_wheels.enter_context(_open(wheel)), wheel, environment, compiler)
+            if compiler is not None:
+                every += compiler.entries_of([entry for entry in extra if entry.kind == "file"])
             yield from arrange(every)
 
     small = [[entry.path, entry.kind, entry.mode, entry.target, _content_hash(entry)] for entry in extra]
-    key = key_of("wheels", environment.document, [(wheel.filename, wheel.sha256) for wheel in wheels], small)
+    hashes = [(wheel.filename, wheel.sha256) for wheel in wheels]
+    key = key_of("wheels", environment.document, hashes, small, identity(compiler))
     return Recipe(kind, name, key, entries)
 
 
@@ -116,8 +126,10 @@ def _open(wheel: StoredWheel) -> zipfile.ZipFile:
         raise BadInput(f"The wheel {wheel.filename} cannot be read: {error}.") from error
 
 
-def _unpack(archive: zipfile.ZipFile, wheel: StoredWheel, environment: Environment) -> list[tar.Entry]:
-    """All entries of one wheel, ``RECORD`` included."""
+def _unpack(
+    archive: zipfile.ZipFile, wheel: StoredWheel, environment: Environment, compiler: Compiler | None
+) -> list[tar.Entry]:
+    """All entries of one wheel, bytecode and ``RECORD`` included."""
     dist_info = _dist_info(archive, wheel)
     data = dist_info.removesuffix(".dist-info") + ".data/"
     records = _records(archive, wheel, dist_info)
@@ -142,6 +154,10 @@ def _unpack(archive: zipfile.ZipFile, wheel: StoredWheel, environment: Environme
     for entry in _entry_points(archive, dist_info, wheel, environment):
         entries.append(entry)
         installed.append(_recorded(entry, environment))
+    if compiler is not None:
+        bytecode = compiler.entries([wheel.sha256, environment.document], sources_of(entries))
+        entries += bytecode
+        installed += [(_relative(entry.path, environment), "", "") for entry in bytecode]
     installer = text(f"{environment.site_packages}/{dist_info}/INSTALLER", "cpack-build\n")
     entries.append(installer)
     installed.append(_recorded(installer, environment))

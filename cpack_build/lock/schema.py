@@ -166,6 +166,8 @@ class Lock(_Document):
     base: Annotated[ScratchBase | BaseImage, Field(discriminator="kind")]
     system: tuple[Deb, ...]
     interpreter: Interpreter
+    bytecode: Literal["compiled", "none"] = "none"
+    """Whether layers carry bytecode, made by the interpreter itself (``docs/decisions/004-bytecode.md``)."""
     service: PythonEnvironment
     service_code: ServiceCode
     python: PythonEnvironment

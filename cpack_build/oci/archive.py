@@ -41,14 +41,19 @@ def write_archive(image: Image, path: Path, *, name: Reference | None = None, pr
     return count
 
 
-def stream_archive(image: Image, *, name: Reference | None = None) -> Iterator[bytes]:
-    """The archive, piece by piece. *name* is what an engine will call the image; without it, it has only its ID."""
-    return tar.stream(_entries(image, name))
+def stream_archive(
+    image: Image, *, name: Reference | None = None, omit: frozenset[str] = frozenset()
+) -> Iterator[bytes]:
+    """The archive, piece by piece. *name* is what an engine will call the image; without it, it has only its ID.
+
+    Blobs whose digests are in *omit* are left out: such an archive is only for an engine that has those layers.
+    """
+    return tar.stream(_entries(image, name, omit))
 
 
-def archive_size(image: Image, *, name: Reference | None = None) -> int:
+def archive_size(image: Image, *, name: Reference | None = None, omit: frozenset[str] = frozenset()) -> int:
     """Bytes of the archive, without reading a layer."""
-    return tar.size_of(_entries(image, name))
+    return tar.size_of(_entries(image, name, omit))
 
 
 @dataclass(frozen=True)
@@ -76,10 +81,11 @@ class _Verified:
             raise HashMismatch(f"Layer or document of {count} bytes", expected=promised.digest, actual=actual)
 
 
-def _entries(image: Image, name: Reference | None) -> list[tar.Entry]:
+def _entries(image: Image, name: Reference | None, omit: frozenset[str]) -> list[tar.Entry]:
     blobs: dict[str, Blob] = {}
     for blob in (image.manifest, image.config, *image.layers):
-        blobs.setdefault(_member(blob), blob)
+        if blob.descriptor.digest not in omit:
+            blobs.setdefault(_member(blob), blob)
     index = image_index([index_entry(image, tag=(name.tag if name else None) or "latest", name=name)])
     return [
         _file("oci-layout", tar.BytesContent(LAYOUT_FILE)),

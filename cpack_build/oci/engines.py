@@ -7,12 +7,14 @@ Which program is run can be set by ``CPACK_DOCKER`` and ``CPACK_PODMAN``.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import takewhile
 from tempfile import TemporaryFile
 from typing import ClassVar, Protocol
 
@@ -26,6 +28,7 @@ __all__ = ["DockerEngine", "Engine", "PodmanEngine", "find_engine", "open_engine
 
 _ANSWER_SECONDS = 15
 _KEPT_OUTPUT = 64 << 10
+_IMAGES_ASKED = 500
 
 
 class Engine(Protocol):
@@ -83,18 +86,21 @@ class _CommandEngine:
 
     def image_id(self, name: Reference | str) -> str | None:
         stored = name.tagged if isinstance(name, Reference) else name
-        done = subprocess.run(
-            self.command("image", "inspect", "--format", "{{.Id}}", stored),
-            capture_output=True,
-            check=False,
-            stdin=subprocess.DEVNULL,
+        found = re.fullmatch(
+            r"(?:sha256:)?([0-9a-f]{64})", self._ask("image", "inspect", "--format", "{{.Id}}", stored) or ""
         )
-        found = re.fullmatch(r"(?:sha256:)?([0-9a-f]{64})", done.stdout.decode("utf-8", "replace").strip())
-        return f"sha256:{found.group(1)}" if found and not done.returncode else None
+        return f"sha256:{found.group(1)}" if found else None
 
     def load(self, image: Image, name: Reference, *, progress: Progress = SILENT) -> None:
         self.require()
-        self._feed(image, name, progress)
+        present = self._present(image)
+        try:
+            self._feed(image, name, progress, present)
+        except EngineFailed:
+            if not present:
+                raise
+            # A layer that was there may have been removed since.
+            self._feed(image, name, progress, frozenset())
         loaded = self.image_id(name)
         # Docker with containerd's store shows the manifest's digest where every other engine shows the config's.
         if loaded not in (image.id, image.digest):
@@ -107,15 +113,24 @@ class _CommandEngine:
                 f"The image {name.familiar} in {self.title}", expected=image.id, actual=loaded, hint="Load it again."
             )
 
-    def _feed(self, image: Image, name: Reference, progress: Progress) -> None:
-        total = archive_size(image, name=name)
+    def _present(self, image: Image) -> frozenset[str]:
+        """Digests of layers that need not be sent because the engine has them."""
+        return frozenset()
+
+    def _ask(self, *arguments: str) -> str | None:
+        """What the engine answers, or ``None`` if it refuses."""
+        done = subprocess.run(self.command(*arguments), capture_output=True, check=False, stdin=subprocess.DEVNULL)
+        return None if done.returncode else done.stdout.decode("utf-8", "replace").strip()
+
+    def _feed(self, image: Image, name: Reference, progress: Progress, omit: frozenset[str]) -> None:
+        total = archive_size(image, name=name, omit=omit)
         # The engine's words go to a file: a full pipe that nobody reads would stop it and us for ever.
         with TemporaryFile() as output, progress.task(f"Loading into {self.title}", total=total) as task:
             process = subprocess.Popen(self.command("load"), stdin=subprocess.PIPE, stdout=output, stderr=output)
             pipe = process.stdin
             assert pipe is not None
             try:
-                for chunk in stream_archive(image, name=name):
+                for chunk in stream_archive(image, name=name, omit=omit):
                     pipe.write(chunk)
                     task.advance(len(chunk))
                 pipe.close()
@@ -148,6 +163,25 @@ class DockerEngine(_CommandEngine):
         "Start its daemon, or see that you may use its socket and that DOCKER_HOST is right; "
         "or write the image elsewhere, for example with --output oci:DIR."
     )
+
+    def _present(self, image: Image) -> frozenset[str]:
+        """The layers from the bottom up that some image in Docker has too.
+
+        On its graph drivers Docker knows a layer by all those below it, and does not look for its file then (moby:
+        image/tarexport/load.go). With containerd's store every blob is needed.
+        """
+        if "containerd" in (self._ask("info", "--format", "{{.DriverStatus}}") or "containerd"):
+            return frozenset()
+        ids = sorted(set((self._ask("image", "ls", "--quiet", "--no-trunc") or "").split()))[:_IMAGES_ASKED]
+        listed = self._ask("image", "inspect", "--format", "{{json .RootFS.Layers}}", *ids) if ids else None
+        wanted = json.loads(image.config.data)["rootfs"]["diff_ids"]
+        common = 0
+        for line in (listed or "").splitlines():
+            with suppress(ValueError):
+                pairs = zip(json.loads(line) or (), wanted, strict=False)
+                common = max(common, sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs)))
+        above = {layer.descriptor.digest for layer in image.layers[common:]}
+        return frozenset(layer.descriptor.digest for layer in image.layers[:common]) - above
 
 
 class PodmanEngine(_CommandEngine):

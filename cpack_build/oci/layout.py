@@ -81,7 +81,7 @@ def write_layout(
                     task.advance(size)
                     continue
                 added.append(path)
-                if _write_blob(blob, path, root, task):
+                if _write_blob(blob, path, task, aside=root, place=directory):
                     shared += size
                 else:
                     written += size
@@ -89,10 +89,16 @@ def write_layout(
             sync_directory(blobs)
         if not (root / "oci-layout").exists():
             added.append(root / "oci-layout")
-            with whole_file(root / "oci-layout") as file:
+            with whole_file(root / "oci-layout", place=directory) as file:
                 file.write(LAYOUT_FILE)
-        with whole_file(root / "index.json") as file, writing(directory):
-            file.write(image_index([*_others(entries, tag), index_entry(image, tag=tag, name=name)]))
+        index = image_index([*_others(entries, tag), index_entry(image, tag=tag, name=name)])
+        try:
+            with whole_file(root / "index.json", place=directory) as file, writing(directory):
+                file.write(index)
+        except BaseException:
+            if (root / "index.json").is_file() and (root / "index.json").read_bytes() == index:
+                added.clear()  # Stopped just after it got its place: what it names must stay.
+            raise
     return Written(written, shared, kept)
 
 
@@ -128,56 +134,73 @@ def image_index(entries: list[dict[str, Any]]) -> bytes:
 @contextmanager
 def _place(directory: Path, progress: Progress) -> Iterator[tuple[Path, list[Path]]]:
     """Where to write, held alone, and a list for the files that must go again if the write fails."""
-    if directory.is_symlink() or directory.exists():
-        _require_layout(directory)
-        with _held(directory, progress):
-            fresh = [path for path in (directory / "blobs" / "sha256", directory / "blobs") if not path.exists()]
-            added: list[Path] = []
-            try:
-                _sweep(directory)
-                yield directory, added
-            except BaseException:
-                _remove(added, fresh)
-                raise
-        return
     partial = directory.parent / f".{directory.name}.partial"
-    with writing(directory):
-        directory.parent.mkdir(parents=True, exist_ok=True)
-    with _held(partial, progress, create=True):
-        try:
-            _sweep(partial)
-            yield partial, []
-            with writing(directory):
-                if directory.exists():
-                    raise StorageError(f"{directory} appeared while it was being written.", hint="Run it again.")
-                partial.rename(directory)
-                sync_directory(directory.parent)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    if not (directory.is_symlink() or directory.exists()):
+        with writing(directory):
+            directory.parent.mkdir(parents=True, exist_ok=True)
+        with _held(partial, directory, progress, create=True):
+            if not directory.exists():
+                with _new(directory, partial):
+                    yield partial, []
+                return
+            # Another program, waited for, has just made it.
+            shutil.rmtree(partial)
+    _require_layout(directory)
+    with _held(directory, directory, progress), _existing(directory) as added:
+        yield directory, added
 
 
 @contextmanager
-def _held(directory: Path, progress: Progress, *, create: bool = False) -> Iterator[None]:
-    """Hold *directory* against other writers for as long as the context lasts; the system lets go of it at a kill."""
-    while True:
+def _new(directory: Path, partial: Path) -> Iterator[None]:
+    try:
+        _sweep(partial)
+        yield
         with writing(directory):
+            partial.rename(directory)
+            sync_directory(directory.parent)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def _existing(directory: Path) -> Iterator[list[Path]]:
+    added: list[Path] = []
+    folders = [path for path in (directory / "blobs" / "sha256", directory / "blobs") if not path.exists()]
+    try:
+        _sweep(directory)
+        yield added
+    except BaseException:
+        for path in added:
+            with suppress(FileNotFoundError):
+                path.unlink()
+        for folder in folders:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _held(folder: Path, place: Path, progress: Progress, *, create: bool = False) -> Iterator[None]:
+    """Hold *folder* against other writers for as long as the context lasts; the system lets go of it at a kill."""
+    while True:
+        with writing(place):
             if create:
-                directory.mkdir(exist_ok=True)
-            handle = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                folder.mkdir(exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                progress.note(f"Waiting for another program that writes {directory}.")
+                progress.note(f"Waiting for another program that writes {place}.")
                 fcntl.flock(handle, fcntl.LOCK_EX)
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), directory.stat()):
+                if os.path.samestat(os.fstat(handle), folder.stat()):
                     yield
                     return
             # Whoever held it has moved it into place or removed it: begin again with what is there now.
             if not create:
-                raise StorageError(f"{directory} was removed while it was waited for.", hint="Run it again.")
+                raise StorageError(f"{place} was removed while it was waited for.", hint="Run it again.")
         finally:
             os.close(handle)
 
@@ -199,15 +222,6 @@ def _sweep(root: Path) -> None:
             path.unlink()
 
 
-def _remove(added: list[Path], directories: list[Path]) -> None:
-    for path in added:
-        with suppress(FileNotFoundError):
-            path.unlink()
-    for path in directories:
-        with suppress(OSError):
-            path.rmdir()
-
-
 # -- blobs -------------------------------------------------------------------------------------------------------------
 
 
@@ -220,9 +234,9 @@ def _is_whole(path: Path, size: int) -> bool:
     return stat.S_ISREG(status.st_mode) and status.st_size == size
 
 
-def _write_blob(blob: Blob, path: Path, root: Path, task: Task) -> bool:
+def _write_blob(blob: Blob, path: Path, task: Task, *, aside: Path, place: Path) -> bool:
     """Write *blob* as *path*; ``True`` when its data is shared with a model file instead."""
-    with whole_file(path, directory=root) as file:
+    with whole_file(path, directory=aside, place=place) as file:
         if isinstance(blob, ModelLayer) and _clone(blob, file):
             task.advance(blob.descriptor.size)
             return True
@@ -233,7 +247,7 @@ def _write_blob(blob: Blob, path: Path, root: Path, task: Task) -> bool:
             count += len(chunk)
             if count > blob.descriptor.size:
                 break
-            with writing(path):
+            with writing(place):
                 file.write(chunk)
             task.advance(len(chunk))
         actual = "sha256:" + hasher.hexdigest()

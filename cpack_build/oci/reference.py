@@ -157,15 +157,13 @@ def parse_reference(text: str) -> Reference:
     head, slash, last = name.rpartition("/")
     last, colon, tag = last.partition(":")
     if colon and not is_tag(tag):
-        if not slash and re.fullmatch(r"[a-z][a-z0-9-]*", last):
-            raise UsageError(f"{text!r} is no image name: {last}: is not known here.", hint=_FORMS)
         raise UsageError(f"{text!r}: {tag!r} is no tag.", hint="A tag is up to 128 letters, digits, '_', '.' and '-'.")
     registry, repository = _split_registry(head + slash + last)
     if not _REPOSITORY.fullmatch(repository):
         hint = "It is lowercase letters and digits, with '.', '_', '__' or '-' between them, and parts divided by '/'."
         raise UsageError(f"{text!r}: {repository!r} is no repository name.", hint=hint)
     if not _HOST.fullmatch(registry):
-        raise UsageError(f"{text!r}: {registry!r} is no registry host.", hint="Write host or host:port.")
+        raise UsageError(f"{text!r}: {registry!r} is no registry host.", hint=_FORMS)
     return Reference(registry, repository, tag or None, digest or None)
 
 

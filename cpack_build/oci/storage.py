@@ -18,13 +18,11 @@ PARTIAL = ".cpack-partial-"
 """What the name of a file begins with while it is being written."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
-_MISPLACED = (errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP, errno.ENXIO)
 
 
 @contextmanager
 def writing(place: object) -> Iterator[None]:
-    """Turn the operating system's refusals to write at *place* into :class:`StorageError`."""
+    """Turn the operating system's refusals to write at *place* into :class:`StorageError`; only writing goes inside."""
     try:
         yield
     except OSError as error:
@@ -33,30 +31,29 @@ def writing(place: object) -> Iterator[None]:
                 f"No space left while writing {place}.",
                 hint="Free some space or choose another disk, and run it again.",
             ) from error
-        if error.errno in _REFUSED or error.errno in _MISPLACED:
-            raise StorageError(
-                f"{place} cannot be written: {error.strerror}.", hint="Choose a place that you may write to."
-            ) from error
-        raise
+        raise StorageError(
+            f"{place} cannot be written: {error.strerror}.", hint="Choose a place that you may write to."
+        ) from error
 
 
 @contextmanager
-def whole_file(path: Path, *, directory: Path | None = None, mode: int = 0o644) -> Iterator[BinaryIO]:
+def whole_file(path: Path, *, directory: Path | None = None, place: object = None) -> Iterator[BinaryIO]:
     """A file that appears as *path*, synced, when the context ends well, and not at all otherwise.
 
     It is written aside in *directory* (by default beside *path*; it must be on the same file system). An existing
-    *path* is replaced at the end. The umask applies to *mode*. Raises :class:`StorageError`.
+    *path* is replaced at the end. *place* is what errors name, if not *path*. Raises :class:`StorageError`.
     """
+    place = place or path
     aside = (directory or path.parent) / f"{PARTIAL}{secrets.token_hex(8)}"
-    with writing(path):
-        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with writing(place):
+        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file
-            with writing(path):
+            with writing(place):
                 file.flush()
                 os.fsync(file.fileno())
-        with writing(path):
+        with writing(place):
             aside.replace(path)
             sync_directory(path.parent)
     except BaseException:

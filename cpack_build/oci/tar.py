@@ -3,7 +3,7 @@
 POSIX ustar headers (IEEE 1003.1-2017, "pax Interchange Format" and "ustar Interchange Format"), uid and gid 0, no
 user or group names, and pax extended headers only for what ustar cannot hold: a path or link target that is too long
 or not ASCII, or a size of 8 GiB and more. ``tarfile`` makes such choices differently from version to version; these
-bytes are a promise, so they are written here. """
+bytes are a promise, so they are written here."""
 
 from __future__ import annotations
 

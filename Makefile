@@ -1,0 +1,60 @@
+# What a newcomer would type. Everything happens in .venv, made from python3 by `make setup`.
+#
+#   make demo           an example pack becomes an image, runs, and answers /generate
+#   make demo-comfyui   the same with the real ComfyUI (COMFYUI=PATH takes a local clone)
+#   make test lint      what CI runs (.ci/run)
+
+PYTHON ?= python3
+VENV := .venv/bin
+COMFYUI ?=
+TESTS ?=
+
+.PHONY: help setup demo demo-comfyui test lint format bench docs clean service-lock
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n '/^#/!q;s/^# \{0,1\}//p' Makefile
+	@echo "Targets: setup demo demo-comfyui test lint format bench docs clean service-lock"
+
+.venv/ready: pyproject.toml .ci/venv
+	@PYTHON=$(PYTHON) .ci/venv
+
+.venv/dev: pyproject.toml .ci/venv
+	@PYTHON=$(PYTHON) .ci/venv dev
+
+setup: .venv/dev
+	@echo "setup: ready; try $(VENV)/cpack-build --help"
+
+demo: .venv/ready
+	@$(VENV)/python examples/demo.py
+
+demo-comfyui: .venv/ready
+	@COMFYUI="$(COMFYUI)" $(VENV)/python examples/demo.py --comfyui
+
+test: .venv/dev
+	$(VENV)/python -m pytest -n 2 $(TESTS)
+
+lint: .venv/dev
+	$(VENV)/ruff check .
+	$(VENV)/ruff format --check .
+	$(VENV)/mypy
+	$(VENV)/lint-imports
+
+format: .venv/dev
+	$(VENV)/ruff check --fix .
+	$(VENV)/ruff format .
+
+bench: .venv/ready
+	@$(VENV)/python examples/bench.py
+
+docs: .venv/ready
+	$(VENV)/python docs/make.py
+
+# The service's own packages, pinned with hashes for every image (cpack_build/serve/requirements.txt).
+service-lock: .venv/ready
+	$(VENV)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --no-annotate --quiet \
+		--output-file cpack_build/serve/requirements.txt cpack_build/serve/requirements.in
+
+clean:
+	rm -rf .venv build dist .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

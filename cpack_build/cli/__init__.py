@@ -1,0 +1,108 @@
+"""The command line: ``cpack-build VERB OBJECT``. One module per verb, imported only when that verb runs.
+
+:data:`VERBS` is all that ``--help`` needs, so it answers at once however large the program becomes. :func:`run` is the
+whole program as a function: arguments in, exit code out; no exception leaves it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+import click
+
+__all__ = ["VERBS", "cli", "main", "run"]
+
+VERBS: dict[str, tuple[str, str]] = {
+    "lock": ("cpack_build.cli.lock:lock", "Pin every byte that a pack's image needs, in NAME.cpack.lock."),
+    "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
+    "inspect": ("cpack_build.cli.inspect:inspect", "Show what a pack holds and what its workflow asks for."),
+    "completion": ("cpack_build.cli.completion:completion", "Print the line that turns on completion in your shell."),
+    "version": ("cpack_build.cli.version:version", "Print the version."),
+}
+"""Verb → where its command is, and its one line of help."""
+
+
+class _Verbs(click.Group):
+    """A group that knows its verbs by name and imports only the one that runs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        module, _, attribute = VERBS[cmd_name][0].partition(":")
+        command = getattr(import_module(module), attribute)
+        assert isinstance(command, click.Command)
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in VERBS and not args[0].startswith("-"):
+            import difflib
+
+            near = difflib.get_close_matches(args[0], VERBS, n=1)
+            ctx.fail(f"There is no verb {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
+
+
+def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        from cpack_build import __version__
+
+        click.echo(f"cpack-build {__version__}")
+        ctx.exit()
+
+
+@click.group(
+    cls=_Verbs,
+    subcommand_metavar="VERB [ARGS]...",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 a bug, 2 usage, 3 bad input, 4 cannot be resolved, 5 hash mismatch, 6 network, "
+    "7 engine or tool, 8 refused for safety, 9 storage, 130 interrupted (docs/exit-codes.md).",
+)
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print it.")
+def cli() -> None:
+    """Turn a ComfyUI workflow, packed as NAME.cpack.zip, into a container image that serves it.
+
+    \b
+    cpack-build image upscale.cpack.zip
+    docker run --rm -p 3000:3000 upscale
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run the command line *arguments* (without the program's name) and return its exit code (docs/exit-codes.md)."""
+    try:
+        _end_as_with_ctrl_c()
+        cli.main(args=list(arguments), prog_name="cpack-build", standalone_mode=False)
+        sys.stdout.flush()
+    except SystemExit as ended:
+        # Shell completion and a closed pipe end this way within click.
+        return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1
+    except BaseException as error:
+        from cpack_build.cli.failure import report
+
+        return report(error, arguments)
+    return 0
+
+
+def main() -> None:
+    """The console script ``cpack-build``."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def _end_as_with_ctrl_c() -> None:
+    """Let a polite ``kill`` unwind like Ctrl-C, so that nothing half-made stays behind."""
+    import signal
+    import threading
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)

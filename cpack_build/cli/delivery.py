@@ -1,0 +1,123 @@
+"""Where an image goes: what ``--output`` and ``-t`` mean, and the line that runs the image from there."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cpack_build.errors import UsageError
+from cpack_build.oci.reference import (
+    ArchiveName,
+    EngineName,
+    ImageName,
+    LayoutName,
+    Reference,
+    parse_image_name,
+    parse_reference,
+)
+from cpack_build.progress import Progress
+
+if TYPE_CHECKING:
+    from cpack_build.oci.types import Image
+
+__all__ = ["Destination", "choose", "default_reference", "deliver"]
+
+_PUBLISH = "-p 3000:3000"
+
+
+@dataclass(frozen=True)
+class Destination:
+    """One place for the image, and the *reference* under which it goes there."""
+
+    place: ImageName
+    reference: Reference
+
+    @property
+    def shown(self) -> str:
+        """As it would be written after ``--output``."""
+        if isinstance(self.place, EngineName):
+            return f"{self.place.engine}:{self.reference.familiar}"
+        return str(self.place)
+
+    @property
+    def run_line(self) -> str:
+        """The command that runs the image from here."""
+        name = shlex.quote(self.reference.familiar)
+        if isinstance(self.place, EngineName):
+            return f"{self.place.engine} run --rm {_PUBLISH} {name}"
+        if isinstance(self.place, LayoutName):
+            tagged = f"oci:{self.place.path}:{self.place.tag or self.reference.tag or 'latest'}"
+            return f"podman run --rm {_PUBLISH} {shlex.quote(tagged)}"
+        assert isinstance(self.place, ArchiveName)
+        return f"docker load -i {shlex.quote(str(self.place.path))} && docker run --rm {_PUBLISH} {name}"
+
+
+def default_reference(pack: Path) -> Reference:
+    """What an image is called when nobody says: the pack's name in the letters that a repository may have."""
+    name = pack.name.removesuffix(".zip").removesuffix(".cpack").lower()
+    name = re.sub(r"[^a-z0-9]+", "-", name).strip("-")[:128].strip("-")
+    return parse_reference(f"{name or 'workflow'}:latest")
+
+
+def choose(outputs: Sequence[str], *, tag: str | None, pack: Path) -> tuple[Destination, ...]:
+    """The places that ``--output`` and ``-t`` ask for; without ``--output`` Docker if it answers, else podman, else
+    ``NAME.oci/`` beside the pack.
+
+    Raises :class:`UsageError` for a name that is none, for a registry (pushing comes later) or a place named twice.
+    """
+    reference = parse_reference(tag) if tag else default_reference(pack)
+    if reference.digest:
+        raise UsageError(f"-t {tag!r}: an image that is being built has no digest yet.", hint="Leave the @… out.")
+    if not reference.tag:
+        reference = Reference(reference.registry, reference.repository, "latest")
+    if not outputs:
+        return (_default(reference, pack),)
+    chosen = tuple(_destination(text, reference) for text in outputs)
+    for index, destination in enumerate(chosen):
+        if destination.shown in (other.shown for other in chosen[:index]):
+            raise UsageError(f"--output {destination.shown} is given twice.")
+    return chosen
+
+
+def deliver(image: Image, destination: Destination, *, progress: Progress) -> None:
+    """Put *image* where *destination* says. Raises what the engine, layout or archive raises."""
+    from cpack_build.oci.archive import write_archive
+    from cpack_build.oci.engines import open_engine
+    from cpack_build.oci.layout import write_layout
+
+    place = destination.place
+    if isinstance(place, LayoutName):
+        write_layout(image, place.path, tag=place.tag, name=destination.reference, progress=progress)
+    elif isinstance(place, ArchiveName):
+        write_archive(image, place.path, name=destination.reference, progress=progress)
+    else:
+        assert isinstance(place, EngineName)
+        open_engine(place).load(image, destination.reference, progress=progress)
+
+
+def _destination(text: str, reference: Reference) -> Destination:
+    place = parse_image_name(text)
+    if isinstance(place, Reference):
+        raise UsageError(
+            f"--output {text!r} names a registry, and this cpack-build cannot push yet.",
+            hint="Write docker, podman, oci:DIR, oci-archive:FILE or docker-archive:FILE, and push it from there.",
+        )
+    if isinstance(place, LayoutName) and place.digest:
+        raise UsageError(f"--output {text!r}: the image has no digest yet.", hint="Leave the @… out.")
+    if isinstance(place, EngineName) and place.reference is not None:
+        return Destination(place, place.reference)
+    return Destination(place, reference)
+
+
+def _default(reference: Reference, pack: Path) -> Destination:
+    from cpack_build.oci.engines import DockerEngine, find_engine
+
+    engine = find_engine()
+    if engine is None:
+        name = pack.name.removesuffix(".zip").removesuffix(".cpack")
+        return Destination(LayoutName(pack.with_name(f"{name}.oci")), reference)
+    return Destination(EngineName("docker" if isinstance(engine, DockerEngine) else "podman"), reference)

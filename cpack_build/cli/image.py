@@ -1,0 +1,140 @@
+"""``cpack-build image PACK``: a pack becomes an image, somewhere it can be run from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cpack_build.cli.delivery import choose, deliver
+from cpack_build.cli.lock import lock_beside, make_lock, write_lock
+from cpack_build.cli.options import Chosen, pack_argument, settings_options, terminal_options
+from cpack_build.cli.terminal import Terminal, amount
+
+if TYPE_CHECKING:
+    from cpack_build.cpack.reader import Pack
+    from cpack_build.cpack.settings import Settings
+    from cpack_build.lock.schema import Lock
+    from cpack_build.oci.types import Image
+
+__all__ = ["image"]
+
+
+@click.command(
+    epilog="Example: cpack-build image upscale.cpack.zip -t team/upscale:1 --output oci:upscale.oci    "
+    "(exit codes: docs/exit-codes.md)"
+)
+@pack_argument
+@click.option("-t", "--tag", metavar="NAME[:TAG]", help="The image's name; by default that of PACK.")
+@click.option(
+    "--output",
+    "outputs",
+    multiple=True,
+    metavar="WHERE",
+    help="docker, podman, oci:DIR, oci-archive:FILE or docker-archive:FILE; may be given several times.",
+)
+@click.option(
+    "--lock",
+    "lock_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="By default NAME.cpack.lock beside PACK.",
+)
+@click.option("--locked", is_flag=True, help="Fail rather than lock when there is no lock.")
+@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@settings_options
+@terminal_options
+def image(
+    pack: Path,
+    tag: str | None,
+    outputs: tuple[str, ...],
+    lock_file: Path | None,
+    locked: bool,
+    dry_run: bool,
+    chosen: Chosen,
+    terminal: Terminal,
+) -> None:
+    """Build the image of PACK, and give it to Docker, podman, a folder or a file.
+
+    Locks first when there is no lock. Without --output the image goes to Docker if it answers, else to podman, else to
+    NAME.oci/ beside PACK.
+    """
+    from cpack_build.cpack.reader import read_pack
+    from cpack_build.oci.engines import open_engine
+    from cpack_build.oci.reference import EngineName
+
+    read = read_pack(pack)
+    read.served()
+    settings = chosen.settings(read)
+    path = lock_file or lock_beside(pack)
+    found = _find_lock(read, settings, path, must=locked or lock_file is not None)
+    destinations = choose(outputs, tag=tag, pack=pack)
+    for destination in destinations:
+        # An engine that does not answer is better known now than after the build.
+        if outputs and isinstance(destination.place, EngineName) and not dry_run:
+            open_engine(destination.place).require()
+    if dry_run:
+        places = [destination.shown for destination in destinations]
+        terminal.result({"dry_run": True, "lock": str(path), "locked": found is not None, "outputs": places})
+        terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
+        return
+    if found is None:
+        found = make_lock(read, settings, terminal=terminal)
+        write_lock(found, path)
+    with _built(found, read, settings, terminal=terminal) as built:
+        for destination in destinations:
+            deliver(built, destination, progress=terminal.progress)
+        terminal.result(
+            {
+                "image_id": built.id,
+                "digest": built.digest,
+                "platform": built.platform,
+                "size": built.size,
+                "layers": len(built.layers),
+                "lock": str(path),
+                "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],
+            }
+        )
+        terminal.say(f"{built.id}  {amount(built.size, None, 'B')} in {len(built.layers)} layers, {built.platform}")
+    for destination in destinations:
+        terminal.say(f"{destination.shown}\n  {destination.run_line}")
+
+
+def _find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool) -> Lock | None:
+    """The lock at *path* if it is there and fresh; ``None`` if it is not there and need not be."""
+    from cpack_build.lock.resolve import check_fresh
+    from cpack_build.lock.schema import load_lock
+
+    if not path.exists() and not must:
+        return None
+    lock = load_lock(path)
+    check_fresh(lock, pack, settings, name=path)
+    return lock
+
+
+@contextmanager
+def _built(lock: Lock, pack: Pack, settings: Settings, *, terminal: Terminal) -> Iterator[Image]:
+    """The image, for as long as the context lasts."""
+    from cpack_build.fetch.http import Sources
+    from cpack_build.fetch.mirrors import Mirrors
+    from cpack_build.fetch.store import Store
+    from cpack_build.image.build import build
+    from cpack_build.image.gather import Places, gather
+
+    store = Store()
+    sources = Sources(Mirrors(settings.mirrors))
+    python = settings.python
+    places = Places(
+        base=settings.base,
+        models=settings.models,
+        find_links=python.find_links,
+        index_urls=tuple(url for url in (python.index_url, *python.extra_index_urls) if url),
+    )
+    materials = gather(
+        lock, documents=pack.documents(), places=places, store=store, sources=sources, progress=terminal.progress
+    )
+    with build(lock, materials, store=store, progress=terminal.progress) as image:
+        yield image

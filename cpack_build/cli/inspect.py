@@ -1,0 +1,114 @@
+"""``cpack-build inspect PACK``: what a pack holds, without building anything."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cpack_build.cli.options import pack_argument, terminal_options
+from cpack_build.cli.terminal import Terminal, amount
+
+if TYPE_CHECKING:
+    from cpack_build.cpack.reader import Pack
+    from cpack_build.workflow.interface import Workflow
+
+__all__ = ["inspect"]
+
+
+@click.command(epilog="Example: cpack-build inspect upscale.cpack.zip --json    (exit codes: docs/exit-codes.md)")
+@pack_argument
+@click.option("--all", "everything", is_flag=True, help="Also the models and nodes that were not chosen, and packages.")
+@terminal_options
+def inspect(pack: Path, everything: bool, terminal: Terminal) -> None:
+    """Show what PACK holds: its workflow's parameters and results, and what its image needs."""
+    from cpack_build.cpack.reader import read_pack
+    from cpack_build.errors import WorkflowError
+
+    read = read_pack(pack)
+    try:
+        workflow, problem = read.served(), None
+    except WorkflowError as error:
+        workflow, problem = None, error
+    terminal.result(_document(read, workflow, problem))
+    if not terminal.json:
+        for line in _lines(read, workflow, problem, everything=everything):
+            terminal.say(line)
+    for note in read.snapshot.notes:
+        terminal.progress.note(note)
+
+
+def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    interface = None
+    if workflow is not None:
+        interface = {
+            "inputs": [asdict(item) for item in workflow.interface.inputs],
+            "outputs": [asdict(item) for item in workflow.interface.outputs],
+        }
+    return {
+        "pack": str(pack.path),
+        "sha256": pack.sha256,
+        "snapshot": pack.snapshot.model_dump(mode="json"),
+        "interface": interface,
+        "problem": str(problem) if problem else None,
+        "inputs": [{"name": item.name, "size": item.size} for item in pack.inputs],
+        "settings": pack.settings_text is not None,
+        "other": list(pack.other),
+    }
+
+
+def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, everything: bool) -> list[str]:
+    snapshot = pack.snapshot
+    chosen = [model for model in snapshot.models if everything or not model.disabled]
+    nodes = [node for node in snapshot.nodes if everything or not node.disabled]
+    lines = [
+        f"{pack.path}  sha256 {pack.sha256[:12]}",
+        f"  Python {snapshot.python}, ComfyUI {snapshot.comfyui.commit[:12] if snapshot.comfyui else 'not recorded'}, "
+        f"{len(snapshot.requirements)} Python packages",
+    ]
+    if workflow is not None:
+        lines += _table(
+            "takes",
+            [(i.name, i.type, "" if i.default is None else f"{i.default!r:.60}") for i in workflow.interface.inputs],
+        )
+        lines += _table("gives", [(item.name, item.kind, item.node_class) for item in workflow.interface.outputs])
+    elif problem is not None:
+        lines.append(f"  cannot be served: {problem}")
+    lines += _table("custom nodes", [(n.name, n.commit[:12], n.url + _off(n.disabled)) for n in nodes])
+    lines += _table(
+        "registry nodes", [(name, version, "") for name, version in sorted(snapshot.registry_nodes.items())]
+    )
+    lines += _table(
+        "single-file nodes", [(n.filename, "not in the pack", _off(n.disabled)) for n in snapshot.file_nodes]
+    )
+    lines += _table(
+        "models",
+        [
+            (
+                model.filename,
+                "size unknown" if model.size is None else amount(model.size, None, "B"),
+                (f"sha256 {model.sha256[:12]}" if model.sha256 else "no hash") + _off(model.disabled),
+            )
+            for model in chosen
+        ],
+    )
+    if hidden := len(snapshot.models) - len(chosen):
+        lines.append(f"    and {hidden} that were not chosen (--all shows them)")
+    lines += _table("files", [(item.name, amount(item.size, None, "B"), "") for item in pack.inputs])
+    if everything:
+        lines += _table("Python packages", [(requirement, "", "") for requirement in snapshot.requirements])
+    return lines
+
+
+def _off(disabled: bool) -> str:
+    return " (disabled)" if disabled else ""
+
+
+def _table(title: str, rows: list[tuple[str, str, str]]) -> list[str]:
+    if not rows:
+        return []
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    return [f"  {title}", *(f"    {a:<{first}}  {b:<{second}}  {c}".rstrip() for a, b, c in rows)]

@@ -1,0 +1,135 @@
+"""The options that several verbs share, and what they become: a :class:`Terminal`, and :class:`Chosen` settings."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+from cpack_build.cli.terminal import ProgressMode, Terminal
+
+if TYPE_CHECKING:
+    from cpack_build.cpack.reader import Pack
+    from cpack_build.cpack.settings import Settings
+
+__all__ = ["Chosen", "pack_argument", "settings_options", "terminal_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The settings flags of one run. *overrides* is nested as ``cpack.yaml`` is."""
+
+    config: Path | None
+    overrides: dict[str, Any]
+
+    def settings(self, pack: Pack) -> Settings:
+        """The settings for *pack*: its ``cpack.yaml``, the one beside it or ``--config``, then these flags."""
+        from cpack_build.cpack.settings import settings_for
+
+        return settings_for(pack.path, inside=pack.settings_text, config=self.config, overrides=self.overrides)
+
+
+def pack_argument(function: F) -> F:
+    """The argument ``PACK``, passed as *pack*."""
+    return click.argument("pack", type=click.Path(path_type=Path))(function)
+
+
+def terminal_options(function: F) -> F:
+    """``--json``, ``--progress``, ``-q`` and ``-v``, passed as *terminal*."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, as_json: bool, progress: ProgressMode, quiet: bool, verbose: bool, **kwargs: Any) -> Any:
+        return function(*args, terminal=Terminal(as_json, quiet, verbose, progress), **kwargs)
+
+    options = (
+        click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object."),
+        click.option(
+            "--progress",
+            type=click.Choice(["auto", "plain", "json", "none"]),
+            default="auto",
+            show_default=True,
+            help="How progress is shown on stderr; auto is bars on a terminal.",
+        ),
+        click.option("-q", "--quiet", is_flag=True, help="Only the result and errors."),
+        click.option("-v", "--verbose", is_flag=True, help="Say more; tracebacks of errors."),
+    )
+    return cast("F", _decorated(wrapped, options))
+
+
+def settings_options(function: F) -> F:
+    """The flags that override ``cpack.yaml``, passed as *chosen*."""
+
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any,
+        config: Path | None,
+        mirror: tuple[str, ...],
+        models: tuple[Path, ...],
+        find_links: tuple[str, ...],
+        index_url: str | None,
+        extra_index_url: tuple[str, ...],
+        base: str | None,
+        platform: str | None,
+        python_package: tuple[str, ...],
+        exclude_python_package: tuple[str, ...],
+        exclude_node: tuple[str, ...],
+        **kwargs: Any,
+    ) -> Any:
+        from cpack_build.fetch.mirrors import Mirrors
+
+        mirrors = Mirrors.parse(mirror).prefixes
+        python = {
+            "packages": list(python_package),
+            "exclude": list(exclude_python_package),
+            "index_url": index_url,
+            "extra_index_urls": list(extra_index_url),
+            "find_links": [absolute(place) for place in find_links],
+        }
+        overrides = {
+            "base": base,
+            "platform": platform,
+            "python": {key: value for key, value in python.items() if value},
+            "nodes": {"exclude": list(exclude_node)} if exclude_node else {},
+            "mirrors": dict(mirrors),
+            "models": [str(folder.expanduser().absolute()) for folder in models],
+        }
+        chosen = Chosen(config, {key: value for key, value in overrides.items() if value})
+        return function(*args, chosen=chosen, **kwargs)
+
+    options = (
+        click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings, as cpack.yaml."),
+        click.option(
+            "--mirror", metavar="PREFIX=PREFIX", help="Take what begins with the first from the second.", multiple=True
+        ),
+        click.option(
+            "--models", type=click.Path(path_type=Path), metavar="DIR", help="A folder with model files.", multiple=True
+        ),
+        click.option("--find-links", metavar="DIR|URL", help="Python packages lie here, too.", multiple=True),
+        click.option("--index-url", metavar="URL", help="The index of Python packages."),
+        click.option("--extra-index-url", metavar="URL", help="One more index of Python packages.", multiple=True),
+        click.option("--base", metavar="IMAGE", help="The image to build upon: scratch, oci:DIR or a reference."),
+        click.option(
+            "--platform", type=click.Choice(["linux/amd64", "linux/arm64"]), help="By default this machine's."
+        ),
+        click.option("--python-package", metavar="SPEC", help="Add or replace a Python package.", multiple=True),
+        click.option("--exclude-python-package", metavar="NAME", help="Leave a Python package out.", multiple=True),
+        click.option("--exclude-node", metavar="NAME", help="Leave a custom node out.", multiple=True),
+    )
+    return cast("F", _decorated(wrapped, options))
+
+
+def absolute(place: str) -> str:
+    """*place* as it is when it is a URL, else as an absolute path."""
+    return place if "://" in place else str(Path(place).expanduser().absolute())
+
+
+def _decorated(function: Any, options: tuple[Callable[[Any], Any], ...]) -> Any:
+    for option in reversed(options):
+        function = option(function)
+    return function

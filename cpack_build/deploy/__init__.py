@@ -1,0 +1,1 @@
+"""Bento, BentoCloud, Kubernetes, Compose. Empty for now."""

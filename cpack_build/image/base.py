@@ -1,0 +1,80 @@
+"""The base image's part of the result: its layers as plain tars, its config, the accounts and the Python that it has.
+
+It is taken by the digest that the lock pins: from a registry by that digest whatever its tag says now, from a local
+folder or archive only if that still holds it. """
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from cpack_build.errors import StaleLock
+from cpack_build.fetch.http import Sources
+from cpack_build.fetch.store import Store
+from cpack_build.image.interpreter import is_wanted
+from cpack_build.image.layer import MTIME
+from cpack_build.lock.schema import BaseImage
+from cpack_build.oci import tar
+from cpack_build.oci.filesystem import FileTree, file_tree
+from cpack_build.oci.reference import Reference, parse_image_name
+from cpack_build.oci.sources import open_source
+from cpack_build.oci.types import Blob, BytesBlob, Image
+from cpack_build.oci.uncompressed import uncompressed
+from cpack_build.progress import SILENT, Progress
+
+__all__ = ["Base", "open_locked_base"]
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base image at hand: its *config* document and its uncompressed *layers*, with diff IDs as digests."""
+
+    config: dict[str, object]
+    layers: tuple[Blob, ...]
+
+    def files(self) -> FileTree:
+        """The file system that the layers add up to; each is read once."""
+        empty = BytesBlob("", b"")
+        return file_tree(Image(empty, empty, self.layers))
+
+    def accounts(self) -> tuple[bytes, bytes]:
+        """``/etc/passwd`` and ``/etc/group``."""
+        found = self.files().read(["etc/passwd", "etc/group"])
+        return found.get("etc/passwd", b""), found.get("etc/group", b"")
+
+    def interpreter_files(self, python: str) -> Iterator[tar.Entry]:
+        """What of the base's files its Python *python* (``3.11``) needs to start."""
+        tree = self.files()
+        entries = {
+            path: tar.Entry(path, node.kind, node.mode, MTIME, target=node.target)
+            for path, node in tree.nodes.items()
+            if node.kind != "other" and is_wanted(path, node.kind, node.size, python)
+        }
+        contents = tree.read(path for path, entry in entries.items() if entry.kind == "file")
+        for path, entry in sorted(entries.items()):
+            yield replace(entry, content=tar.BytesContent(contents[path])) if entry.kind == "file" else entry
+
+
+def open_locked_base(
+    pin: BaseImage, *, platform: str, name: str, store: Store, sources: Sources, progress: Progress = SILENT
+) -> Base:
+    """The base that a lock pins, as *name* (``oci:DIR``, a registry's reference) has it.
+
+    Raises :class:`StaleLock` when a local *name* holds another image now, and what reading it raises.
+    """
+    image_name = parse_image_name(name if name != "scratch" else pin.reference)
+    if isinstance(image_name, Reference):
+        image_name = replace(image_name, tag=None, digest=pin.digest)
+    source = open_source(image_name, mirrors=sources.mirrors, store=store)
+    descriptor, _ = source.manifest(platform)
+    if descriptor.digest != pin.digest:
+        raise StaleLock("The lock", f"it pins the base {pin.digest}, and {name} is {descriptor.digest} now")
+    image = source.as_image(platform)
+    config = json.loads(image.config.data)
+    layers = []
+    with progress.task(f"Base {pin.reference}", total=len(image.layers), unit="layers") as task:
+        for layer, diff_id in zip(image.layers, config["rootfs"]["diff_ids"], strict=True):
+            layers.append(uncompressed(layer, diff_id, memo=store))
+            task.advance(1)
+    return Base(config, tuple(layers))

@@ -1,0 +1,137 @@
+"""Everything that a lock names, brought to this machine and proved by hash: the :class:`Materials` of a build.
+
+What is in the store or lies in a named folder already is not fetched; the rest comes in parallel. Whatever cannot be
+had is named, and nothing is built."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from cpack_build.errors import StaleLock
+from cpack_build.fetch.git import Tree, open_locked
+from cpack_build.fetch.http import Sources, download
+from cpack_build.fetch.store import Store
+from cpack_build.image.base import open_locked_base
+from cpack_build.image.build import Materials
+from cpack_build.image.debs import StoredDeb
+from cpack_build.image.wheels import StoredWheel
+from cpack_build.lock.debs import fetch_deb
+from cpack_build.lock.models import fetch_model
+from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, Deb, DebInterpreter, GitTree, Lock, Model
+from cpack_build.lock.service import service_code, service_files
+from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
+from cpack_build.progress import SILENT, Progress
+
+__all__ = ["Places", "gather"]
+
+_PARALLEL = 8
+"""Downloads at once: they wait for the network more than for the processor."""
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where on this machine things may lie. It is no part of the lock."""
+
+    base: str = "scratch"
+    """The base image's name as the settings have it."""
+    models: Sequence[str] = ()
+    find_links: Sequence[str] = ()
+    index_urls: Sequence[str] = ()
+
+
+def gather(
+    lock: Lock,
+    *,
+    documents: Mapping[str, bytes],
+    places: Places,
+    store: Store,
+    sources: Sources,
+    progress: Progress = SILENT,
+) -> Materials:
+    """The materials of *lock*; *documents* go below ``/app/cpack``.
+
+    Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`, and :class:`StaleLock` when the lock
+    pins another cpack-build's service."""
+    if lock.service_code != service_code():
+        raise StaleLock("The lock", f"it pins the service of cpack-build {lock.service_code.version}, not of this one")
+    service, wheels = wheels_of(lock.service), wheels_of(lock.python)
+    archive = lock.interpreter if isinstance(lock.interpreter, ArchiveInterpreter) else None
+    own_debs = lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
+    base = None
+    if isinstance(lock.base, BaseImage):
+        base = open_locked_base(
+            lock.base, platform=lock.platform, name=places.base, store=store, sources=sources, progress=progress
+        )
+
+    def wheel(item: Wheel) -> StoredWheel:
+        file = fetch_wheel(
+            item,
+            store=store,
+            sources=sources,
+            find_links=places.find_links,
+            index_urls=places.index_urls,
+            progress=progress,
+        )
+        return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path)
+
+    def deb(item: Deb) -> StoredDeb:
+        file = fetch_deb(item, store=store, sources=sources, progress=progress)
+        return StoredDeb(item.name, item.version, item.sha256, file.path)
+
+    def tree(item: GitTree) -> Tree:
+        return open_locked(
+            item.url,
+            item.commit,
+            tree_sha256=item.tree_sha256,
+            store=store,
+            mirrors=sources.mirrors,
+            progress=progress,
+        )
+
+    def model(item: Model) -> Path:
+        return fetch_model(item, folders=places.models, store=store, sources=sources, progress=progress).path
+
+    with ThreadPoolExecutor(_PARALLEL) as pool:
+
+        def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Callable[[], tuple[_Result, ...]]:
+            waiting = [pool.submit(work, item) for item in items]
+            return lambda: tuple(future.result() for future in waiting)
+
+        try:
+            service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
+            system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
+            trees, models = each(tree, (lock.comfyui, *lock.nodes)), each(model, lock.models)
+            interpreter_archive = None
+            if archive is not None:
+                interpreter_archive = download(
+                    archive.url,
+                    store=store,
+                    sources=sources,
+                    sha256=archive.sha256,
+                    size=archive.size,
+                    what=f"Python {archive.version}",
+                    progress=progress,
+                ).path
+            comfyui, *nodes = trees()
+            return Materials(
+                base=base,
+                system=system(),
+                interpreter_debs=interpreter_debs(),
+                interpreter_archive=interpreter_archive,
+                service_wheels=service_wheels(),
+                service_code=dict(service_files()),
+                wheels=comfyui_wheels(),
+                comfyui=comfyui,
+                nodes=tuple(nodes),
+                models={item.sha256: path for item, path in zip(lock.models, models(), strict=True)},
+                documents=documents,
+            )
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise

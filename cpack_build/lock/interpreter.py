@@ -1,0 +1,73 @@
+"""The Python of the image: the base's own, the system packages', or a standalone archive by URL and hash."""
+
+from __future__ import annotations
+
+import gzip
+import tarfile
+from collections.abc import Collection
+from pathlib import Path
+from typing import IO, Any
+
+from cpack_build.cpack.settings import InterpreterArchive
+from cpack_build.errors import BadInput, Unresolvable
+from cpack_build.fetch.http import Sources, download
+from cpack_build.fetch.store import Store
+from cpack_build.lock.schema import ArchiveInterpreter, BaseInterpreter
+from cpack_build.progress import SILENT, Progress
+
+__all__ = ["archive_interpreter", "base_interpreter"]
+
+_PLACES = ("usr/bin", "usr/local/bin", "bin", "opt/python/bin", "opt/conda/bin")
+
+
+def base_interpreter(python: str, paths: Collection[str]) -> BaseInterpreter | None:
+    """Python *python* (``3.11``) among the *paths* of a base image (no first ``/``), or ``None``."""
+    for place in _PLACES:
+        if f"{place}/python{python}" in paths:
+            return BaseInterpreter(version=python, path=f"/{place}/python{python}")
+    return None
+
+
+def archive_interpreter(
+    archive: InterpreterArchive, *, python: str, store: Store, sources: Sources, progress: Progress = SILENT
+) -> ArchiveInterpreter:
+    """Download *archive* and see that it holds ``python/bin/python3.X``.
+
+    Raises :class:`NetworkError`, :class:`HashMismatch`, :class:`BadInput` (no such tar), :class:`Unresolvable` (another
+    Python than the pack's).
+    """
+    file = download(
+        archive.url, store=store, sources=sources, sha256=archive.sha256, what="interpreter", progress=progress
+    )
+    wanted = f"python/bin/python{python}"
+    known = store.recall("interpreter-1", f"{file.sha256}:{python}")
+    if known is None:
+        if wanted not in _names(file.path, archive.url):
+            raise Unresolvable(
+                f"{archive.url} has no {wanted}: it is not Python {python}, which the pack needs.",
+                hint="Name an archive of that Python (install_only, as python-build-standalone makes them).",
+            )
+        store.remember("interpreter-1", f"{file.sha256}:{python}", wanted)
+    return ArchiveInterpreter(
+        version=python, path=f"/opt/{wanted}", url=archive.url, sha256=file.sha256, size=file.size
+    )
+
+
+def _names(path: Path, url: str) -> set[str]:
+    import zstandard
+
+    try:
+        with path.open("rb") as raw:
+            magic = raw.read(4)
+            raw.seek(0)
+            plain: IO[Any]
+            if magic[:2] == b"\x1f\x8b":
+                plain = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
+            elif magic == b"\x28\xb5\x2f\xfd":
+                plain = zstandard.ZstdDecompressor().stream_reader(raw)
+            else:
+                plain = raw
+            with tarfile.open(fileobj=plain, mode="r|") as archive:
+                return {member.name.removeprefix("./") for member in archive}
+    except (tarfile.TarError, EOFError, OSError, zstandard.ZstdError) as error:
+        raise BadInput(f"{url} is no tar.gz or tar.zst: {error}.", hint="Name another archive.") from error

@@ -1,0 +1,173 @@
+"""Models: each is found by its hash, proved by one read, and never copied if it lies on this machine already.
+
+Looked for in the store, then in the folders that the user named, then under what a mirror maps its URLs to, then
+downloaded. The digest of the model's layer comes from the same read and is remembered, so a warm lock reads no byte of
+a model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+
+from cpack_build.cpack.schema import ModelEntry
+from cpack_build.errors import CpackError, HashMismatch, NetworkError, Unresolvable, UnsafeInput
+from cpack_build.fetch.http import Sources, download
+from cpack_build.fetch.store import Store, StoredFile
+from cpack_build.fetch.urls import redact, without_credentials
+from cpack_build.lock.schema import Model
+from cpack_build.oci.modellayer import hash_model
+from cpack_build.progress import SILENT, Progress
+
+__all__ = ["fetch_model", "lock_models"]
+
+_LAYER = "model-layer-1"
+
+
+def lock_models(
+    entries: Sequence[ModelEntry],
+    *,
+    folders: Sequence[str],
+    store: Store,
+    sources: Sources,
+    progress: Progress = SILENT,
+) -> tuple[list[Model], list[CpackError]]:
+    """The enabled models, by path, and what could not be found, so that all of it can be told at once.
+
+    Raises :class:`HashMismatch` and :class:`UnsafeInput` at once.
+    """
+    locked: dict[str, Model] = {}
+    missing: list[CpackError] = []
+    for entry in entries:
+        if entry.disabled:
+            continue
+        path = safe_model_path(entry.filename)
+        try:
+            file = _find(path, entry, folders=folders, store=store, sources=sources, progress=progress)
+        except (Unresolvable, NetworkError) as error:
+            missing.append(error)
+            continue
+        urls = tuple(dict.fromkeys(without_credentials(url) for url in entry.urls))
+        digest = _layer_digest(file, store=store, progress=progress)
+        model = Model(path=path, sha256=file.sha256, size=file.size, layer_digest=digest, sources=urls)
+        twin = locked.setdefault(path.casefold(), model)
+        if (twin.path, twin.sha256) != (model.path, model.sha256):
+            raise UnsafeInput(
+                f"The pack has two models at {path}, {twin.sha256} and {model.sha256}.", hint="Disable one of them."
+            )
+    return sorted(locked.values(), key=lambda model: model.path), missing
+
+
+def fetch_model(
+    model: Model, *, folders: Sequence[str], store: Store, sources: Sources, progress: Progress = SILENT
+) -> StoredFile:
+    """The file of a locked model. Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`."""
+    entry = ModelEntry(filename=model.path, size=model.size, sha256=model.sha256, urls=model.sources)
+    path = safe_model_path(model.path)
+    return _find(path, entry, folders=folders, store=store, sources=sources, progress=progress)
+
+
+def safe_model_path(name: str) -> str:
+    """*name* as a path below ComfyUI, with ``/``. Raises :class:`UnsafeInput` if it would lead elsewhere."""
+    path = name.replace("\\", "/")
+    parts = path.split("/")
+    if (
+        not path
+        or any(part in ("", ".", "..") for part in parts)
+        or ":" in parts[0]
+        or any(ord(character) < 32 or ord(character) == 127 for character in path)
+        or max(len(part.encode("utf-8", "surrogatepass")) for part in parts) > 255
+    ):
+        raise UnsafeInput(f"The model's name {name!r} leads out of ComfyUI's folder.", hint="Correct it in the pack.")
+    return path
+
+
+def _find(
+    path: str, entry: ModelEntry, *, folders: Sequence[str], store: Store, sources: Sources, progress: Progress
+) -> StoredFile:
+    if entry.sha256 and (known := store.find(entry.sha256)) is not None:
+        return known
+    other: Path | None = None
+    for candidate, is_exact in _candidates(path, folders):
+        size = candidate.stat().st_size
+        if entry.sha256 and (entry.size in (None, size)):
+            try:
+                return _proved(candidate, entry.sha256, size, store=store, progress=progress)
+            except HashMismatch:
+                other = candidate if is_exact else other
+        elif not entry.sha256 and is_exact and entry.size in (None, size):
+            with progress.task(f"Hashing {candidate.name}", total=size) as task:
+                return store.adopt(candidate, on_read=task.advance)
+        elif is_exact:
+            other = candidate
+    problems = []
+    for url in entry.urls if entry.sha256 else ():
+        try:
+            return download(
+                url, store=store, sources=sources, sha256=entry.sha256, size=entry.size,
+                what=PurePosixPath(path).name, progress=progress,
+            )  # fmt: skip
+        except (NetworkError, Unresolvable) as error:
+            problems.append(error.message)
+    if other is not None and entry.sha256:
+        actual = store.adopt(other).sha256
+        raise HashMismatch(f"Model {other}", expected=entry.sha256, actual=actual)
+    raise _not_found(path, entry, folders, problems)
+
+
+def _not_found(path: str, entry: ModelEntry, folders: Sequence[str], problems: Sequence[str]) -> Unresolvable:
+    looked = f", nor in {', '.join(folders)}" if folders else ""
+    if not entry.sha256:
+        return Unresolvable(
+            f"The model {path} has no sha256 in the pack{looked}: it cannot be told from another.",
+            hint="Name the folder that holds it with --models DIR, or pack it again.",
+        )
+    if problems:
+        tried = f" Tried: {' '.join(problems)}"
+    elif entry.urls:
+        tried = f" Its addresses: {', '.join(redact(url) for url in entry.urls)}."
+    else:
+        tried = " The pack names no address for it."
+    return Unresolvable(
+        f"The model {path} (sha256 {entry.sha256}) is not in the store{looked}.{tried}",
+        hint="Name the folder that holds it with --models DIR, or a copy with --mirror URL=PATH.",
+    )
+
+
+def _candidates(path: str, folders: Sequence[str]) -> Iterator[tuple[Path, bool]]:
+    """Files that may be the model, the likeliest first; and whether they lie where its path says."""
+    for folder in folders:
+        root = Path(folder).expanduser()
+        if not root.is_dir():
+            raise Unresolvable(f"--models names {folder}, where no folder is.", hint="Correct it.")
+        for name, is_exact in ((path.removeprefix("models/"), True), (path, True), (path.rsplit("/", 1)[-1], False)):
+            if (root / name).is_file():
+                yield root / name, is_exact
+
+
+def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progress) -> StoredFile:
+    """*path* if it has that hash; the layer's digest comes from the same read."""
+    if store.recall(_LAYER, f"{sha256}:{size}") is not None:
+        with progress.task(f"Hashing {path.name}", total=size) as task:
+            file = store.adopt(path, on_read=task.advance)
+        if file.sha256 != sha256:
+            raise HashMismatch(path, expected=sha256, actual=file.sha256)
+        return file
+    before = path.stat()
+    with progress.task(f"Hashing {path.name}", total=size) as task:
+        digest = hash_model(path, sha256, size, on_read=task.advance)
+    store.remember(_LAYER, f"{sha256}:{size}", digest)
+    after = path.stat()
+    if (before.st_mtime_ns, before.st_ctime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ctime_ns, after.st_ino):
+        store.remember_file(path, sha256)
+    return StoredFile(path.absolute(), sha256, size)
+
+
+def _layer_digest(file: StoredFile, *, store: Store, progress: Progress) -> str:
+    key = f"{file.sha256}:{file.size}"
+    if (known := store.recall(_LAYER, key)) is not None:
+        return known
+    with progress.task(f"Hashing the layer of {file.path.name}", total=file.size) as task:
+        digest = hash_model(file.path, file.sha256, file.size, on_read=task.advance)
+    store.remember(_LAYER, key, digest)
+    return digest

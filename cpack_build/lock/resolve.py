@@ -1,0 +1,229 @@
+"""The stage: a pack and its settings become a lock.
+
+The parts know nothing of each other but this: the system packages decide which glibc wheels may ask for. Everything
+that is missing is told at once. The result depends on the pack, the settings and what the sources offer, never on the
+machine, its folders or the order in which things were found.
+"""
+
+from __future__ import annotations
+
+import platform as host
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
+
+import cpack_build
+from cpack_build.cpack.schema import Snapshot
+from cpack_build.cpack.settings import InterpreterArchive, Settings
+from cpack_build.errors import BadSettings, CpackError, NetworkError, StaleLock, Unresolvable, UsageError
+from cpack_build.fetch.http import Sources
+from cpack_build.fetch.store import Store
+from cpack_build.lock.base import Base, open_base
+from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
+from cpack_build.lock.interpreter import archive_interpreter, base_interpreter
+from cpack_build.lock.models import lock_models
+from cpack_build.lock.nodes import lock_trees
+from cpack_build.lock.python import Target, lock_environment, lock_service
+from cpack_build.lock.schema import Deb, DebInterpreter, Inputs, Interpreter, Lock, ScratchBase
+from cpack_build.lock.service import service_code, service_requirements
+from cpack_build.progress import SILENT, Progress
+
+__all__ = ["PackInput", "check_fresh", "resolve"]
+
+Platform = Literal["linux/amd64", "linux/arm64"]
+_T = TypeVar("_T")
+_MACHINES: dict[str, Platform] = {
+    "x86_64": "linux/amd64", "amd64": "linux/amd64", "aarch64": "linux/arm64", "arm64": "linux/arm64",
+}  # fmt: skip
+_UNKNOWN_GLIBC = 28
+"""For a base whose glibc cannot be told: what every distribution in support has."""
+
+
+class PackInput(Protocol):
+    """What of a pack a lock depends on (:class:`cpack_build.cpack.reader.Pack` is one)."""
+
+    @property
+    def sha256(self) -> str: ...
+
+    @property
+    def snapshot(self) -> Snapshot: ...
+
+
+def resolve(
+    pack: PackInput, *, settings: Settings, store: Store, sources: Sources, progress: Progress = SILENT
+) -> Lock:
+    """Resolve *pack* to its lock. *sources* holds the mirrors (flags and settings) and transports.
+
+    Raises :class:`Unresolvable` naming everything that is missing, :class:`NetworkError`, :class:`HashMismatch`,
+    :class:`UnsafeInput`, :class:`BadInput`, :class:`ToolMissing`. *progress* is used from several threads.
+    """
+    snapshot = pack.snapshot
+    target_platform = settings.platform or _this_platform()
+    with ThreadPoolExecutor(4) as pool:
+        trees_work = pool.submit(
+            lock_trees, snapshot, exclude=settings.nodes.exclude, store=store, sources=sources, progress=progress
+        )
+        models_work = pool.submit(
+            lock_models, snapshot.models, folders=settings.models, store=store, sources=sources, progress=progress
+        )
+        errors: list[CpackError] = []
+        system = _caught(
+            lambda: _system(
+                settings, python=snapshot.python, platform=target_platform, store=store, sources=sources,
+                progress=progress,
+            ),
+            errors,
+        )  # fmt: skip
+        glibc = system.glibc if system is not None else _UNKNOWN_GLIBC
+        target = Target(snapshot.python, target_platform, glibc)
+        find_links = settings.python.find_links
+        index_url, extra_index_urls = settings.python.index_url, settings.python.extra_index_urls
+        service_work = pool.submit(
+            lock_service, service_requirements(), target=target, store=store, sources=sources, find_links=find_links,
+            index_url=index_url, extra_index_urls=extra_index_urls, progress=progress,
+        )  # fmt: skip
+        python_work = pool.submit(
+            lock_environment, snapshot.requirements, target=target, store=store, sources=sources,
+            packages=settings.python.packages, exclude=settings.python.exclude, find_links=find_links,
+            index_url=index_url, extra_index_urls=extra_index_urls, progress=progress,
+        )  # fmt: skip
+        trees, models, service, python = (
+            _done(trees_work, errors), _done(models_work, errors), _done(service_work, errors),
+            _done(python_work, errors),
+        )  # fmt: skip
+    errors += [*(trees.missing if trees else ()), *(models[1] if models else ())]
+    if errors:
+        raise _together(errors)
+    assert system is not None
+    assert trees is not None
+    assert trees.comfyui is not None
+    assert models is not None
+    assert service is not None
+    assert python is not None
+    return Lock(
+        builder=cpack_build.__version__,
+        inputs=Inputs(pack=pack.sha256, settings=settings.digest()),
+        source_date_epoch=max(tree.committed_at for tree in (trees.comfyui, *trees.nodes)),
+        platform=target_platform,
+        base=system.base.record if system.base is not None else ScratchBase(),
+        system=system.debs,
+        interpreter=system.interpreter,
+        # the image's own interpreter compiles, so it must be one that can run here
+        bytecode="compiled" if settings.bytecode == "auto" and target_platform == _this_platform() else "none",
+        service=service,
+        service_code=service_code(),
+        python=python,
+        comfyui=trees.comfyui,
+        nodes=trees.nodes,
+        models=tuple(models[0]),
+        environment=dict(sorted(settings.environment.items())),
+        comfyui_args=settings.comfyui_args,
+    )
+
+
+def check_fresh(lock: Lock, pack: PackInput, settings: Settings, *, name: object = "The lock") -> None:
+    """See that *lock* belongs to *pack*, *settings* and us. Raises :class:`StaleLock`, saying which not."""
+    if lock.inputs.pack != pack.sha256:
+        raise StaleLock(name, "the pack has changed since it was made")
+    if lock.inputs.settings != settings.digest():
+        raise StaleLock(name, "the settings (cpack.yaml or flags) have changed since it was made")
+    if settings.platform is not None and lock.platform != settings.platform:
+        raise StaleLock(name, f"it is for {lock.platform}, not {settings.platform}")
+    if lock.service_code != service_code():
+        raise StaleLock(
+            name, f"it was made by another cpack-build ({lock.service_code.version}), whose service code differs"
+        )
+
+
+@dataclass(frozen=True)
+class _System:
+    """What lies below the Python packages."""
+
+    base: Base | None
+    debs: tuple[Deb, ...]
+    interpreter: Interpreter
+    glibc: int
+
+
+def _system(
+    settings: Settings, *, python: str, platform: Platform, store: Store, sources: Sources, progress: Progress
+) -> _System:
+    """Base image, system packages and interpreter.
+
+    The interpreter's own packages (those built from source package ``python3.X``) are kept apart, so that images that
+    differ in system packages share its layer.
+    """
+    base = None
+    if settings.base != "scratch":
+        base = open_base(settings.base, platform=platform, store=store, sources=sources, progress=progress)
+    interpreter: Interpreter | None = None
+    wanted = [*(FLOOR if base is None else ()), *settings.system.packages]
+    if isinstance(settings.interpreter, InterpreterArchive):
+        interpreter = archive_interpreter(
+            settings.interpreter, python=python, store=store, sources=sources, progress=progress
+        )
+    elif settings.interpreter in ("auto", "base"):
+        if base is not None:
+            interpreter = base_interpreter(python, base.paths)
+        elif settings.interpreter == "base":
+            raise BadSettings("interpreter is 'base', but base is 'scratch', which has no Python.")
+        if interpreter is None and settings.interpreter == "base":
+            raise Unresolvable(
+                f"The base image {settings.base} has no Python {python}, which the pack needs.",
+                hint="Set interpreter: auto, or choose another base.",
+            )
+    if base is not None and interpreter is not None and not wanted:
+        return _System(base, (), interpreter, glibc_minor(installed(base.files)) or _UNKNOWN_GLIBC)
+    apt = host_sources() if base is None else base_sources(base.files)
+    archive = open_archive(
+        apt, architecture=platform.partition("/")[2], store=store, mirrors=sources.mirrors, progress=progress
+    )
+    package = f"python{python}"
+    if interpreter is None:
+        if not archive.has(package):
+            raise Unresolvable(
+                f"The pack needs Python {python}, and there is no {package} among the system packages"
+                + (" of this machine's sources." if base is None else f" of the base image {settings.base}."),
+                hint="Name a standalone Python in cpack.yaml (interpreter: {url: …, sha256: …}) or a base with it.",
+            )
+        wanted.append(package)
+    with progress.task("Resolving system packages", unit="packages"):
+        debs = archive.resolve(wanted)
+    if interpreter is None:
+        own = tuple(deb for deb in debs if deb.source == package)
+        debs = tuple(deb for deb in debs if deb.source != package)
+        interpreter = DebInterpreter(version=python, path=f"/usr/bin/{package}", packages=own)
+    versions = {**(installed(base.files) if base is not None else {}), **{deb.name: deb.version for deb in debs}}
+    return _System(base, debs, interpreter, glibc_minor(versions) or _UNKNOWN_GLIBC)
+
+
+def _this_platform() -> Platform:
+    machine = host.machine().lower()
+    if machine not in _MACHINES:
+        raise UsageError(f"Images for {machine} cannot be made.", hint="Name --platform linux/amd64 or linux/arm64.")
+    return _MACHINES[machine]
+
+
+def _caught(work: Callable[[], _T], errors: list[CpackError]) -> _T | None:
+    try:
+        return work()
+    except CpackError as error:
+        errors.append(error)
+        return None
+
+
+def _done(work: Future[_T], errors: list[CpackError]) -> _T | None:
+    return _caught(work.result, errors)
+
+
+def _together(errors: list[CpackError]) -> CpackError:
+    """One error for all: what is wrong comes before what is missing, and all that is missing is told at once."""
+    for error in errors:
+        if not isinstance(error, Unresolvable | NetworkError):
+            return error
+    if len(errors) == 1:
+        return errors[0]
+    told = "".join(f"\n- {error}" for error in errors)
+    kind = NetworkError if all(isinstance(error, NetworkError) for error in errors) else Unresolvable
+    return kind(f"{len(errors)} things that the image needs cannot be had:{told}")

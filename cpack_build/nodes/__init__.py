@@ -1,0 +1,1 @@
+"""The ComfyUI plugin's interface nodes and server routes. Empty for now."""

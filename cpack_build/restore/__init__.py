@@ -1,0 +1,1 @@
+"""Image or pack to workspace, image to pack. Empty for now."""

@@ -1,0 +1,345 @@
+"""Speaks to ComfyUI by HTTP and WebSocket: runs prompts, uploads inputs, fetches outputs.
+
+One WebSocket serves all requests; its events are told apart by prompt id. Events can be lost (a connection breaks,
+ComfyUI starts again), so what has not ended is looked up in ComfyUI's history now and then: the WebSocket makes it
+fast, the history makes it sure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cpack_build.errors import EngineDied, EngineUnavailable, NodeFailed, PromptRefused, RunError
+from cpack_build.serve.comfyui import Engine
+
+if TYPE_CHECKING:
+    import aiohttp
+
+__all__ = ["Client", "Outputs"]
+
+Outputs = Mapping[str, Mapping[str, Any]]
+"""Node id → what the node reported for display, such as ``{"images": [{"filename", "subfolder", "type"}]}``."""
+
+_LOOK_UP_SECONDS = 4.0
+_CONNECT_SECONDS = 2.0
+
+
+@dataclass
+class _Job:
+    prompt_id: str
+    address: str
+    done: asyncio.Future[None]
+    outputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
+    unseen: int = 0  # times in a row that ComfyUI knew nothing of it
+
+
+class Client:
+    """A client of the ComfyUI behind *engine*, for as long as the service runs."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._client_id = uuid.uuid4().hex
+        self._jobs: dict[str, _Job] = {}
+        self._connected = asyncio.Event()
+        self._session: aiohttp.ClientSession | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Open the connections; returns at once, whether or not ComfyUI is there yet."""
+        import aiohttp
+
+        self._session = aiohttp.ClientSession(
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=60),
+            cookie_jar=aiohttp.DummyCookieJar(),
+        )
+        self._tasks = [
+            asyncio.create_task(task()) for task in (self._listen, self._look_up_regularly, self._notice_death)
+        ]
+
+    async def close(self) -> None:
+        """End all requests that wait, and the connections."""
+        for task in [*self._tasks, *self._background]:
+            task.cancel()
+        await asyncio.gather(*self._tasks, *self._background, return_exceptions=True)
+        self._fail_all("the service is stopping")
+        if self._session is not None:
+            await self._session.close()
+
+    # -- running a prompt
+
+    async def run(self, prompt: Mapping[str, Any]) -> Outputs:
+        """Have ComfyUI run *prompt* and return what its nodes reported.
+
+        Raises :class:`EngineUnavailable`, :class:`PromptRefused`, :class:`NodeFailed` or :class:`EngineDied`. When the
+        caller is cancelled, so is the prompt: taken from the queue, or interrupted.
+        """
+        address = self._engine.address
+        if address is None:
+            raise EngineUnavailable(self._engine.trouble)
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._connected.wait(), _CONNECT_SECONDS)
+        job = _Job(str(uuid.uuid4()), address, asyncio.get_running_loop().create_future())
+        self._jobs[job.prompt_id] = job
+        try:
+            await self._submit(job, prompt)
+            await job.done
+        except asyncio.CancelledError:
+            self._spawn(self._cancel(job))
+            raise
+        finally:
+            self._jobs.pop(job.prompt_id, None)
+            if job.done.done() and not job.done.cancelled():
+                job.done.exception()  # seen, even where another error came first
+        return job.outputs
+
+    async def _submit(self, job: _Job, prompt: Mapping[str, Any]) -> None:
+        import aiohttp
+
+        request = {"prompt": prompt, "client_id": self._client_id, "prompt_id": job.prompt_id}
+        try:
+            async with self._http.post(f"{job.address}/prompt", json=request) as response:
+                body = await response.json(content_type=None)
+                status = response.status
+        except aiohttp.ClientConnectorError:
+            raise EngineUnavailable(self._engine.trouble or "it does not answer") from None
+        except aiohttp.ClientConnectionError:
+            # It took the prompt and ended at once; how is known in a moment.
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(asyncio.shield(job.done), _CONNECT_SECONDS)
+            raise EngineDied("the connection to it broke") from None
+        except (aiohttp.ClientError, ValueError) as error:
+            raise RunError(f"ComfyUI's answer to the prompt is unreadable: {type(error).__name__}.") from None
+        if not isinstance(body, dict):
+            raise RunError(f"ComfyUI answered the prompt with status {status} and no object.")
+        if status != 200:
+            raise _refusal(body, prompt)
+        given = body.get("prompt_id")
+        if isinstance(given, str) and given != job.prompt_id:  # versions before 0.3.50 choose the id themselves
+            self._jobs.pop(job.prompt_id)
+            job.prompt_id = given
+            self._jobs[given] = job
+        if body.get("node_errors"):
+            # Some outputs are valid and would be run; the caller asked for all of them.
+            self._spawn(self._cancel(job))
+            raise _refusal(body, prompt)
+
+    async def _cancel(self, job: _Job) -> None:
+        import aiohttp
+
+        with contextlib.suppress(aiohttp.ClientError, ValueError):
+            await self._post(job, "queue", {"delete": [job.prompt_id]})
+            async with self._http.get(f"{job.address}/queue") as response:
+                queue = await response.json()
+            # Old versions interrupt whatever runs, so make sure that it is ours.
+            if any(len(item) > 1 and item[1] == job.prompt_id for item in queue.get("queue_running", [])):
+                await self._post(job, "interrupt", {"prompt_id": job.prompt_id})
+
+    async def _forget(self, address: str, prompt_id: str) -> None:
+        """Remove an ended prompt from ComfyUI's history, which keeps thousands, with their callers' values."""
+        import aiohttp
+
+        with contextlib.suppress(aiohttp.ClientError):
+            async with self._http.post(f"{address}/history", json={"delete": [prompt_id]}):
+                pass
+
+    async def _post(self, job: _Job, route: str, body: Mapping[str, Any]) -> None:
+        async with self._http.post(f"{job.address}/{route}", json=body):
+            pass
+
+    # -- events
+
+    async def _listen(self) -> None:
+        import aiohttp
+
+        while True:
+            address = self._engine.address
+            if address is None:
+                await self._engine.changed()
+                continue
+            try:
+                async with self._http.ws_connect(f"{address}/ws?clientId={self._client_id}", max_msg_size=0) as socket:
+                    self._connected.set()
+                    await self._look_up()
+                    async for message in socket:
+                        if message.type is aiohttp.WSMsgType.TEXT:
+                            self._on_event(json.loads(message.data), address)
+            except (aiohttp.ClientError, OSError, ValueError):
+                pass  # what matters is noticed by _notice_death, or found by _look_up after the next connection
+            self._connected.clear()
+            await asyncio.sleep(0.1)
+
+    def _on_event(self, event: Mapping[str, Any], address: str) -> None:
+        kind, data = event.get("type"), event.get("data")
+        if not isinstance(data, dict):
+            return
+        prompt_id = data.get("prompt_id")
+        if kind == "executing" and data.get("node") is None and isinstance(prompt_id, str):
+            self._spawn(self._forget(address, prompt_id))
+        job = self._jobs.get(prompt_id) if isinstance(prompt_id, str) else None
+        if job is None:
+            return
+        if kind == "executed" and isinstance(data.get("output"), dict):
+            job.outputs[str(data.get("node"))] = data["output"]
+        elif kind == "execution_success" or (kind == "executing" and data.get("node") is None):
+            _finish(job)
+        elif kind in ("execution_error", "execution_interrupted"):
+            _finish(job, _failure(kind, data))
+
+    async def _look_up_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(_LOOK_UP_SECONDS)
+            await self._look_up()
+
+    async def _look_up(self) -> None:
+        """Ask ComfyUI about each prompt that has not ended, in case its events were lost."""
+        import aiohttp
+
+        jobs = [job for job in self._jobs.values() if job.address == self._engine.address]
+        if not jobs:
+            return
+        try:
+            async with self._http.get(f"{jobs[0].address}/queue") as response:
+                queue = await response.json()
+            waiting = {item[1] for items in queue.values() for item in items}
+            for job in jobs:
+                if job.prompt_id in waiting:
+                    job.unseen = 0
+                    continue
+                async with self._http.get(f"{job.address}/history/{job.prompt_id}") as response:
+                    entry = (await response.json()).get(job.prompt_id)
+                if entry is not None:
+                    _finish_from_history(job, entry)
+                    continue
+                job.unseen += 1  # once may be the moment between the queue and the history
+                if job.unseen > 2:
+                    _finish(job, EngineDied("it no longer knows this request"))
+        except (aiohttp.ClientError, ValueError, TypeError, AttributeError, LookupError):
+            return  # asked again soon
+
+    async def _notice_death(self) -> None:
+        while True:
+            await self._engine.changed()
+            for job in list(self._jobs.values()):
+                if job.address != self._engine.address:
+                    _finish(job, EngineDied(self._engine.trouble or "it was started again"))
+
+    def _fail_all(self, why: str) -> None:
+        for job in list(self._jobs.values()):
+            _finish(job, EngineDied(why))
+
+    # -- files
+
+    async def upload(self, path: Path, *, name: str, subfolder: str) -> str:
+        """Give ComfyUI the file at *path* as *name* in *subfolder* of its input folder; returns its name there."""
+        import aiohttp
+
+        address = self._engine.address
+        if address is None:
+            raise EngineUnavailable(self._engine.trouble)
+        try:
+            with path.open("rb") as file:
+                form = aiohttp.FormData()
+                form.add_field("image", file, filename=name, content_type="application/octet-stream")
+                form.add_field("subfolder", subfolder)
+                form.add_field("type", "input")
+                form.add_field("overwrite", "true")
+                async with self._http.post(f"{address}/upload/image", data=form) as response:
+                    if response.status == 413:
+                        raise RunError(f"The file {name} is larger than ComfyUI takes.", status=413)
+                    if response.status != 200:
+                        raise RunError(f"ComfyUI did not take the file {name} (status {response.status}).")
+                    answer = await response.json()
+        except aiohttp.ClientConnectionError:
+            raise EngineUnavailable(self._engine.trouble or "it does not answer") from None
+        where = answer.get("subfolder") or ""
+        return f"{where}/{answer['name']}" if where else str(answer["name"])
+
+    async def fetch(self, reference: Mapping[str, str], target: Path) -> bool:
+        """Write the file that *reference* (``filename, subfolder, type``) names to *target*; False if there is none."""
+        import aiohttp
+
+        address = self._engine.address
+        if address is None:
+            raise EngineUnavailable(self._engine.trouble)
+        try:
+            async with self._http.get(f"{address}/view", params=dict(reference)) as response:
+                if response.status == 404:
+                    return False
+                if response.status != 200:
+                    raise RunError(f"ComfyUI did not give the output {target.name} (status {response.status}).")
+                with target.open("wb") as file:
+                    async for chunk in response.content.iter_chunked(1 << 18):
+                        file.write(chunk)
+        except aiohttp.ClientConnectionError:
+            raise EngineDied(self._engine.trouble or "it does not answer") from None
+        return True
+
+    async def knows(self, node_class: str) -> bool:
+        """Whether ComfyUI has the node class *node_class*."""
+        from urllib.parse import quote
+
+        async with self._http.get(f"{self._engine.address}/object_info/{quote(node_class, safe='')}") as response:
+            return response.status == 200 and bool(await response.json())
+
+    @property
+    def _http(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "start() comes first"
+        return self._session
+
+    def _spawn(self, work: Any) -> None:
+        task: asyncio.Task[None] = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+def _finish(job: _Job, error: RunError | None = None) -> None:
+    if not job.done.done():
+        if error is None:
+            job.done.set_result(None)
+        else:
+            job.done.set_exception(error)
+
+
+def _finish_from_history(job: _Job, entry: Mapping[str, Any]) -> None:
+    for node_id, output in (entry.get("outputs") or {}).items():
+        job.outputs[node_id] = output
+    messages = (entry.get("status") or {}).get("messages") or []
+    for kind, data in messages:
+        if kind in ("execution_error", "execution_interrupted"):
+            return _finish(job, _failure(kind, data))
+    _finish(job)
+
+
+def _failure(kind: str, data: Mapping[str, Any]) -> RunError:
+    node_id, node_class = str(data.get("node_id", "")), str(data.get("node_type", ""))
+    if kind == "execution_interrupted":
+        return RunError("The request was interrupted.", status=503, node_id=node_id, node_class=node_class)
+    message = str(data.get("exception_message") or "").strip()
+    kind_of_error = str(data.get("exception_type") or "").rpartition(".")[2]
+    return NodeFailed(message or kind_of_error or "it gave no reason", node_id=node_id, node_class=node_class)
+
+
+def _refusal(body: Mapping[str, Any], prompt: Mapping[str, Any]) -> PromptRefused:
+    """What ComfyUI found wrong, from its answer: the first node's first error, or the error of the whole."""
+    node_errors = body.get("node_errors")
+    if isinstance(node_errors, dict) and node_errors:
+        # A node is listed, too, when one that it depends on is wrong; that has no errors of its own.
+        nothing: tuple[str, dict[str, Any]] = ("", {})
+        node_id, found = next(((key, value) for key, value in node_errors.items() if value.get("errors")), nothing)
+        problems = [": ".join(filter(None, (e.get("message"), e.get("details")))) for e in found.get("errors", [])]
+        text = "; ".join(problems) or "it gave no reason"
+        return PromptRefused(text, node_id=str(node_id), node_class=str(found.get("class_type", "")), status=422)
+    error = body.get("error")
+    if isinstance(error, dict):
+        text = ": ".join(filter(None, (error.get("message"), error.get("details"))))
+        return PromptRefused(text or "it gave no reason", status=422)
+    return PromptRefused(str(error or "it gave no reason"), status=422)

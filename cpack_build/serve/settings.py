@@ -1,0 +1,106 @@
+"""What the service is told by its environment, checked once at the start.
+
+The image's configuration sets these variables; run by hand, the defaults suit a person's own machine: only loopback is
+listened on, and nothing is written outside ``CPACK_DATA``.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cpack_build.errors import UsageError
+
+__all__ = ["Settings"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The service's environment. Times are seconds.
+
+    *app* holds ``workflow_api.json`` and ``input/``. Either *comfyui_dir* (with *comfyui_python*) names the ComfyUI to
+    start, or *server* (``host:port``) the running one to use. *data* is the one folder that is written to.
+    """
+
+    app: Path
+    data: Path
+    comfyui_dir: Path | None
+    comfyui_python: Path
+    server: str | None
+    host: str
+    port: int
+    comfyui_args: tuple[str, ...]
+    timeout: float
+    shutdown: float
+    max_upload_mib: int
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str], *, pid: int) -> Settings:
+        """The settings in *environ*. Raises :class:`UsageError` that names the variable that is missing or wrong.
+
+        Process 1 (*pid*) is alone in a container, whose own loopback nobody can reach: it listens on all interfaces.
+        """
+        server = environ.get("COMFYUI_SERVER") or None
+        comfyui_dir = environ.get("COMFYUI_DIR") or None
+        if server is None and comfyui_dir is None:
+            raise UsageError(
+                "Neither COMFYUI_DIR nor COMFYUI_SERVER is set.",
+                hint="Set COMFYUI_DIR to a ComfyUI folder to start, or COMFYUI_SERVER=host:port to use a running one.",
+            )
+        if "CPACK_APP" not in environ:
+            raise UsageError("CPACK_APP is not set.", hint="Set it to the folder that holds workflow_api.json.")
+        return cls(
+            app=Path(environ["CPACK_APP"]).absolute(),
+            data=Path(environ.get("CPACK_DATA") or "cpack-data").absolute(),
+            comfyui_dir=Path(comfyui_dir).absolute() if comfyui_dir and server is None else None,
+            comfyui_python=Path(environ.get("COMFYUI_PYTHON") or "python3"),
+            server=server,
+            host=environ.get("CPACK_HOST") or ("0.0.0.0" if pid == 1 else "127.0.0.1"),  # noqa: S104
+            port=int(_number(environ, "PORT", default=3000, low=0, high=65535)),
+            comfyui_args=_arguments(environ),
+            timeout=_number(environ, "CPACK_TIMEOUT", default=3600, low=1),
+            shutdown=_number(environ, "CPACK_SHUTDOWN_SECONDS", default=6, low=0),
+            max_upload_mib=int(_number(environ, "CPACK_MAX_UPLOAD_MIB", default=1024, low=1)),
+        )
+
+    @property
+    def workflow_file(self) -> Path:
+        """The workflow that is served."""
+        return self.app / "workflow_api.json"
+
+
+def _number(environ: Mapping[str, str], name: str, *, default: float, low: float, high: float = float("inf")) -> float:
+    text = environ.get(name)
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        limits = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
+        raise UsageError(f"{name} is {text!r}.", hint=f"Set it to a number {limits}.")
+    return value
+
+
+def _arguments(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """ComfyUI's further arguments: a JSON list in ours, words in the variable that comfy-pack knows."""
+    arguments: list[str] = []
+    if text := environ.get("CPACK_COMFYUI_ARGS"):
+        try:
+            listed = json.loads(text)
+        except ValueError:
+            listed = None
+        if not isinstance(listed, list) or not all(isinstance(item, str) for item in listed):
+            raise UsageError(
+                f"CPACK_COMFYUI_ARGS is {text!r}.", hint='Set it to a JSON list of strings, such as ["--lowvram"].'
+            )
+        arguments += listed
+    try:
+        arguments += shlex.split(environ.get("COMFYUI_OPTIONS", ""))
+    except ValueError as error:
+        raise UsageError(f"COMFYUI_OPTIONS cannot be split into words: {error}.", hint="Close its quotes.") from None
+    return tuple(arguments)

@@ -1,0 +1,60 @@
+"""Fixtures that every room's tests share: real engines and a real registry, each started once per session when first
+used.
+
+``CPACK_TEST_DOCKER_HOST`` names a Docker daemon to use instead of a private one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests import need
+from tests.engines import Docker, Podman, Registry, run_docker, run_podman, run_registry
+
+
+@pytest.fixture(scope="session")
+def _docker() -> Iterator[Docker]:
+    if host := os.environ.get("CPACK_TEST_DOCKER_HOST"):
+        need.tool("docker")
+        yield Docker(host)
+        return
+    with run_docker() as docker:
+        yield docker
+
+
+@pytest.fixture(scope="session")
+def _podman() -> Iterator[Podman]:
+    with run_podman() as podman:
+        yield podman
+
+
+@pytest.fixture
+def docker(_docker: Docker, monkeypatch: pytest.MonkeyPatch) -> Docker:
+    """A Docker daemon; the test's own environment points at it."""
+    for key, value in _docker.environment.items():
+        monkeypatch.setenv(key, value)
+    return _docker
+
+
+@pytest.fixture
+def docker_host(docker: Docker) -> str:
+    """The daemon's address, for ``DOCKER_HOST`` (which is set)."""
+    return docker.host
+
+
+@pytest.fixture
+def podman(_podman: Podman, monkeypatch: pytest.MonkeyPatch) -> Podman:
+    """Podman; the test's own environment points at its storage."""
+    for key, value in _podman.environment.items():
+        monkeypatch.setenv(key, value)
+    return _podman
+
+
+@pytest.fixture(scope="session")
+def registry() -> Iterator[Registry]:
+    """A registry on loopback."""
+    with run_registry() as running:
+        yield running

@@ -1,0 +1,71 @@
+"""What lies in the store is whole and as promised, also after a kill, a full disk or a file that changed."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cpack_build.errors import HashMismatch, StorageError
+from cpack_build.fetch.store import Store, writing
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+def test_a_blob_appears_under_its_hash_and_cannot_be_written(store: Store) -> None:
+    file = store.put([b"ab", b"c"], what="x")
+
+    assert file.sha256 == hashlib.sha256(b"abc").hexdigest()
+    assert file.path.name == file.sha256
+    assert file.path.stat().st_mode & 0o777 == 0o444
+    assert store.find(file.sha256) == file
+
+
+def test_what_breaks_off_leaves_nothing(store: Store) -> None:
+    def broken() -> Iterator[bytes]:
+        yield b"half"
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        store.put(broken(), what="x")
+    with pytest.raises(HashMismatch):
+        store.put([b"other"], what="x", sha256="0" * 64)
+    assert [path for folder in ("tmp", "blobs") for path in (store.root / folder).rglob("*") if path.is_file()] == []
+
+
+def test_an_adopted_file_is_found_until_it_changes(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(b"one")
+    file = store.adopt(path)
+    assert store.find(file.sha256) == file
+
+    os.utime(path, ns=(1, 1))
+    assert store.find(file.sha256) is None
+
+
+def test_an_adopted_file_is_read_once(store: Store, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(b"one")
+    reads: list[int] = []
+    store.adopt(path, on_read=reads.append)
+    Store(store.root).adopt(path, on_read=reads.append)
+    assert reads == [3]
+
+
+def test_a_full_disk_is_told_with_what_to_do() -> None:
+    with pytest.raises(StorageError, match="No space left while writing here") as caught, writing("here"):
+        raise OSError(errno.ENOSPC, "no space")
+    assert caught.value.exit_code == 9
+
+
+def test_what_is_remembered_survives(store: Store) -> None:
+    store.remember("kind", "key", "value")
+    assert Store(store.root).recall("kind", "key") == "value"
+    assert store.recall("kind", "other") is None

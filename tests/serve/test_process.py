@@ -1,0 +1,233 @@
+"""The service keeps ComfyUI running, says truthfully when it does not, and leaves nothing behind when it ends."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import requests
+from PIL import Image
+
+from tests.serve.running import Engine, children, free_port, is_running, serving, wait_for, write_app
+from tests.serve.workflows import EVERYTHING_INPUTS, everything, node, picture
+
+
+def crashing() -> dict[str, object]:
+    return {
+        "1": node("CPackInputString", "caption", value="x"),
+        "2": node("CPackInputAny", "crash", input=False),
+        "3": node("StandinCrash", "Crash", value=["1", 0], code=70, crash=["2", 0]),
+        "4": node("CPackOutputTextFile", "note", text=["3", 0], filename_prefix="p", file_extension=".txt"),
+    }
+
+
+def test_a_crash_fails_the_request_with_its_cause_and_comfyui_comes_back(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", crashing())
+    with serving(app, tmp_path, engine=own_standin) as service:
+        answer = service.generate(crash="true")
+        assert answer.status_code == 502
+        assert "exit code 70" in answer.json()["error"]
+        assert service.get("/livez").status_code == 200
+        service.wait_ready()
+        assert service.generate(caption="again").text == "again"
+
+
+def test_comfyui_that_is_killed_is_noticed_and_started_again(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", crashing())
+    with serving(app, tmp_path, engine=own_standin) as service:
+        (child,) = children(service.process.pid)
+        os.kill(child, signal.SIGKILL)
+        wait_for(lambda: service.get("/readyz").status_code == 503, "/readyz to say that ComfyUI is gone")
+        assert "it was ended by SIGKILL" in service.log
+        service.wait_ready()
+        assert children(service.process.pid) != [child]
+
+
+def test_until_comfyui_answers_the_service_says_so(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", crashing())
+    arguments = '["--standin-start-seconds", "600"]'
+    with serving(app, tmp_path, engine=own_standin, wait=False, CPACK_COMFYUI_ARGS=arguments) as service:
+
+        def live() -> bool:
+            try:
+                return service.get("/livez").status_code == 200
+            except requests.ConnectionError:
+                return False
+
+        wait_for(live, "the service to be live", log=lambda: service.log)
+        assert service.get("/readyz").status_code == 503
+        answer = service.generate(caption="x")
+        assert answer.status_code == 503
+        assert answer.headers["retry-after"]
+        assert "it is starting" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_ends_well_and_comfyui_with_it(how: int, own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", crashing())
+    with serving(app, tmp_path, engine=own_standin) as service:
+        started = children(service.process.pid)
+        service.process.send_signal(how)
+        assert service.process.wait(60) == 0, service.log
+        assert started
+        assert not any(is_running(pid) for pid in started)
+        assert "Traceback" not in service.log
+
+
+def test_told_to_stop_it_lets_the_running_request_end(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", everything(), inputs=EVERYTHING_INPUTS)
+    with serving(app, tmp_path, engine=own_standin, CPACK_SHUTDOWN_SECONDS="60") as service:
+        answers: list[requests.Response] = []
+        asking = threading.Thread(target=lambda: answers.append(service.generate(accept="image/png", seconds=2)))
+        asking.start()
+        queue = f"{service.comfyui}/queue"
+        wait_for(lambda: requests.get(queue, timeout=60).json()["queue_running"], "the request to run")
+        service.process.send_signal(signal.SIGTERM)
+        asking.join()
+        assert answers[0].status_code == 200
+        assert service.process.wait(60) == 0
+
+
+def test_killed_outright_it_still_leaves_no_comfyui(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", crashing())
+    with serving(app, tmp_path, engine=own_standin) as service:
+        started = children(service.process.pid)
+        service.process.kill()
+        service.process.wait()
+        wait_for(lambda: not any(is_running(pid) for pid in started), "ComfyUI to end, too")
+
+
+def test_a_folder_that_cannot_be_written_is_named_at_once(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", crashing())
+    (tmp_path / "data").write_text("in the way")
+    with serving(app, tmp_path, engine=own_standin, wait=False) as service:
+        assert service.process.wait(60) == 9
+        assert f"{tmp_path / 'data'}" in service.log
+        assert "Mount a writable volume" in service.log
+        assert "Traceback" not in service.log
+
+
+def test_a_workflow_that_cannot_be_served_is_one_sentence(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", {"last_node_id": 1, "nodes": []})
+    with serving(app, tmp_path, engine=own_standin, wait=False) as service:
+        assert service.process.wait(60) == 3
+        assert "UI format" in service.log
+        assert "Traceback" not in service.log
+
+
+def test_a_taken_port_ends_it_and_its_comfyui(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", crashing())
+    with serving(app, tmp_path / "one", engine=own_standin) as first:
+        port = first.url.rpartition(":")[2]
+        with serving(app, tmp_path / "two", engine=own_standin, wait=False, PORT=port) as second:
+            assert second.process.wait(60) != 0
+            assert "address already in use" in second.log
+            assert not children(second.process.pid)
+
+
+def test_without_a_gpu_it_says_that_it_uses_the_cpu(own_standin: Engine, tmp_path: Path) -> None:
+    if any(Path("/dev").glob("nvidia*")):
+        pytest.skip("this machine has a GPU")
+    app = write_app(tmp_path / "app", crashing())
+    with serving(app, tmp_path, engine=own_standin) as service:
+        assert service.log.count("ComfyUI runs on the CPU") == 1
+        stats = requests.get(f"{service.comfyui}/system_stats", timeout=60).json()
+        assert "--cpu" in stats["system"]["argv"]
+        assert stats["system"]["argv"][stats["system"]["argv"].index("--listen") + 1] == "127.0.0.1"
+
+
+def test_a_custom_node_that_runs_pip_installs_nothing_and_is_loaded(own_standin: Engine, tmp_path: Path) -> None:
+    package = own_standin.folder / "custom_nodes" / "installs"
+    package.mkdir()
+    (package / "__init__.py").write_text(
+        "import subprocess, sys\n"
+        "subprocess.check_call([sys.executable, '-m', 'pip', 'install', 'no-such-package-of-cpack'])\n"
+        "subprocess.check_call([sys.executable, '-m', 'pip', '--version'], stdout=subprocess.DEVNULL)\n"
+        "NODE_CLASS_MAPPINGS = {}\n"
+    )
+    app = write_app(tmp_path / "app", crashing())
+    with serving(app, tmp_path, engine=own_standin) as service:
+        assert "nothing was done; the packages of this image are those of its lock" in service.log
+        assert "IMPORT FAILED" not in service.log
+
+
+def test_a_comfyui_on_another_machine_is_served_through_its_protocol_alone(own_standin: Engine, tmp_path: Path) -> None:
+    # 127.0.0.2 is this machine, but nothing that the service knows to be.
+    folders = {name: tmp_path / "remote" / name for name in ("input", "output", "user")}
+    for folder in folders.values():
+        folder.mkdir(parents=True)
+    port = free_port()
+    command = [sys.executable, "main.py", "--listen", "127.0.0.2", "--port", str(port)]
+    for name, folder in folders.items():
+        command += [f"--{name}-directory", str(folder)]
+    remote = subprocess.Popen(command, cwd=own_standin.folder, stderr=subprocess.DEVNULL)
+    try:
+        workflow = everything()
+        del workflow["13"]
+        app = write_app(tmp_path / "app", workflow, inputs=EVERYTHING_INPUTS)
+        with serving(app, tmp_path / "service", COMFYUI_SERVER=f"127.0.0.2:{port}") as service:
+            answer = service.generate(accept="image/png", files={"photo": ("x.png", picture())})
+            assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
+            assert service.generate(accept="text/plain", caption="far away").text == "far away"
+            remote.kill()
+            remote.wait()
+            wait_for(lambda: service.get("/readyz").status_code == 503, "/readyz to say that it is gone")
+    finally:
+        remote.kill()
+        remote.wait()
+
+
+def test_any_user_can_run_it_with_nothing_else_writable(own_standin: Engine, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to become another user")
+    probe = [sys.executable, "-c", "import bentoml, cpack_build"]
+    shown = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    try:
+        subprocess.run(probe, user=54321, group=54321, extra_groups=[], env=shown, capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("another user cannot read this Python environment")
+    for folder in [tmp_path, *tmp_path.parents[:2]]:
+        folder.chmod(0o755)
+    app = write_app(tmp_path / "app", everything(), inputs=EVERYTHING_INPUTS)
+    data = tmp_path / "data"
+    data.mkdir()
+    data.chmod(0o1777)
+    port = str(free_port())
+    variables = {
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": shown["PYTHONPATH"],
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HOME": "/nonexistent",
+        "CPACK_APP": str(app),
+        "CPACK_DATA": str(data),
+        "COMFYUI_DIR": str(own_standin.folder),
+        "COMFYUI_PYTHON": own_standin.python,
+        "PORT": port,
+    }
+    with (tmp_path / "log").open("wb") as log:
+        command = [sys.executable, "-m", "cpack_build.serve"]
+        process = subprocess.Popen(
+            command, env=variables, cwd="/", user=54321, group=54321, extra_groups=[], stdout=log, stderr=log
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+
+        def ready() -> bool:
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            try:
+                return requests.get(f"{url}/readyz", timeout=60).ok
+            except requests.ConnectionError:
+                return False
+
+        wait_for(ready, "the service of another user", log=lambda: (tmp_path / "log").read_text())
+        answer = requests.post(f"{url}/generate", json={}, headers={"Accept": "image/png"}, timeout=60)
+        assert answer.headers["content-type"] == "image/png"
+    finally:
+        process.terminate()
+        process.wait(60)

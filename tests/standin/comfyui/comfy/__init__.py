@@ -1,0 +1,1 @@
+"""The parts of ComfyUI's own package that nodes and tools import."""

@@ -1,0 +1,373 @@
+"""The main job, end to end with real parts: a pack becomes an image, runs in an engine, and answers ``/generate``.
+
+The example's ComfyUI is the stand-in. :mod:`tests.test_real_comfyui` does the same with a real checkout, where
+``CPACK_TEST_COMFYUI`` names one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import need
+from tests.asking import ask_comfyui, ask_service, pixels, png, until_ready
+from tests.engines import Docker, Podman, Registry, free_port, run_docker
+from tests.example import PICTURE_IN, PICTURE_OUT, WORKFLOW, Example, make_example, system_python
+from tests.oci.specification import check_layout
+
+pytestmark = [pytest.mark.network, pytest.mark.xdist_group("engines")]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What ``cpack-build image --json`` said, and the layout that it wrote."""
+
+    result: Mapping[str, Any]
+    layout: Path
+    example: Example
+    environment: Mapping[str, str]
+
+
+def cpack_build(*arguments: object, environment: Mapping[str, str], umask: int | None = None) -> dict[str, Any]:
+    """Run the command line as a user would; its JSON result."""
+    command = [sys.executable, "-m", "cpack_build", *map(str, arguments), "--json", "--progress", "none"]
+    preexec = (lambda: os.umask(umask)) if umask is not None else None  # type: ignore[func-returns-value]
+    done = subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, preexec_fn=preexec
+    )
+    assert done.returncode == 0, f"{' '.join(command)} gave {done.returncode}:\n{done.stdout}{done.stderr}"
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """The example's image, as a layout."""
+    need.tool("apt-get")
+    folder = tmp_path_factory.mktemp("example")
+    example = make_example(folder, sample=png())
+    environment = {"CPACK_HOME": str(folder / "store")}
+    layout = folder / "example.oci"
+    result = cpack_build("image", example.pack, "-t", "example:1", "--output", f"oci:{layout}", environment=environment)
+    return Built(result, layout, example, environment)
+
+
+@contextmanager
+def running(
+    engine: Docker | Podman, image: str, *flags: str, command: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str]]:
+    """A container of *image*: its service's URL and its id."""
+    port = free_port()
+    publish = ("--publish", f"127.0.0.1:{port}:{8188 if command else 3000}")
+    container = engine("run", "--detach", *publish, *flags, image, *command).stdout.strip()
+    try:
+        yield f"http://127.0.0.1:{port}", container
+    except AssertionError as error:
+        logs = engine("logs", container, check=False)
+        raise AssertionError(f"{error}\nThe container said:\n{logs.stdout[-4000:]}{logs.stderr[-4000:]}") from error
+    finally:
+        engine("rm", "--force", container, check=False)
+
+
+COMFYUI_ALONE = [
+    "/app/comfyui/main.py",
+    "--cpu",
+    "--listen",
+    "0.0.0.0",
+    "--port",
+    "8188",
+    "--output-directory",
+    "/tmp",
+    "--temp-directory",
+    "/tmp",
+    "--input-directory",
+    "/tmp",
+    "--user-directory",
+    "/tmp",
+]
+
+
+def direct_pixels(engine: Docker | Podman, image: str, picture: bytes) -> tuple[tuple[int, int], bytes]:
+    """What the image's own ComfyUI, started without the service, makes of *picture*."""
+    with running(engine, image, "--entrypoint", "/opt/comfyui/bin/python", command=tuple(COMFYUI_ALONE)) as (url, _):
+        until_ready(f"{url}/system_stats")
+        return pixels(ask_comfyui(url, WORKFLOW, PICTURE_OUT, picture=picture, into=PICTURE_IN))
+
+
+def check_answers(engine: Docker | Podman, image: str) -> None:
+    """The service's picture is pixel for pixel what the same ComfyUI gives when asked directly."""
+    picture = png(40, 40)
+    with running(engine, image) as (url, container):
+        until_ready(f"{url}/readyz")
+        body, media_type = ask_service(url, photo=picture, size=64)
+        assert media_type == "image/png"
+        size, answered = pixels(body)
+        logs = engine("logs", container)
+        assert "cpu" in (logs.stdout + logs.stderr).lower(), "it says that it runs on the CPU"
+    assert size == (128, 128)
+    assert (size, answered) == direct_pixels(engine, image, picture)
+
+
+@pytest.mark.docker
+def test_docker_runs_the_image_and_it_answers_with_comfyui_s_own_pixels(built: Built, docker: Docker) -> None:
+    result = cpack_build(
+        "image", built.example.pack, "-t", "example:1", "--output", "docker",
+        environment={**built.environment, **docker.environment},
+    )  # fmt: skip
+    assert result["image_id"] == built.result["image_id"]
+    assert docker("inspect", "--format", "{{.Id}}", "example:1").stdout.strip() == built.result["image_id"]
+    check_answers(docker, "example:1")
+
+
+@pytest.mark.podman
+def test_podman_runs_the_image_and_it_answers_with_comfyui_s_own_pixels(built: Built, podman: Podman) -> None:
+    result = cpack_build(
+        "image", built.example.pack, "-t", "example:1", "--output", "podman",
+        environment={**built.environment, **podman.environment},
+    )  # fmt: skip
+    assert result["image_id"] == built.result["image_id"]
+    check_answers(podman, "example:1")
+
+
+@pytest.mark.docker
+def test_it_serves_with_a_read_only_root_as_any_user(built: Built, docker: Docker, tmp_path: Path) -> None:
+    archive = tmp_path / "example.tar"
+    cpack_build(
+        "image", built.example.pack, "-t", "example:archive", "--output", f"docker-archive:{archive}",
+        environment=built.environment,
+    )  # fmt: skip
+    docker("load", "--input", str(archive))
+    for user in ("1000:1000", "54321:0"):
+        with running(docker, "example:archive", "--read-only", "--cap-drop", "ALL", "--user", user) as (url, container):
+            until_ready(f"{url}/readyz")
+            body, _ = ask_service(url, photo=png(16, 16), size=16)
+            assert pixels(body)[0] == (32, 32)
+            assert docker("exec", container, "/bin/sh", "-c", "echo > /app/x", check=False).returncode != 0
+
+
+@pytest.mark.docker
+def test_a_stopped_container_ends_at_once_and_leaves_no_process(built: Built, docker: Docker) -> None:
+    docker("load", "--input", str(_archive(built)))
+    with running(docker, "example:archive") as (url, container):
+        until_ready(f"{url}/readyz")
+        docker("stop", "--time", "60", container)
+        state = json.loads(docker("inspect", container).stdout)[0]["State"]
+        assert state["ExitCode"] == 0, "it ended by itself, not by SIGKILL"
+
+
+def _archive(built: Built) -> Path:
+    archive = built.layout.parent / "example.tar"
+    if not archive.exists():
+        cpack_build(
+            "image", built.example.pack, "-t", "example:archive", "--output", f"docker-archive:{archive}",
+            environment=built.environment,
+        )  # fmt: skip
+    return archive
+
+
+@pytest.mark.docker
+def test_gpus_all_asks_the_nvidia_hook_for_every_gpu(built: Built, tmp_path: Path) -> None:
+    """A stub of the hook that Docker runs for ``--gpus`` sees what the image's config asks for."""
+    seen = tmp_path / "seen"
+    hook = tmp_path / "bin/nvidia-container-runtime-hook"
+    hook.parent.mkdir()
+    hook.write_text(
+        f'#!/bin/sh\ncat > {seen}.state\ncp "$(sed -E \'s/.*"bundle":"([^"]+)".*/\\1/\' {seen}.state)"/config.json {seen}\n'
+    )
+    hook.chmod(0o755)
+    with run_docker(path=f"{hook.parent}:{os.environ['PATH']}") as docker:
+        docker("load", "--input", str(_archive(built)))
+        docker("run", "--rm", "--gpus", "all", "--entrypoint", "/bin/sh", "example:archive", "-c", "true")
+    environment = json.loads(seen.read_text())["process"]["env"]
+    assert "NVIDIA_VISIBLE_DEVICES=all" in environment
+    assert any(item.startswith("NVIDIA_DRIVER_CAPABILITIES=") and "compute" in item for item in environment)
+
+
+def test_other_tools_read_the_layout(built: Built, tmp_path: Path) -> None:
+    check_layout({str(p.relative_to(built.layout)): p.read_bytes() for p in built.layout.rglob("*") if p.is_file()})
+    skopeo, umoci = need.tool("skopeo"), need.tool("umoci")
+    inspected = subprocess.run([skopeo, "inspect", f"oci:{built.layout}:1"], check=True, capture_output=True, text=True)
+    assert json.loads(inspected.stdout)["Digest"] == built.result["digest"]
+    bundle = tmp_path / "bundle"
+    command = [umoci, "unpack", *(["--rootless"] if os.geteuid() else []), "--image", f"{built.layout}:1", bundle]
+    subprocess.run(command, check=True, capture_output=True)
+    model = bundle / "rootfs/app/comfyui/models/upscale_models/tiny.safetensors"
+    source = built.example.pack.parent / "models/upscale_models/tiny.safetensors"
+    assert model.is_symlink()
+    assert model.read_bytes() == source.read_bytes()
+
+
+def test_a_second_build_elsewhere_gives_the_same_image(built: Built, tmp_path: Path) -> None:
+    """Another directory, store, umask, time zone, locale, hash seed and home; the lock is resolved again."""
+    folder = tmp_path / "somewhere else" / "ü"
+    folder.mkdir(parents=True)
+    example = make_example(folder, sample=png())
+    environment = {
+        "CPACK_HOME": str(folder / "store"),
+        "TZ": "Pacific/Chatham",
+        "LC_ALL": "C",
+        "PYTHONHASHSEED": "4242",
+        "HOME": str(folder),
+        "USER": "somebody",
+    }
+    result = cpack_build(
+        "image",
+        example.pack,
+        "-t",
+        "other:2",
+        "--output",
+        f"oci:{folder / 'layout'}",
+        environment=environment,
+        umask=0o077,
+    )
+    lock = "example.cpack.lock"
+    assert (folder / lock).read_bytes() == (built.example.pack.parent / lock).read_bytes()
+    assert result["image_id"] == built.result["image_id"]
+    assert result["digest"] == built.result["digest"]
+
+
+def test_no_path_of_this_machine_is_in_the_lock_or_the_image(built: Built) -> None:
+    folder = str(built.example.pack.parent)
+    assert folder not in (built.example.pack.parent / "example.cpack.lock").read_text()
+    manifest = json.loads((built.layout / "blobs/sha256" / built.result["digest"].removeprefix("sha256:")).read_text())
+    top = built.layout / "blobs/sha256" / manifest["layers"][-1]["digest"].removeprefix("sha256:")
+    assert folder.encode() not in top.read_bytes()
+
+
+@pytest.mark.docker
+def test_an_image_over_a_base_from_a_registry_or_a_layout(
+    built: Built, docker: Docker, registry: Registry, tmp_path: Path
+) -> None:
+    """The base brings the system and the Python; only what is ours goes on top, and it answers."""
+    base = _base_layout(built, tmp_path / "base")
+    skopeo = need.tool("skopeo")
+    name = f"{registry.host}/team/base:1"
+    copy = [skopeo, "copy", "--preserve-digests", "--dest-tls-verify=false", f"oci:{base}:1", f"docker://{name}"]
+    subprocess.run(copy, check=True, capture_output=True)
+    results = {}
+    for kind, place in (("layout", f"oci:{base}:1"), ("registry", name)):
+        folder = tmp_path / kind
+        example = make_example(folder, sample=png())
+        results[kind] = cpack_build(
+            "image", example.pack, "-t", f"based:{kind}", "--base", place, "--output", "docker",
+            environment={"CPACK_HOME": str(folder / "store"), **docker.environment},
+        )  # fmt: skip
+        lock = json.loads((folder / "example.cpack.lock").read_text())
+        assert lock["base"]["digest"] == _digest(base)
+        assert lock["interpreter"] == {
+            "kind": "base",
+            "version": system_python(),
+            "path": f"/usr/bin/python{system_python()}",
+        }
+        assert lock["system"] == []
+    layers = json.loads(docker("inspect", "based:registry").stdout)[0]["RootFS"]["Layers"]
+    below = json.loads(docker("inspect", "example:1", check=False).stdout or "[]")
+    if below:
+        assert layers[:2] == below[0]["RootFS"]["Layers"][:2]
+    check_answers(docker, "based:registry")
+
+
+def _digest(layout: Path) -> str:
+    digest: str = json.loads((layout / "index.json").read_text())["manifests"][0]["digest"]
+    return digest
+
+
+def _base_layout(built: Built, folder: Path) -> Path:
+    """The example's two lowest layers, system packages and interpreter, as an image of their own."""
+    from cpack_build.oci.layout import write_layout
+    from cpack_build.oci.reference import parse_reference
+    from cpack_build.oci.types import CONFIG, LAYER, MANIFEST, BytesBlob, Descriptor, FileBlob, Image, canonical_json
+
+    blobs = built.layout / "blobs/sha256"
+    manifest = json.loads((blobs / built.result["digest"].removeprefix("sha256:")).read_text())
+    lower = manifest["layers"][:2]
+    layers = tuple(
+        FileBlob(Descriptor(LAYER, layer["digest"], layer["size"]), blobs / layer["digest"].removeprefix("sha256:"))
+        for layer in lower
+    )
+    system, architecture = built.result["platform"].split("/")
+    config = BytesBlob(
+        CONFIG,
+        canonical_json(
+            {
+                "architecture": architecture,
+                "os": system,
+                "config": {"Env": ["PATH=/usr/bin:/bin", "FROM_BASE=1"]},
+                "rootfs": {"type": "layers", "diff_ids": [layer["digest"] for layer in lower]},
+            }
+        ),
+    )
+    document = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": config.descriptor.to_json(),
+        "layers": [layer.descriptor.to_json() for layer in layers],
+    }
+    image = Image(BytesBlob(MANIFEST, canonical_json(document)), config, layers)
+    write_layout(image, folder, tag="1", name=parse_reference("base:1"))
+    return folder
+
+
+@pytest.mark.docker
+def test_an_image_with_a_standalone_python(built: Built, docker: Docker, tmp_path: Path) -> None:
+    """A Python given by URL and hash lies at /opt/python, runs both environments and compiled their bytecode."""
+    import hashlib
+
+    version = system_python()
+    archive = tmp_path / "python.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(f"/usr/bin/python{version}", f"python/bin/python{version}")
+        library = Path(f"/usr/lib/python{version}")
+        tar.add(library, f"python/lib/python{version}", filter=_without_caches)
+    example = make_example(tmp_path / "x", sample=png())
+    document = json.loads(example.settings.read_text())
+    url = "https://python.example/python.tar.gz"
+    document["interpreter"] = {"url": url, "sha256": hashlib.sha256(archive.read_bytes()).hexdigest()}
+    document["mirrors"][url] = str(archive)
+    document["system"] = {
+        "packages": ["libexpat1", "zlib1g", "libssl3", "libffi8", "libsqlite3-0", "libuuid1", "liblzma5", "libbz2-1.0"]
+    }
+    example.settings.write_text(json.dumps(document))
+    cpack_build(
+        "image", example.pack, "-t", "standalone:1", "--output", "docker",
+        environment={"CPACK_HOME": str(tmp_path / "store"), **docker.environment},
+    )  # fmt: skip
+    with running(docker, "standalone:1") as (url, container):
+        until_ready(f"{url}/readyz")
+        assert pixels(ask_service(url, photo=png(16, 16), size=16)[0])[0] == (32, 32)
+        code = "import json, os; print(os.path.realpath('/proc/self/exe'), json.__cached__, os.path.exists(json.__cached__))"
+        said = docker("exec", container, "/opt/comfyui/bin/python", "-c", code).stdout.split()
+    assert said[0] == f"/opt/python/bin/python{version}"
+
+
+def _without_caches(info: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    skipped = ("__pycache__", "/test/", "sitecustomize.py", "dist-packages")
+    if any(part in info.name for part in skipped) or (info.issym() and info.linkname.startswith("/")):
+        return None
+    return info
+
+
+def test_every_module_of_the_image_has_its_bytecode(built: Built) -> None:
+    blobs = built.layout / "blobs/sha256"
+    manifest = json.loads((blobs / built.result["digest"].removeprefix("sha256:")).read_text())
+    names: set[str] = set()
+    for layer in manifest["layers"]:
+        with tarfile.open(blobs / layer["digest"].removeprefix("sha256:")) as archive:
+            names.update(archive.getnames())
+    for module in ("opt/cpack/lib/python{}/site-packages/bentoml/__init__.py", "app/comfyui/execution.py",
+                   "usr/lib/python{}/json/decoder.py", "app/comfyui/custom_nodes/standin-tint/__init__.py",
+                   "opt/cpack/lib/python{}/site-packages/cpack_build/serve/service.py"):  # fmt: skip
+        path = Path(module.format(system_python()))
+        tag = "cpython-" + system_python().replace(".", "")
+        assert str(path) in names
+        assert str(path.parent / "__pycache__" / f"{path.stem}.{tag}.pyc") in names
