@@ -30,6 +30,9 @@ The number is the exit code of the command line (``docs/exit-codes.md``).
 
 from __future__ import annotations
 
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import ClassVar
 
 __all__ = [
@@ -55,6 +58,7 @@ __all__ = [
     "UnsafeInput",
     "UsageError",
     "WorkflowError",
+    "writing",
 ]
 
 
@@ -173,7 +177,7 @@ class StorageError(CpackError):
 
 
 class RunError(CpackError):
-    """One request could not be served. *status* is the HTTP status to answer; *node_id* the node at fault, if one is."""
+    """One request could not be served. *status* is the HTTP status to answer, *node_id* the node at fault."""
 
     def __init__(
         self, message: str, *, hint: str = "", status: int = 500, node_id: str = "", node_class: str = ""
@@ -217,3 +221,19 @@ class Cancelled(CpackError):
 
     def __init__(self) -> None:
         super().__init__("Stopped.", hint="Nothing half-made was left behind; run the same command to go on.")
+
+
+@contextmanager
+def writing(place: object) -> Iterator[None]:
+    """Turn the operating system's refusals to write at *place* into :class:`StorageError`; only writing goes inside."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise StorageError(
+                f"No space left while writing {place}.",
+                hint="Free some space, or name another disk (CPACK_HOME, or another output), and run it again.",
+            ) from error
+        raise StorageError(
+            f"{place} cannot be written: {error.strerror}.", hint="Choose a place that you may write to."
+        ) from error

@@ -18,7 +18,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -75,6 +75,7 @@ def make_example(*, comfyui: bool) -> tuple[Path, list[str]]:
     nodes = {}
     if comfyui:
         commit, requirements, more = real_comfyui()
+        requirements = on_the_processor(requirements)
         flags += more
         nodes = {NODES_URL: repository(ROOT / "examples/upscale/nodes", DEMO / "repositories/interface-nodes")}
         flags += ["--mirror", f"{NODES_URL}={DEMO / 'repositories/interface-nodes'}"]
@@ -110,6 +111,22 @@ def real_comfyui() -> tuple[str, list[str], list[str]]:
     commit = output_of("git", "-C", str(path), "rev-parse", "HEAD")
     text = output_of("git", "-C", str(path), "show", "HEAD:requirements.txt")
     return commit, requirements_of(text), ["--mirror", f"{COMFYUI_URL}={path}"]
+
+
+def on_the_processor(requirements: list[str]) -> list[str]:
+    """Take the PyTorch without CUDA if ``FIND_LINKS`` has one: a third of the bytes, and the demo needs no GPU.
+
+    A pack pins what belongs together, as the workspace had it: torchvision 0.N+15 is that of PyTorch 2.N. The demo does
+    without sound.
+    """
+    for folder in os.environ.get("FIND_LINKS", "").split():
+        tag = "cp" + system_python().replace(".", "")
+        for wheel in sorted(Path(folder).glob(f"torch-*+cpu-{tag}-*.whl")) if "://" not in folder else ():
+            version = wheel.name.split("-")[1]
+            vision = f"torchvision==0.{int(version.split('.')[1]) + 15}.*"
+            pins = {"torch": [f"torch=={version}"], "torchvision": [vision], "torchaudio": []}
+            return [pin for line in requirements for pin in pins.get(line, [line])]
+    return requirements
 
 
 def repository(source: Path, folder: Path) -> str:
@@ -202,14 +219,14 @@ def in_engine(engine: str) -> Iterator[str]:
     try:
         port = output_of(engine, "port", container, "3000/tcp").splitlines()[0].rpartition(":")[2]
 
-        def alive() -> str | None:
-            state = output_of(engine, "inspect", "--format", "{{.State.Running}}", container)
-            if state == "true":
-                return None
+        def alive() -> bool:
+            return output_of(engine, "inspect", "--format", "{{.State.Running}}", container) == "true"
+
+        def words() -> str:
             logs = subprocess.run([engine, "logs", container], capture_output=True, text=True, check=False)
             return (logs.stdout + logs.stderr)[-3000:]
 
-        yield wait_until_ready(f"http://127.0.0.1:{port}", alive)
+        yield wait_until_ready(f"http://127.0.0.1:{port}", alive, words)
     finally:
         subprocess.run([engine, "rm", "--force", container], capture_output=True, check=False)
 
@@ -236,7 +253,8 @@ def without_engine(layout: Path) -> Iterator[str]:
     try:
         yield wait_until_ready(
             f"http://127.0.0.1:{port}",
-            lambda: None if process.poll() is None else log.read_text(errors="replace")[-3000:],
+            lambda: process.poll() is None,
+            lambda: log.read_text(errors="replace")[-3000:],
         )
     finally:
         process.terminate()
@@ -248,18 +266,18 @@ def without_engine(layout: Path) -> Iterator[str]:
         engineless.remove(root)
 
 
-def wait_until_ready(url: str, ended: object) -> str:
-    """Wait until the service says that it is ready; *ended* gives its last words once it has ended."""
+def wait_until_ready(url: str, alive: Callable[[], bool], words: Callable[[], str]) -> str:
+    """Wait until the service says that it is ready, for as long as it is *alive*; *words* are its latest."""
     began = time.monotonic()
     while time.monotonic() - began < READY_SECONDS:
-        if callable(ended) and (words := ended()) is not None:
-            raise DemoError(f"the service ended:\n{words}")
+        if not alive():
+            raise DemoError(f"the service ended:\n{words()}")
         with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
             if answer.status == 200:
                 say(f"Ready after {time.monotonic() - began:.1f} s at {url}")
                 return url
         time.sleep(0.1)
-    raise DemoError(f"the service was not ready after {READY_SECONDS} s")
+    raise DemoError(f"the service was not ready after {READY_SECONDS} s; its last words:\n{words()}")
 
 
 def ask(url: str, *, keep: bool) -> Path:

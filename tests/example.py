@@ -2,7 +2,7 @@
 
 ComfyUI is the stand-in, in a git repository made on the spot, with one custom node from a second repository and one
 model. Both commits are the same on every machine, so the pack pins them as a real one does; a ``cpack.yaml`` beside
-the pack maps their made-up URLs to the local clones. """
+the pack maps their made-up URLs to the local clones."""
 
 from __future__ import annotations
 

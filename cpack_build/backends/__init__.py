@@ -1,1 +1,1 @@
-"""Who executes a plan. The embedded builder is ``image.build``; BuildKit and Nix will stand here beside it. Empty for now."""
+"""Who executes a plan: BuildKit and Nix will stand beside the embedded builder, ``image.build``. Empty for now."""

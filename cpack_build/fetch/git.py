@@ -22,9 +22,9 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
-from cpack_build.errors import HashMismatch, NetworkError, ToolMissing, Unresolvable, UnsafeInput
+from cpack_build.errors import HashMismatch, NetworkError, ToolMissing, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.mirrors import Mirrors, local_path
-from cpack_build.fetch.store import CHUNK, Store, writing
+from cpack_build.fetch.store import CHUNK, Store
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.progress import SILENT, Progress
 

@@ -14,21 +14,21 @@ losing it costs time only."""
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
 import sqlite3
 import threading
+import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 
-from cpack_build.errors import HashMismatch, StorageError, Unresolvable
+from cpack_build.errors import HashMismatch, StorageError, Unresolvable, writing
 
-__all__ = ["CHUNK", "Store", "StoredFile", "default_root", "writing"]
+__all__ = ["CHUNK", "Store", "StoredFile", "default_root"]
 
 CHUNK = 1 << 20
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -39,24 +39,6 @@ def default_root() -> Path:
     if home := os.environ.get("CPACK_HOME"):
         return Path(home)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpack-build"
-
-
-@contextmanager
-def writing(place: object) -> Iterator[None]:
-    """Turn the operating system's refusals to write at *place* into :class:`StorageError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StorageError(
-                f"No space left while writing {place}.",
-                hint="Free some space, or name another disk with CPACK_HOME or another output, and run it again.",
-            ) from error
-        if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            raise StorageError(
-                f"{place} cannot be written: {error.strerror}.", hint="Choose a place that you may write to."
-            ) from error
-        raise
 
 
 @dataclass(frozen=True)
@@ -74,6 +56,8 @@ class Store:
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
         self._local = threading.local()
+        self._connections: list[sqlite3.Connection] = []
+        weakref.finalize(self, _close, self._connections)
 
     # -- blobs ---------------------------------------------------------------------------------------------------------
 
@@ -195,7 +179,10 @@ class Store:
         if connection is None:
             with writing(self.root):
                 self.root.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(self.root / "memo.sqlite", timeout=30, isolation_level=None)
+            connection = sqlite3.connect(
+                self.root / "memo.sqlite", timeout=30, isolation_level=None, check_same_thread=False
+            )
+            self._connections.append(connection)
             connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(
@@ -219,6 +206,12 @@ class Store:
             self._database().execute(query, values)
         except sqlite3.Error as error:
             raise _broken(self.root, error) from error
+
+
+def _close(connections: list[sqlite3.Connection]) -> None:
+    """Close what the threads of a store that is gone had opened, each its own."""
+    for connection in connections:
+        connection.close()
 
 
 def _stat_key(stat: os.stat_result) -> str:

@@ -1,7 +1,7 @@
 """The base image's part of the result: its layers as plain tars, its config, the accounts and the Python that it has.
 
 It is taken by the digest that the lock pins: from a registry by that digest whatever its tag says now, from a local
-folder or archive only if that still holds it. """
+folder or archive only if that still holds it."""
 
 from __future__ import annotations
 

@@ -22,13 +22,16 @@ from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.store import Store
 from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, symlink, text
-from cpack_build.image.unpacked import DECOMPRESSION_ERRORS, Slice, decompressed, unpacked
+from cpack_build.image.unpacked import Slice, file_chunks, unpacked
 from cpack_build.oci import tar
+from cpack_build.oci.compression import decompressed_chunks
 
 __all__ = ["StoredDeb", "account_lines", "deb_layer", "root_links"]
 
 _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo32")
 """Top folders that are links into ``usr`` on every Debian since 12 and Ubuntu since 20.04."""
+_CONTROL_LIMIT = 64 << 20
+"""Bytes of a package's control files; the largest in Debian have a few million."""
 UID = 1000
 _PASSWD = "cpack:x:1000:1000:cpack-build service:/data:/usr/sbin/nologin\n"  # noqa: S105 - an account, not a password
 _GROUP = "cpack:x:1000:\n"
@@ -101,7 +104,7 @@ def _files(deb: StoredDeb, store: Store) -> Iterator[tar.Entry]:
                 if entry is not None:
                     yield entry
     except TarError as error:
-        raise BadInput(f"The package {deb.name} {deb.version} cannot be unpacked: {error}.") from error
+        raise BadInput(f"{_what(deb)} cannot be unpacked: {error}.") from error
 
 
 def _entry(member: TarInfo, data: Path, deb: StoredDeb) -> tar.Entry | None:
@@ -117,7 +120,7 @@ def _entry(member: TarInfo, data: Path, deb: StoredDeb) -> tar.Entry | None:
         return symlink(path, member.linkname)
     if member.islnk():
         return tar.Entry(path, "hardlink", mode, MTIME, target=_merged(member.linkname.removeprefix("./")))
-    raise UnsafeInput(f"The package {deb.name} {deb.version} holds {member.name}, which is a device or pipe.")
+    raise UnsafeInput(f"{_what(deb)} holds {member.name}, which is a device or pipe.")
 
 
 def _merged(path: str) -> str:
@@ -127,33 +130,36 @@ def _merged(path: str) -> str:
 
 def _data_tar(deb: StoredDeb, store: Store) -> Path:
     """The package's plain ``data.tar``."""
-    what = f"The package {deb.name} {deb.version}"
-    return unpacked(deb.sha256, lambda: _member("data.tar", deb), store=store, what=what)
+    return unpacked(deb.sha256, lambda: _member("data.tar", deb), store=store, what=_what(deb))
 
 
 def _member(stem: str, deb: StoredDeb) -> Iterator[bytes]:
-    """The decompressed member ``<stem>.*`` of the ``ar`` archive."""
+    """The member ``<stem>.*`` of the ``ar`` archive, compressed as it is."""
     with deb.path.open("rb") as file:
         try:
             for member in ArFile(fileobj=file).getmembers():
                 if member.name.startswith(stem):
-                    yield from decompressed(member)
+                    yield from file_chunks(member)  # type: ignore[arg-type]
                     return
-        except (ArError, *DECOMPRESSION_ERRORS) as error:
-            raise BadInput(f"The package {deb.name} {deb.version} cannot be read: {error}.") from error
-    raise BadInput(f"The package {deb.name} {deb.version} has no {stem}.")
+        except (ArError, OSError, EOFError) as error:
+            raise BadInput(f"{_what(deb)} cannot be read: {error}.") from error
+    raise BadInput(f"{_what(deb)} has no {stem}.")
+
+
+def _what(deb: StoredDeb) -> str:
+    return f"The package {deb.name} {deb.version}"
 
 
 def _status(deb: StoredDeb) -> tar.Entry:
     """The package's control stanza, as scanners of distroless images read it."""
-    control_tar = b"".join(_member("control.tar", deb))
+    control_tar = b"".join(decompressed_chunks(_member("control.tar", deb), what=_what(deb), limit=_CONTROL_LIMIT))
     with open_tar(fileobj=io.BytesIO(control_tar)) as archive:
         for name in ("./control", "control"):
             with suppress(KeyError):
                 control = archive.extractfile(name)
                 if control is not None:
                     return text(f"var/lib/dpkg/status.d/{deb.name}", control.read())
-    raise BadInput(f"The package {deb.name} {deb.version} has no control file.")
+    raise BadInput(f"{_what(deb)} has no control file.")
 
 
 def _configuration(files: list[tar.Entry]) -> Iterator[tar.Entry]:

@@ -20,7 +20,7 @@ from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.store import Store
 from cpack_build.image.bytecode import Interpreter, Launch
 from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, safe_path, symlink
-from cpack_build.image.unpacked import Slice, decompressed, unpacked
+from cpack_build.image.unpacked import Slice, file_chunks, unpacked
 from cpack_build.lock.schema import ArchiveInterpreter
 from cpack_build.oci import tar
 
@@ -38,7 +38,7 @@ def archive_layer(interpreter: ArchiveInterpreter, path: Path, *, store: Store) 
 
     def plain() -> Iterator[bytes]:
         with path.open("rb") as file:
-            yield from decompressed(file)
+            yield from file_chunks(file)
 
     def entries() -> Iterator[tar.Entry]:
         tar_path = unpacked(interpreter.sha256, plain, store=store, what=what)
@@ -131,7 +131,7 @@ def _launch(root: Path, path: str) -> Launch:
     executable = root / path.lstrip("/")
     home = {"PYTHONHOME": str(executable.parent.parent)}
     loaders = sorted(file for file in root.rglob("ld-linux*.so.*") if file.is_file())
-    if not loaders:
-        return Launch((str(executable),), home)
     libraries = sorted({str(file.parent) for file in root.rglob("*.so*") if file.is_file()})
+    if not loaders:  # a standalone Python counts on this machine's loader and C library
+        return Launch((str(executable),), {**home, "LD_LIBRARY_PATH": ":".join(libraries)})
     return Launch((str(loaders[0]), "--library-path", ":".join(libraries), str(executable)), home)

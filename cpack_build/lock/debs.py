@@ -21,10 +21,10 @@ from pathlib import Path
 from shutil import which
 from urllib.parse import unquote
 
-from cpack_build.errors import ToolMissing, Unresolvable, UnsafeInput
+from cpack_build.errors import ToolMissing, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.mirrors import Mirrors, local_path
-from cpack_build.fetch.store import Store, StoredFile, writing
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.lock.schema import Deb
 from cpack_build.progress import SILENT, Progress

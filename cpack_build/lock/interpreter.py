@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import gzip
 import tarfile
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import IO, Any
 
 from cpack_build.cpack.settings import InterpreterArchive
 from cpack_build.errors import BadInput, Unresolvable
 from cpack_build.fetch.http import Sources, download
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import CHUNK, Store
 from cpack_build.lock.schema import ArchiveInterpreter, BaseInterpreter
+from cpack_build.oci.compression import ChunkReader, decompressed_chunks
 from cpack_build.progress import SILENT, Progress
 
 __all__ = ["archive_interpreter", "base_interpreter"]
@@ -54,20 +53,16 @@ def archive_interpreter(
 
 
 def _names(path: Path, url: str) -> set[str]:
-    import zstandard
+    """The names of a tar's members, whatever it is compressed with."""
+
+    def compressed() -> Iterator[bytes]:
+        with path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
 
     try:
-        with path.open("rb") as raw:
-            magic = raw.read(4)
-            raw.seek(0)
-            plain: IO[Any]
-            if magic[:2] == b"\x1f\x8b":
-                plain = gzip.GzipFile(fileobj=raw)  # type: ignore[assignment]
-            elif magic == b"\x28\xb5\x2f\xfd":
-                plain = zstandard.ZstdDecompressor().stream_reader(raw)
-            else:
-                plain = raw
-            with tarfile.open(fileobj=plain, mode="r|") as archive:
-                return {member.name.removeprefix("./") for member in archive}
-    except (tarfile.TarError, EOFError, OSError, zstandard.ZstdError) as error:
-        raise BadInput(f"{url} is no tar.gz or tar.zst: {error}.", hint="Name another archive.") from error
+        reader = ChunkReader(decompressed_chunks(compressed(), what=url))
+        with tarfile.open(fileobj=reader, mode="r|") as archive:
+            return {member.name.removeprefix("./") for member in archive}
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise BadInput(f"{url} is no tar that can be read: {error}.", hint="Name another archive.") from error

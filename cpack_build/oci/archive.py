@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpack_build.errors import HashMismatch
+from cpack_build.errors import HashMismatch, writing
 from cpack_build.oci import tar
 from cpack_build.oci.layout import LAYOUT_FILE, image_index, index_entry
 from cpack_build.oci.reference import Reference
-from cpack_build.oci.storage import whole_file, writing
+from cpack_build.oci.storage import whole_file
 from cpack_build.oci.types import Blob, Image, canonical_json
 from cpack_build.progress import SILENT, Progress
 

@@ -27,11 +27,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cpack_build.errors import BadImage, HashMismatch, StorageError, UsageError
+from cpack_build.errors import BadImage, HashMismatch, StorageError, UsageError, writing
 from cpack_build.oci import modellayer, tar
 from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.reference import Reference
-from cpack_build.oci.storage import PARTIAL, sync_directory, whole_file, writing
+from cpack_build.oci.storage import PARTIAL, sync_directory, whole_file
 from cpack_build.oci.types import Blob, Descriptor, Image, canonical_json
 from cpack_build.progress import SILENT, Progress, Task
 

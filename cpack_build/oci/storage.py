@@ -1,4 +1,4 @@
-"""Writing files so that they are whole or absent, and saying in the user's words why a disk refuses."""
+"""Writing files so that they are whole or absent."""
 
 from __future__ import annotations
 
@@ -10,30 +10,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from cpack_build.errors import StorageError
+from cpack_build.errors import writing
 
-__all__ = ["PARTIAL", "sync_directory", "whole_file", "writing"]
+__all__ = ["PARTIAL", "sync_directory", "whole_file"]
 
 PARTIAL = ".cpack-partial-"
 """What the name of a file begins with while it is being written."""
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextmanager
-def writing(place: object) -> Iterator[None]:
-    """Turn the operating system's refusals to write at *place* into :class:`StorageError`; only writing goes inside."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise StorageError(
-                f"No space left while writing {place}.",
-                hint="Free some space or choose another disk, and run it again.",
-            ) from error
-        raise StorageError(
-            f"{place} cannot be written: {error.strerror}.", hint="Choose a place that you may write to."
-        ) from error
 
 
 @contextmanager

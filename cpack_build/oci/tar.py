@@ -162,7 +162,7 @@ def _fallback(text: str) -> bytes:
 
 def _record(key: str, value: str) -> bytes:
     """``"%d %s=%s\\n"``, whose length counts itself."""
-    rest = f" {key}={value}\n".encode()
+    rest = f" {key}={value}\n".encode("utf-8", "surrogateescape")
     length = len(rest) + 1
     while len(str(length)) + len(rest) != length:
         length = len(str(length)) + len(rest)

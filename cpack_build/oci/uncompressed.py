@@ -9,21 +9,16 @@ Specification: OCI image-spec v1.1, config.md ("Layer DiffID"), layer.md.
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import IO, Protocol, cast
+from typing import Protocol
 
-from cpack_build.errors import BadImage, HashMismatch
+from cpack_build.errors import HashMismatch
+from cpack_build.oci.compression import decompressed_chunks
 from cpack_build.oci.types import LAYER, Blob, Descriptor
 
-__all__ = ["LAYER_LIMIT", "Memo", "decompressed", "uncompressed"]
+__all__ = ["Memo", "decompressed", "uncompressed"]
 
-LAYER_LIMIT = 256 << 30
-"""Bytes to which a layer may decompress; a few kilobytes could otherwise claim the time of days."""
-_GZIP = b"\x1f\x8b"
-_ZSTD = b"\x28\xb5\x2f\xfd"
-_PIECE = 1 << 20
 _MEMO = "uncompressed-size"
 
 
@@ -72,101 +67,8 @@ class _Uncompressed:
 
 
 def decompressed(layer: Blob) -> Iterator[bytes]:
-    """The tar in *layer*, whatever it is compressed with; told by its first bytes, because media types are often wrong.
-
-    Raises :class:`BadImage` when the compressed data is broken or decompresses to more than :data:`LAYER_LIMIT`.
-    """
-    what = f"Layer {layer.descriptor.digest}"
-    count = 0
-    for chunk in _pieces(layer.chunks(), what):
-        count += len(chunk)
-        if count > LAYER_LIMIT:
-            raise BadImage(what, f"decompresses to more than {LAYER_LIMIT >> 30} GiB")
-        yield chunk
-
-
-def _pieces(chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
-    first = b""
-    for chunk in chunks:
-        first += chunk
-        if len(first) >= len(_ZSTD):
-            break
-    if first.startswith(_GZIP):
-        return _gunzip(first, chunks, what)
-    if first.startswith(_ZSTD):
-        return _unzstd(first, chunks, what)
-    return _as_is(first, chunks)
-
-
-def _as_is(first: bytes, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    if first:
-        yield first
-    yield from chunks
-
-
-def _gunzip(first: bytes, chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
-    """All members of a gzip stream (RFC 1952, 2.2), in pieces that stay small whatever the ratio."""
-    engine = zlib.decompressobj(wbits=31)
-    whole = False
-    try:
-        for chunk in _as_is(first, chunks):
-            data = chunk
-            while data:
-                if whole:
-                    if not data.strip(b"\0"):
-                        break  # Padding after the last member, which gzip allows.
-                    engine, whole = zlib.decompressobj(wbits=31), False
-                piece = engine.decompress(data, _PIECE)
-                if piece:
-                    yield piece
-                whole = engine.eof
-                data = engine.unused_data if whole else engine.unconsumed_tail
-                if not data and not whole and len(piece) == _PIECE:
-                    # The input is used up but its output is not.
-                    yield from _rest(engine)
-                    whole = engine.eof
-                    data = engine.unused_data
-    except zlib.error as error:
-        raise BadImage(what, "is broken gzip data") from error
-    if not whole:
-        raise BadImage(what, "ends in the middle of its gzip data")
-
-
-def _rest(engine: zlib._Decompress) -> Iterator[bytes]:
-    while piece := engine.decompress(b"", _PIECE):
-        yield piece
-        if len(piece) < _PIECE:
-            return
-
-
-def _unzstd(first: bytes, chunks: Iterator[bytes], what: str) -> Iterator[bytes]:
-    """All frames of a zstd stream (RFC 8878, 3)."""
-    import zstandard
-
-    source = cast(IO[bytes], _Reader(_as_is(first, chunks)))
-    reader = zstandard.ZstdDecompressor().stream_reader(source, read_across_frames=True)
-    try:
-        while piece := reader.read(_PIECE):
-            yield piece
-    except zstandard.ZstdError as error:
-        raise BadImage(what, "is broken zstd data") from error
-
-
-class _Reader:
-    """Chunks as something to read from."""
-
-    def __init__(self, chunks: Iterator[bytes]) -> None:
-        self._chunks = chunks
-        self._left = b""
-
-    def read(self, size: int = -1) -> bytes:
-        if not self._left:
-            self._left = next(self._chunks, b"")
-        if size < 0:
-            data, self._left = self._left + b"".join(self._chunks), b""
-            return data
-        data, self._left = self._left[:size], self._left[size:]
-        return data
+    """The tar in *layer*, whatever it is compressed with. Raises :class:`BadImage`."""
+    return decompressed_chunks(layer.chunks(), what=f"Layer {layer.descriptor.digest}")
 
 
 def _prove(actual: str, diff_id: str, layer: Descriptor) -> None:

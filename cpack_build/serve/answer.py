@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from cpack_build.errors import RunError
+from cpack_build.errors import PromptRefused, RunError
 from cpack_build.serve.exchange import Produced
 from cpack_build.workflow import Workflow
 
@@ -161,11 +161,12 @@ def answer_with_error(error: RunError, workflow: Workflow) -> Response:
         title = workflow.title(error.node_id)
         body["error"] = f"The node '{title}' ({error.node_class}): {message}"
         body["node"] = {"id": error.node_id, "title": title, "class": error.node_class, "message": message}
-        fed = _parameters_of(error.node_id, workflow)
-        if fed:
-            body["parameters"] = fed
-    headers = {"retry-after": "2"} if error.status == 503 else None
-    return JSONResponse(body, status_code=error.status, headers=headers)
+        body["parameters"] = _parameters_of(error.node_id, workflow)
+    status = error.status
+    if isinstance(error, PromptRefused) and not body.get("parameters"):
+        status = 500  # nothing that the caller gave is at fault: a model or a node is missing
+    headers = {"retry-after": "2"} if status == 503 else None
+    return JSONResponse(body, status_code=status, headers=headers)
 
 
 def _parameters_of(node_id: str, workflow: Workflow) -> list[str]:
@@ -177,4 +178,5 @@ def _parameters_of(node_id: str, workflow: Workflow) -> list[str]:
 
 def _without_paths(text: str) -> str:
     """*text* with absolute paths cut down to their last part: a caller has no business with the image's inside."""
+    text = text.encode(errors="replace").decode()  # a lone surrogate could not be sent
     return re.sub(r"(?<![\w.:/<])(/[^\s'\"`:;,()\[\]{}<>]+)+/([^\s'\"`:;,()\[\]{}<>/]*)", r"…/\2", text)

@@ -43,8 +43,9 @@ class _Job:
 class Client:
     """A client of the ComfyUI behind *engine*, for as long as the service runs."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, look_up_seconds: float = _LOOK_UP_SECONDS) -> None:
         self._engine = engine
+        self._look_up_seconds = look_up_seconds
         self._client_id = uuid.uuid4().hex
         self._jobs: dict[str, _Job] = {}
         self._connected = asyncio.Event()
@@ -196,7 +197,7 @@ class Client:
 
     async def _look_up_regularly(self) -> None:
         while True:
-            await asyncio.sleep(_LOOK_UP_SECONDS)
+            await asyncio.sleep(self._look_up_seconds)
             await self._look_up()
 
     async def _look_up(self) -> None:

@@ -237,6 +237,7 @@ def _child_environment(environ: Mapping[str, str], folders: Folders) -> dict[str
     # not enter the container, with a network or without.
     if environ.get("CPACK_ALLOW_INSTALL") != "1":
         child["PYTHONPATH"] = str(Path(__file__).parent / "frozen")
+        child |= {"PIP_NO_INDEX": "1", "UV_OFFLINE": "1"}  # for those who start pip or uv in other ways
     return child
 
 

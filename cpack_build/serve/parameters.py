@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
+from pydantic import FiniteFloat
+
 from cpack_build.serve.exchange import safe_name
 from cpack_build.workflow import FILE_TYPES, Input, Interface
 
@@ -32,8 +34,8 @@ _TYPES: Mapping[str, Any] = {
     "file": Path,
     "string": str,
     "int": int,
-    "float": float,
-    "number": int | float,
+    "float": FiniteFloat,
+    "number": int | FiniteFloat,
     "boolean": bool,
     "any": Any,
 }
@@ -46,9 +48,15 @@ def request_folder(request: Request) -> Path | None:
 
 
 class Parameters:
-    """The parameters of *interface*; those in *defaults* are files that need not be given."""
+    """The parameters of *interface*; those in *defaults* are files that need not be given.
 
-    def __init__(self, interface: Interface, *, defaults: Mapping[str, Path], scratch: Path) -> None:
+    Uploads are put into *scratch*; a request larger than *max_upload_mib* MiB is refused.
+    """
+
+    def __init__(
+        self, interface: Interface, *, defaults: Mapping[str, Path], scratch: Path, max_upload_mib: int = 1024
+    ) -> None:
+        self._most = max_upload_mib << 20
         self._inputs = interface.inputs
         self._by_name = {item.name: item for item in interface.inputs}
         self._defaults = defaults
@@ -119,9 +127,17 @@ class Parameters:
     # -- reading a request
 
     async def _read(self, request: Request) -> dict[str, Any]:
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._most:
+            raise _invalid((), f"The request is larger than {self._most >> 20} MiB (CPACK_MAX_UPLOAD_MIB)")
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if content_type in ("multipart/form-data", "application/x-www-form-urlencoded"):
-            return await self._read_form(request)
+            from starlette.exceptions import HTTPException
+
+            try:
+                return await self._read_form(request)
+            except HTTPException as error:
+                raise _invalid((), f"The form cannot be read: {error.detail}") from None
         return await self._read_json(request)
 
     async def _read_form(self, request: Request) -> dict[str, Any]:
@@ -146,9 +162,13 @@ class Parameters:
         return given
 
     async def _read_json(self, request: Request) -> dict[str, Any]:
-        body = await request.body()
+        body = bytearray()
+        async for block in request.stream():
+            body += block
+            if len(body) > self._most:
+                raise _invalid((), f"The request is larger than {self._most >> 20} MiB (CPACK_MAX_UPLOAD_MIB)")
         try:
-            given = json.loads(body or b"{}")
+            given = json.loads(bytes(body) or b"{}", parse_constant=_no_constant)
         except (ValueError, RecursionError):
             raise _invalid((), "The body is not JSON; send JSON or a form (curl -F name=value)") from None
         if not isinstance(given, dict):
@@ -205,6 +225,10 @@ def _drop_default(schema: dict[str, Any]) -> None:
     schema.pop("default", None)
 
 
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
 def _write(source: Any, path: Path) -> None:
     source.seek(0)
     with path.open("wb") as file:
@@ -228,7 +252,7 @@ def _from_form(item: Input, text: str) -> Any:
 
 def _json_or(text: str) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):
         return text
 

@@ -51,7 +51,9 @@ class Server:
             for item in workflow.interface.inputs
             if item.type in FILE_TYPES and (path := shipped_file(self._inputs, item.default)) is not None
         }
-        self.parameters = Parameters(workflow.interface, defaults=self._shipped, scratch=folders.scratch)
+        self.parameters = Parameters(
+            workflow.interface, defaults=self._shipped, scratch=folders.scratch, max_upload_mib=settings.max_upload_mib
+        )
         self._checking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:

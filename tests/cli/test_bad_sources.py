@@ -48,7 +48,12 @@ class Scene:
 
     def write(self, *, commit: str = "", **changes: object) -> None:
         """Write the pack, with *changes* to its snapshot."""
-        plain = {"git_custom_nodes": {}, "cnr_custom_nodes": {}, "file_custom_nodes": [], "models": []}
+        plain: dict[str, object] = {
+            "git_custom_nodes": {},
+            "cnr_custom_nodes": {},
+            "file_custom_nodes": [],
+            "models": [],
+        }
         pips = dict.fromkeys(("aiohttp", "numpy", "pillow"), "")
         document = snapshot(**{**plain, "pips": pips, "python": PYTHON, "comfyui": commit or self.commit, **changes})
         make_pack(self.pack, snapshot_document=document, workflow_api=WORKFLOW)

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cpack_build.errors import HashMismatch, StorageError
-from cpack_build.fetch.store import Store, writing
+from cpack_build.errors import HashMismatch, StorageError, writing
+from cpack_build.fetch.store import Store
 
 
 @pytest.fixture

@@ -107,7 +107,7 @@ def test_a_base_is_read_once(store: Store, tmp_path: Path) -> None:
     ],
 )
 def test_a_damaged_layer_is_named(kind: str, magic: bytes, store: Store, tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match="layer sha256:"):
+    with pytest.raises(BadImage, match="Layer sha256:"):
         opened(tmp_path / "base", store, BytesBlob(kind, magic + b"damaged" * 100))
 
 

@@ -11,7 +11,6 @@ import pytest
 from tests.serve.running import Engine, Service, real_comfyui, serving, standin, write_app
 from tests.serve.workflows import EVERYTHING_INPUTS, everything
 
-
 _ENGINES = [pytest.param("standin", id="standin")]
 if "CPACK_TEST_COMFYUI" in os.environ:
     _ENGINES.append(pytest.param("comfyui", id="comfyui", marks=pytest.mark.comfyui))

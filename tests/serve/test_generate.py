@@ -92,6 +92,23 @@ def test_text_for_a_file_is_refused_with_how_to_send_one(service: Service) -> No
         assert "curl -F photo=@FILE" in answer.text
 
 
+def test_a_body_that_cannot_be_read_is_the_callers_fault(service: Service) -> None:
+    form = {"Content-Type": "multipart/form-data; boundary=x"}
+    for body, headers in (
+        (b"{", {"Content-Type": "application/json"}),
+        (b"[]", {"Content-Type": "application/json"}),
+        (b'{"seconds": NaN}', {"Content-Type": "application/json"}),
+        (b'{"seconds": 1e999}', {"Content-Type": "application/json"}),
+        (b"\xff\xfe", {}),
+        (b"garbage", form),
+        (b"--x\r\n\r\n--x--", form),
+        (b"a=b", {"Content-Type": "multipart/form-data"}),
+    ):
+        answer = requests.post(f"{service.url}/generate", data=body, headers=headers, timeout=60)
+        assert answer.status_code == 400, (body, answer.text)
+    assert not service.leftovers()
+
+
 def test_a_json_body_and_a_data_url_do_as_a_form_does(service: Service) -> None:
     photo = picture((1, 2, 250))
     form = service.generate(accept="image/png", size=32, files={"photo": ("x.png", photo)})
@@ -273,7 +290,7 @@ def test_a_missing_model_is_named_with_its_node(service: Service, tmp_path: Path
     app = write_app(tmp_path / "app", upscale("not_there.safetensors"))
     with serving(app, tmp_path, COMFYUI_SERVER=service.comfyui) as attached:
         answer = attached.generate(files={"photo": ("x.png", picture())})
-        assert answer.status_code in (422, 500)  # new nodes of ComfyUI find it out when they run
+        assert answer.status_code == 500  # no fault of the caller's
         assert answer.json()["node"]["title"] == "Load Upscale Model"
         assert "not_there.safetensors" in answer.json()["error"]
 
@@ -285,7 +302,7 @@ def test_a_node_that_comfyui_lacks_is_told_in_the_log_and_the_answer(service: Se
     with serving(app, tmp_path, COMFYUI_SERVER=service.comfyui) as attached:
         wait_for(lambda: "does not know these nodes of the workflow: NoSuchNode" in attached.log, "the log to tell")
         answer = attached.generate(files={"photo": ("x.png", picture())})
-        assert answer.status_code == 422
+        assert answer.status_code == 500
         assert "NoSuchNode" in answer.json()["error"]
 
 

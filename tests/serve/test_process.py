@@ -200,7 +200,7 @@ def test_any_user_can_run_it_with_nothing_else_writable(own_standin: Engine, tmp
     data.chmod(0o1777)
     port = str(free_port())
     variables = {
-        "PATH": os.environ["PATH"],
+        **{name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ},
         "PYTHONPATH": shown["PYTHONPATH"],
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": "/nonexistent",

@@ -7,6 +7,11 @@ is one (``CPACK_ALLOW_INSTALL=1`` makes this step aside altogether).
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
 from pkgutil import extend_path
 
 __path__ = extend_path(__path__, __name__)
+try:
+    __version__ = version("pip")
+except PackageNotFoundError:
+    __version__ = "0"

@@ -7,7 +7,7 @@ import threading
 _interrupted = threading.Event()
 
 
-class InterruptProcessingException(Exception):  # noqa: N818 - ComfyUI's name
+class InterruptProcessingException(Exception):
     """The prompt was interrupted."""
 
 
