@@ -114,19 +114,17 @@ def real_comfyui() -> tuple[str, list[str], list[str]]:
 
 
 def on_the_processor(requirements: list[str]) -> list[str]:
-    """Take the PyTorch without CUDA if ``FIND_LINKS`` has one: a third of the bytes, and the demo needs no GPU.
-
-    A pack pins what belongs together, as the workspace had it: torchvision 0.N+15 is that of PyTorch 2.N. The demo does
-    without sound.
-    """
+    """Take PyTorch and torchvision without CUDA if ``FIND_LINKS`` has both (one alone does not load the other): a third
+    of the bytes, and the demo needs no GPU. It does without sound then."""
+    tag = "cp" + system_python().replace(".", "")
+    pins: dict[str, list[str]] = {"torchaudio": []}
     for folder in os.environ.get("FIND_LINKS", "").split():
-        tag = "cp" + system_python().replace(".", "")
-        for wheel in sorted(Path(folder).glob(f"torch-*+cpu-{tag}-*.whl")) if "://" not in folder else ():
-            version = wheel.name.split("-")[1]
-            vision = f"torchvision==0.{int(version.split('.')[1]) + 15}.*"
-            pins = {"torch": [f"torch=={version}"], "torchvision": [vision], "torchaudio": []}
-            return [pin for line in requirements for pin in pins.get(line, [line])]
-    return requirements
+        for name in ("torch", "torchvision"):
+            for wheel in sorted(Path(folder).glob(f"{name}-*+cpu-{tag}-*.whl")):
+                pins[name] = [f"{name}=={wheel.name.split('-')[1]}"]
+    if len(pins) < 3:
+        return requirements
+    return [pin for line in requirements for pin in pins.get(line, [line])]
 
 
 def repository(source: Path, folder: Path) -> str:

@@ -42,6 +42,9 @@ def until_ready(url: str, *, seconds: float = 60) -> None:
                 if answer.status == 200:
                     return
                 last: object = answer.status
+        except urllib.error.HTTPError as error:
+            with error:
+                last = error.code
         except OSError as error:
             last = error
         if time.monotonic() > deadline:
@@ -70,7 +73,8 @@ def _send(url: str, body: bytes, content_type: str, *, accept: str = "*/*") -> t
         with _OPENER.open(request, timeout=120) as answer:
             return answer.read(), answer.headers["Content-Type"]
     except urllib.error.HTTPError as error:
-        raise AssertionError(f"{url} gave {error.code}: {error.read().decode(errors='replace')}") from error
+        with error:
+            raise AssertionError(f"{url} gave {error.code}: {error.read().decode(errors='replace')}") from None
 
 
 def ask_service(url: str, *, accept: str = "*/*", **fields: object) -> tuple[bytes, str]:

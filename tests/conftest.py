@@ -15,6 +15,13 @@ from tests import need
 from tests.engines import Docker, Podman, Registry, run_docker, run_podman, run_registry
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of an engine share one worker, so that each engine is started once (pytest-xdist, ``--dist loadgroup``)."""
+    for item in items:
+        if {"docker", "podman"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.xdist_group("engines"))
+
+
 @pytest.fixture(scope="session")
 def _docker() -> Iterator[Docker]:
     if host := os.environ.get("CPACK_TEST_DOCKER_HOST"):

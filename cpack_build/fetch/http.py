@@ -7,12 +7,14 @@ the user's own ``~/.netrc`` holds for that very host, and none is ever shown.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
+from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import unquote
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput
@@ -20,6 +22,9 @@ from cpack_build.fetch.mirrors import Mirrors, local_path
 from cpack_build.fetch.store import CHUNK, Store, StoredFile
 from cpack_build.fetch.urls import check_http, redact
 from cpack_build.progress import SILENT, Progress
+
+if TYPE_CHECKING:
+    import requests
 
 __all__ = ["HttpTransport", "RequestsTransport", "Response", "Sources", "adopt_verified", "download"]
 
@@ -49,10 +54,23 @@ class HttpTransport(Protocol):
 
 
 class RequestsTransport:
-    """The real one. Redirects lead to http(s) only; *timeouts* are seconds to connect and between bytes."""
+    """The real one. Redirects lead to http(s) only; *timeouts* are seconds to connect and between bytes.
+
+    Each thread keeps its connections open: hundreds of small files come from a few hosts.
+    """
 
     def __init__(self, *, timeouts: tuple[float, float] = (15.0, 60.0)) -> None:
         self._timeouts = timeouts
+        self._local = threading.local()
+
+    def _session(self) -> requests.Session:
+        import requests
+
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = self._local.session = requests.Session()
+            session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        return session
 
     @contextmanager
     def get(self, url: str, *, headers: Mapping[str, str]) -> Iterator[Response]:
@@ -61,7 +79,7 @@ class RequestsTransport:
 
         asked = {"User-Agent": "cpack-build", "Accept-Encoding": "identity", **headers}
         try:
-            answer = requests.get(url, headers=asked, stream=True, timeout=self._timeouts)
+            answer = self._session().get(url, headers=asked, stream=True, timeout=self._timeouts)
         except requests.exceptions.InvalidSchema:
             raise UnsafeInput(f"{redact(url)} leads to something that is no http(s) URL.") from None
         except requests.exceptions.TooManyRedirects:

@@ -36,6 +36,7 @@ def _environment(lock: Lock, base: Mapping[str, str]) -> dict[str, str]:
         "CPACK_APP": f"/{APP}",
         "CPACK_COMFYUI_ARGS": json.dumps(list(lock.comfyui_args)),
         "CPACK_DATA": f"/{DATA}",
+        "CPACK_HOST": "0.0.0.0",  # noqa: S104 - inside a container, where the engine decides who may connect
         "HOME": f"/{DATA}",
         "LANG": "C.UTF-8",
         "NVIDIA_DRIVER_CAPABILITIES": "compute,utility,graphics,video",
