@@ -6,8 +6,10 @@ The example's ComfyUI is the stand-in. :mod:`tests.test_real_comfyui` does the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -243,6 +245,40 @@ def test_no_path_of_this_machine_is_in_the_lock_or_the_image(built: Built) -> No
     assert folder.encode() not in top.read_bytes()
 
 
+@pytest.mark.parametrize("what", ["wheel", "deb", "tree", "model"])
+def test_bytes_that_differ_from_the_lock_stop_the_build_and_leave_nothing(
+    built: Built, tmp_path: Path, what: str
+) -> None:
+    lock = json.loads(built.example.pack.with_name("example.cpack.lock").read_text())
+    wrong = "0" * 64
+    if what == "wheel":
+        pylock = re.sub(r'sha256 = "[0-9a-f]{64}"', f'sha256 = "{wrong}"', lock["python"]["pylock"], count=1)
+        lock["python"] = {"pylock": pylock, "pylock_sha256": hashlib.sha256(pylock.encode()).hexdigest()}
+        named = r"[\w.-]+\.whl"
+    elif what == "deb":
+        lock["system"][0]["sha256"] = wrong
+        named = lock["system"][0]["name"]
+    elif what == "tree":
+        lock["comfyui"]["tree_sha256"] = wrong
+        named = lock["comfyui"]["commit"]
+    else:
+        lock["models"][0]["sha256"] = wrong
+        named = r"tiny\.safetensors"
+    changed = tmp_path / "changed.lock"
+    changed.write_text(json.dumps(lock))
+    layout = tmp_path / "layout"
+    command = [sys.executable, "-m", "cpack_build", "image", built.example.pack, "--lock", changed]
+    done = subprocess.run(
+        [*command, "--output", f"oci:{layout}"],
+        env={**os.environ, **built.environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 5, done.stderr
+    assert re.search(named, done.stderr)
+    assert wrong in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == [changed]
+
+
 @pytest.mark.docker
 def test_an_image_over_a_base_from_a_registry_or_a_layout(
     built: Built, docker: Docker, registry: Registry, tmp_path: Path
@@ -320,8 +356,6 @@ def _base_layout(built: Built, folder: Path) -> Path:
 @pytest.mark.docker
 def test_an_image_with_a_standalone_python(built: Built, docker: Docker, tmp_path: Path) -> None:
     """A Python given by URL and hash lies at /opt/python, runs both environments and compiled their bytecode."""
-    import hashlib
-
     version = system_python()
     archive = tmp_path / "python.tar.gz"
     with tarfile.open(archive, "w:gz") as tar:
