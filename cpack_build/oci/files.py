@@ -10,9 +10,9 @@ import os
 import posixpath
 import stat
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 from cpack_build.errors import BadImage, Unresolvable, UnsafeInput
 from cpack_build.oci.types import CHUNK
@@ -42,8 +42,17 @@ class BoundedMember(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        return cls._bounded(super().frombuf, buf, encoding, errors)
+
+    @classmethod
+    def _frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str, **more: Any) -> Self:
+        # What releases with the fix of 2026 (Debian's 3.11.2-6+deb12u9 among them) call in place of frombuf.
+        return cls._bounded(super()._frombuf, buf, encoding, errors, **more)  # type: ignore[misc]
+
+    @classmethod
+    def _bounded(cls, parse: Callable[..., Self], buf: bytes | bytearray, *arguments: Any, **more: Any) -> Self:
         try:
-            member = super().frombuf(buf, encoding, errors)
+            member = parse(buf, *arguments, **more)
         except tarfile.HeaderError as error:
             if any(buf):
                 raise tarfile.ReadError("broken header") from error

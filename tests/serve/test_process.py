@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import requests
@@ -183,7 +185,7 @@ def test_a_comfyui_on_another_machine_is_served_through_its_protocol_alone(own_s
         remote.wait()
 
 
-def test_any_user_can_run_it_with_nothing_else_writable(own_standin: Engine, tmp_path: Path) -> None:
+def test_any_user_can_run_it_with_nothing_else_writable(own_standin: Engine) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to become another user")
     probe = [sys.executable, "-c", "import bentoml, cpack_build"]
@@ -192,25 +194,30 @@ def test_any_user_can_run_it_with_nothing_else_writable(own_standin: Engine, tmp
         subprocess.run(probe, user=54321, group=54321, extra_groups=[], env=shown, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         pytest.skip("another user cannot read this Python environment")
-    for folder in [tmp_path, *tmp_path.parents[:2]]:
-        folder.chmod(0o755)
-    app = write_app(tmp_path / "app", everything(), inputs=EVERYTHING_INPUTS)
-    data = tmp_path / "data"
+    with TemporaryDirectory(dir="/tmp") as folder:  # pytest's own is closed to other users
+        Path(folder).chmod(0o755)
+        _serve_as_another(own_standin, Path(folder), shown["PYTHONPATH"])
+
+
+def _serve_as_another(engine: Engine, folder: Path, python_path: str) -> None:
+    comfyui = shutil.copytree(engine.folder, folder / "ComfyUI")
+    app = write_app(folder / "app", everything(), inputs=EVERYTHING_INPUTS)
+    data = folder / "data"
     data.mkdir()
     data.chmod(0o1777)
     port = str(free_port())
     variables = {
         **{name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ},
-        "PYTHONPATH": shown["PYTHONPATH"],
+        "PYTHONPATH": python_path,
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": "/nonexistent",
         "CPACK_APP": str(app),
         "CPACK_DATA": str(data),
-        "COMFYUI_DIR": str(own_standin.folder),
-        "COMFYUI_PYTHON": own_standin.python,
+        "COMFYUI_DIR": str(comfyui),
+        "COMFYUI_PYTHON": engine.python,
         "PORT": port,
     }
-    with (tmp_path / "log").open("wb") as log:
+    with (folder / "log").open("wb") as log:
         command = [sys.executable, "-m", "cpack_build.serve"]
         process = subprocess.Popen(
             command, env=variables, cwd="/", user=54321, group=54321, extra_groups=[], stdout=log, stderr=log
@@ -219,13 +226,13 @@ def test_any_user_can_run_it_with_nothing_else_writable(own_standin: Engine, tmp
         url = f"http://127.0.0.1:{port}"
 
         def ready() -> bool:
-            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert process.poll() is None, (folder / "log").read_text()
             try:
                 return requests.get(f"{url}/readyz", timeout=60).ok
             except requests.ConnectionError:
                 return False
 
-        wait_for(ready, "the service of another user", log=lambda: (tmp_path / "log").read_text())
+        wait_for(ready, "the service of another user", log=lambda: (folder / "log").read_text())
         answer = requests.post(f"{url}/generate", json={}, headers={"Accept": "image/png"}, timeout=60)
         assert answer.headers["content-type"] == "image/png"
     finally:
