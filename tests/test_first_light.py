@@ -267,7 +267,7 @@ def test_bytes_that_differ_from_the_lock_stop_the_build_and_leave_nothing(
     changed = tmp_path / "changed.lock"
     changed.write_text(json.dumps(lock))
     layout = tmp_path / "layout"
-    command = [sys.executable, "-m", "cpack_build", "image", built.example.pack, "--lock", changed]
+    command = [sys.executable, "-m", "cpack_build", "image", built.example.pack, "--lock", changed, "--trust"]
     done = subprocess.run(
         [*command, "--output", f"oci:{layout}"],
         env={**os.environ, **built.environment}, capture_output=True, text=True, check=False,
@@ -277,6 +277,27 @@ def test_bytes_that_differ_from_the_lock_stop_the_build_and_leave_nothing(
     assert wrong in done.stderr
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == [changed]
+
+
+def test_a_lock_from_elsewhere_runs_its_python_here_only_when_it_is_trusted(built: Built, tmp_path: Path) -> None:
+    layout = tmp_path / "layout"
+    environment = {**os.environ, "CPACK_HOME": str(tmp_path / "store")}
+    command = [
+        sys.executable,
+        "-m",
+        "cpack_build",
+        "image",
+        built.example.pack,
+        "--locked",
+        "--output",
+        f"oci:{layout}",
+    ]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 8
+    assert "--trust" in done.stderr
+    assert not layout.exists()
+    subprocess.run([*command, "--trust"], env=environment, capture_output=True, check=True)
+    assert _digest(layout) == built.result["digest"]
 
 
 @pytest.mark.docker

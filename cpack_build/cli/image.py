@@ -44,6 +44,9 @@ __all__ = ["image"]
     help="By default NAME.cpack.lock beside PACK.",
 )
 @click.option("--locked", is_flag=True, help="Fail rather than lock when there is no lock.")
+@click.option(
+    "--trust", is_flag=True, help="Run the Python of a lock that was made elsewhere, here, to compile bytecode with it."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @settings_options
 @terminal_options
@@ -53,6 +56,7 @@ def image(
     outputs: tuple[str, ...],
     lock_file: Path | None,
     locked: bool,
+    trust: bool,
     dry_run: bool,
     chosen: Chosen,
     terminal: Terminal,
@@ -84,7 +88,7 @@ def image(
     if found is None:
         found = make_lock(read, settings, terminal=terminal)
         write_lock(found, path)
-    with _built(found, read, settings, terminal=terminal) as built:
+    with _built(found, read, settings, trust=trust, terminal=terminal) as built:
         for destination in destinations:
             deliver(built, destination, progress=terminal.progress)
         terminal.result(
@@ -116,7 +120,7 @@ def _find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool) -> Loc
 
 
 @contextmanager
-def _built(lock: Lock, pack: Pack, settings: Settings, *, terminal: Terminal) -> Iterator[Image]:
+def _built(lock: Lock, pack: Pack, settings: Settings, *, trust: bool, terminal: Terminal) -> Iterator[Image]:
     """The image, for as long as the context lasts."""
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.mirrors import Mirrors
@@ -134,7 +138,13 @@ def _built(lock: Lock, pack: Pack, settings: Settings, *, terminal: Terminal) ->
         index_urls=tuple(url for url in (python.index_url, *python.extra_index_urls) if url),
     )
     materials = gather(
-        lock, documents=pack.documents(), places=places, store=store, sources=sources, progress=terminal.progress
+        lock,
+        documents=pack.documents(),
+        places=places,
+        store=store,
+        sources=sources,
+        trust=trust,
+        progress=terminal.progress,
     )
     with build(lock, materials, store=store, progress=terminal.progress) as image:
         yield image

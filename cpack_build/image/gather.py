@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cpack_build.errors import StaleLock
+from cpack_build.errors import StaleLock, UnsafeInput
 from cpack_build.fetch.git import Tree, open_locked
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.store import Store
@@ -20,6 +20,7 @@ from cpack_build.image.build import Materials
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.debs import fetch_deb
+from cpack_build.lock.interpreter import is_vouched
 from cpack_build.lock.models import fetch_model
 from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, Deb, DebInterpreter, GitTree, Lock, Model
 from cpack_build.lock.service import service_code, service_files
@@ -52,14 +53,25 @@ def gather(
     places: Places,
     store: Store,
     sources: Sources,
+    trust: bool = False,
     progress: Progress = SILENT,
 ) -> Materials:
     """The materials of *lock*; *documents* go below ``/app/cpack``.
 
-    Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`, and :class:`StaleLock` when the lock
-    pins another cpack-build's service."""
+    A lock with bytecode has its own Python started here. Where this machine did not resolve that Python itself, *trust*
+    says that the user wants it; otherwise :class:`UnsafeInput` is raised before anything is fetched.
+
+    Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`, and :class:`StaleLock` when the lock pins
+    another cpack-build's service.
+    """
     if lock.service_code != service_code():
         raise StaleLock("The lock", f"it pins the service of cpack-build {lock.service_code.version}, not of this one")
+    if lock.bytecode == "compiled" and not (trust or is_vouched(lock, store=store)):
+        raise UnsafeInput(
+            f"The lock's Python {lock.interpreter.version} was not resolved on this machine, and building would run it "
+            "here to compile bytecode.",
+            hint="Add --trust if you trust whoever made the lock, or make it anew with `cpack-build lock`.",
+        )
     service, wheels = wheels_of(lock.service), wheels_of(lock.python)
     archive = lock.interpreter if isinstance(lock.interpreter, ArchiveInterpreter) else None
     own_debs = lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()

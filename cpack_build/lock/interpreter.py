@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -10,11 +12,11 @@ from cpack_build.cpack.settings import InterpreterArchive
 from cpack_build.errors import BadInput, Unresolvable
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.store import CHUNK, Store
-from cpack_build.lock.schema import ArchiveInterpreter, BaseInterpreter
+from cpack_build.lock.schema import ArchiveInterpreter, BaseInterpreter, Lock
 from cpack_build.oci.compression import ChunkReader, decompressed_chunks
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["archive_interpreter", "base_interpreter"]
+__all__ = ["archive_interpreter", "base_interpreter", "is_vouched", "vouch"]
 
 _PLACES = ("usr/bin", "usr/local/bin", "bin", "opt/python/bin", "opt/conda/bin")
 
@@ -66,3 +68,19 @@ def _names(path: Path, url: str) -> set[str]:
             return {member.name.removeprefix("./") for member in archive}
     except (tarfile.TarError, EOFError, OSError) as error:
         raise BadInput(f"{url} is no tar that can be read: {error}.", hint="Name another archive.") from error
+
+
+def vouch(lock: Lock, *, store: Store) -> None:
+    """Remember that this machine itself resolved the Python of *lock*: from apt's signed lists, or as its user said."""
+    store.remember("vouched-python", _program(lock), lock.interpreter.path)
+
+
+def is_vouched(lock: Lock, *, store: Store) -> bool:
+    """Whether the Python of *lock* was resolved here, so that a build may start it to compile bytecode."""
+    return store.recall("vouched-python", _program(lock)) is not None
+
+
+def _program(lock: Lock) -> str:
+    """A hash over all that is started with the interpreter: itself, its libraries, the base that it lies in."""
+    parts = lock.model_dump(mode="json", include={"base", "system", "interpreter"})
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

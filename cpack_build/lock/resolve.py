@@ -21,7 +21,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.base import Base, open_base
 from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
-from cpack_build.lock.interpreter import archive_interpreter, base_interpreter
+from cpack_build.lock.interpreter import archive_interpreter, base_interpreter, vouch
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.nodes import lock_trees
 from cpack_build.lock.python import Target, lock_environment, lock_service
@@ -101,7 +101,7 @@ def resolve(
     assert models is not None
     assert service is not None
     assert python is not None
-    return Lock(
+    lock = Lock(
         builder=cpack_build.__version__,
         inputs=Inputs(pack=pack.sha256, settings=settings.digest()),
         source_date_epoch=max(tree.committed_at for tree in (trees.comfyui, *trees.nodes)),
@@ -120,6 +120,8 @@ def resolve(
         environment=dict(sorted(settings.environment.items())),
         comfyui_args=settings.comfyui_args,
     )
+    vouch(lock, store=store)
+    return lock
 
 
 def check_fresh(lock: Lock, pack: PackInput, settings: Settings, *, name: object = "The lock") -> None:
