@@ -61,7 +61,7 @@ def gather(
     A lock with bytecode has its own Python started here. Where this machine did not resolve that Python itself, *trust*
     says that the user wants it; otherwise :class:`UnsafeInput` is raised before anything is fetched.
 
-    Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`, and :class:`StaleLock` when the lock pins
+    Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`; and :class:`StaleLock` when the lock has
     another cpack-build's service.
     """
     if lock.service_code != service_code():
