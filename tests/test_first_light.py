@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -298,6 +299,44 @@ def test_a_lock_from_elsewhere_runs_its_python_here_only_when_it_is_trusted(buil
     assert not layout.exists()
     subprocess.run([*command, "--trust"], env=environment, capture_output=True, check=True)
     assert _digest(layout) == built.result["digest"]
+
+
+def _verified(built: Built, layout: Path) -> tuple[int, dict[str, Any]]:
+    command = [sys.executable, "-m", "cpack_build", "verify", f"oci:{layout}", "--json", "--config"]
+    done = subprocess.run(
+        [*command, built.example.settings],
+        env={**os.environ, **built.environment}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    return done.returncode, json.loads(done.stdout)
+
+
+def test_verify_makes_the_image_again_and_names_the_first_entry_that_differs(built: Built, tmp_path: Path) -> None:
+    code, answer = _verified(built, built.layout)
+    assert (code, answer["same"]) == (0, True), answer
+    manifest = json.loads((built.layout / "blobs/sha256" / built.result["digest"].removeprefix("sha256:")).read_text())
+    (comfyui,) = (layer for layer in manifest["layers"] if layer["annotations"]["io.cpack.layer.kind"] == "comfyui")
+    blob = "blobs/sha256/" + comfyui["digest"].removeprefix("sha256:")
+    with tarfile.open(built.layout / blob) as archive:
+        member = archive.getmember("app/comfyui/main.py")
+    changes = {
+        "content": (member.offset_data + 10, b"X"),
+        "mode": (member.offset_data - 512 + 100, b"0000755\0"),
+    }
+    for field, (offset, data) in changes.items():
+        layout = tmp_path / field
+        shutil.copytree(built.layout, layout, copy_function=os.link)
+        (layout / blob).unlink()
+        tampered = bytearray((built.layout / blob).read_bytes())
+        tampered[offset : offset + len(data)] = data
+        if field == "mode":
+            header = tampered[member.offset_data - 512 : member.offset_data]
+            header[148:156] = b" " * 8
+            tampered[offset + 48 : offset + 56] = b"%06o\0 " % sum(header)
+        (layout / blob).write_bytes(tampered)
+        code, answer = _verified(built, layout)
+        assert (code, answer["same"]) == (1, False)
+        assert "(ComfyUI)" in answer["difference"]["where"]
+        assert (answer["difference"]["entry"], answer["difference"]["field"]) == ("app/comfyui/main.py", field)
 
 
 @pytest.mark.docker

@@ -17,6 +17,7 @@ __all__ = ["VERBS", "cli", "main", "run"]
 VERBS: dict[str, tuple[str, str]] = {
     "lock": ("cpack_build.cli.lock:lock", "Pin every byte that a pack's image needs, in NAME.cpack.lock."),
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
+    "verify": ("cpack_build.cli.verify:verify", "Make an image again from its lock, and name what differs."),
     "inspect": ("cpack_build.cli.inspect:inspect", "Show what a pack holds and what its workflow asks for."),
     "completion": ("cpack_build.cli.completion:completion", "Print the line that turns on completion in your shell."),
     "version": ("cpack_build.cli.version:version", "Print the version."),
@@ -82,7 +83,8 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line *arguments* (without the program's name) and return its exit code (docs/exit-codes.md)."""
     try:
         _end_as_with_ctrl_c()
-        cli.main(args=list(arguments), prog_name="cpack-build", standalone_mode=False)
+        # Not standalone, click returns the code of ``ctx.exit`` ("differs" is 1), or what the verb returned: nothing.
+        code = cli.main(args=list(arguments), prog_name="cpack-build", standalone_mode=False)
         sys.stdout.flush()
     except SystemExit as ended:
         # Shell completion and a closed pipe end this way within click.
@@ -91,7 +93,7 @@ def run(arguments: Sequence[str]) -> int:
         from cpack_build.cli.failure import report
 
         return report(error, arguments)
-    return 0
+    return code if isinstance(code, int) else 0
 
 
 def main() -> None:

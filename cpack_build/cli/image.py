@@ -11,7 +11,7 @@ import click
 
 from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.lock import lock_beside, make_lock, write_lock
-from cpack_build.cli.options import Chosen, pack_argument, settings_options, terminal_options
+from cpack_build.cli.options import Chosen, pack_argument, places_of, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -126,21 +126,14 @@ def _built(lock: Lock, pack: Pack, settings: Settings, *, trust: bool, terminal:
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
-    from cpack_build.image.gather import Places, gather
+    from cpack_build.image.gather import gather
 
     store = Store()
     sources = Sources(Mirrors(settings.mirrors))
-    python = settings.python
-    places = Places(
-        base=settings.base,
-        models=settings.models,
-        find_links=python.find_links,
-        index_urls=tuple(url for url in (python.index_url, *python.extra_index_urls) if url),
-    )
     materials = gather(
         lock,
         documents=pack.documents(),
-        places=places,
+        places=places_of(settings),
         store=store,
         sources=sources,
         trust=trust,

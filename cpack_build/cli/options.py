@@ -15,8 +15,9 @@ from cpack_build.cli.terminal import ProgressMode, Terminal
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.image.gather import Places
 
-__all__ = ["Chosen", "pack_argument", "settings_options", "terminal_options"]
+__all__ = ["Chosen", "pack_argument", "places_of", "settings_options", "terminal_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -33,6 +34,27 @@ class Chosen:
         from cpack_build.cpack.settings import settings_for
 
         return settings_for(pack.path, inside=pack.settings_text, config=self.config, overrides=self.overrides)
+
+    def alone(self) -> Settings:
+        """The settings where there is no pack: those of ``--config``, then these flags."""
+        from cpack_build.cpack.settings import load_settings, parse_settings
+
+        if self.config is not None:
+            return load_settings(self.config, overrides=self.overrides)
+        return parse_settings("", name="the flags", overrides=self.overrides)
+
+
+def places_of(settings: Settings) -> Places:
+    """Where on this machine the things that a lock names may lie."""
+    from cpack_build.image.gather import Places
+
+    python = settings.python
+    return Places(
+        base=settings.base,
+        models=settings.models,
+        find_links=python.find_links,
+        index_urls=tuple(url for url in (python.index_url, *python.extra_index_urls) if url),
+    )
 
 
 def pack_argument(function: F) -> F:

@@ -29,7 +29,7 @@ from cpack_build.lock.schema import Deb, DebInterpreter, Inputs, Interpreter, Lo
 from cpack_build.lock.service import service_code, service_requirements
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["PackInput", "check_fresh", "resolve"]
+__all__ = ["PackInput", "check_fresh", "resolve", "this_platform"]
 
 Platform = Literal["linux/amd64", "linux/arm64"]
 _T = TypeVar("_T")
@@ -59,7 +59,7 @@ def resolve(
     :class:`UnsafeInput`, :class:`BadInput`, :class:`ToolMissing`. *progress* is used from several threads.
     """
     snapshot = pack.snapshot
-    target_platform = settings.platform or _this_platform()
+    target_platform = settings.platform or this_platform()
     with ThreadPoolExecutor(4) as pool:
         trees_work = pool.submit(
             lock_trees, snapshot, exclude=settings.nodes.exclude, store=store, sources=sources, progress=progress
@@ -110,7 +110,7 @@ def resolve(
         system=system.debs,
         interpreter=system.interpreter,
         # the image's own interpreter compiles, so it must be one that can run here
-        bytecode="compiled" if settings.bytecode == "auto" and target_platform == _this_platform() else "none",
+        bytecode="compiled" if settings.bytecode == "auto" and _runs_here(target_platform) else "none",
         service=service,
         service_code=service_code(),
         python=python,
@@ -200,7 +200,12 @@ def _system(
     return _System(base, debs, interpreter, glibc_minor(versions) or _UNKNOWN_GLIBC)
 
 
-def _this_platform() -> Platform:
+def _runs_here(platform: Platform) -> bool:
+    return host.system() == "Linux" and _MACHINES.get(host.machine().lower()) == platform
+
+
+def this_platform() -> Platform:
+    """The platform whose images run on this machine. Raises :class:`UsageError` where there is none."""
     machine = host.machine().lower()
     if machine not in _MACHINES:
         raise UsageError(f"Images for {machine} cannot be made.", hint="Name --platform linux/amd64 or linux/arm64.")

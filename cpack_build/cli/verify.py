@@ -1,0 +1,86 @@
+"""``cpack-build verify IMAGE``: the image is made again from the lock that it carries, and compared."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from cpack_build.cli.options import Chosen, places_of, settings_options, terminal_options
+from cpack_build.cli.terminal import Terminal
+
+__all__ = ["verify"]
+
+
+@click.command(
+    epilog="Example: cpack-build verify oci:upscale.oci --models ~/ComfyUI/models    (exit codes: docs/exit-codes.md)"
+)
+@click.argument("image")
+@click.option(
+    "--lock",
+    "lock_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Compare with this lock; by default with the one in the image.",
+)
+@click.option("--trust", is_flag=True, help="Run the lock's Python here to compile bytecode, wherever it was made.")
+@settings_options
+@terminal_options
+def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, terminal: Terminal) -> None:
+    """Make IMAGE again from its lock, and name the first layer, entry and field that differ (exit code 1).
+
+    IMAGE is oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's reference.
+    """
+    from cpack_build.errors import BadImage
+    from cpack_build.fetch.http import Sources
+    from cpack_build.fetch.mirrors import Mirrors
+    from cpack_build.fetch.store import Store
+    from cpack_build.image.build import build
+    from cpack_build.image.config import APP
+    from cpack_build.image.gather import gather
+    from cpack_build.image.verify import first_difference
+    from cpack_build.lock.resolve import this_platform
+    from cpack_build.lock.schema import load_lock, read_lock
+    from cpack_build.oci.filesystem import file_tree
+    from cpack_build.oci.reference import parse_image_name
+    from cpack_build.oci.sources import open_source
+
+    settings = chosen.alone()
+    store, sources = Store(), Sources(Mirrors(settings.mirrors))
+    source = open_source(parse_image_name(image), mirrors=sources.mirrors, store=store)
+    found = source.as_image(settings.platform or this_platform())
+    # The top layer has all of the documents; the others may be damaged, which is what is to be found out.
+    tree = file_tree(replace(found, layers=found.layers[-1:]))
+    documents = {name.removeprefix(f"{APP}/"): data for name, data in tree.read(tree.below(APP)).items()}
+    carried = documents.pop("cpack.lock", None)
+    if lock_file is not None:
+        lock = load_lock(lock_file)
+    elif carried is not None:
+        lock = read_lock(carried, name=f"{image}: /{APP}/cpack.lock")
+    else:
+        raise BadImage(image, f"carries no lock at /{APP}/cpack.lock", hint="Name the lock with --lock.")
+    materials = gather(
+        lock,
+        documents=documents,
+        places=places_of(settings),
+        store=store,
+        sources=sources,
+        trust=trust,
+        progress=terminal.progress,
+    )
+    with build(lock, materials, store=store, progress=terminal.progress) as rebuilt:
+        difference = first_difference(found, rebuilt, progress=terminal.progress)
+        terminal.result(
+            {
+                "image_id": found.id,
+                "lock_sha256": lock.sha256,
+                "same": difference is None,
+                "difference": None if difference is None else vars(difference),
+            }
+        )
+        if difference is None:
+            terminal.say(f"{image} is what its lock makes: {found.id}, {len(found.layers)} layers, every byte read.")
+            return
+        terminal.say(f"{image} is not what its lock makes. First difference: {difference}.")
+    raise click.exceptions.Exit(1)
