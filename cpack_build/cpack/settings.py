@@ -14,10 +14,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from cpack_build.errors import BadSettings, UnsafeInput
 
@@ -27,10 +27,17 @@ __all__ = [
     "PythonSettings",
     "Settings",
     "SystemSettings",
+    "Text",
+    "VariableName",
     "load_settings",
     "parse_settings",
     "settings_for",
 ]
+
+
+VariableName = Annotated[str, StringConstraints(pattern=r"^[^=\x00]+$")]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+"""What can be an argument or a variable's value: anything without NUL (POSIX, execve)."""
 
 
 class _Section(BaseModel):
@@ -84,8 +91,8 @@ class Settings(_Section):
     system: SystemSettings = SystemSettings()
     python: PythonSettings = PythonSettings()
     nodes: NodeSettings = NodeSettings()
-    environment: dict[str, str] = Field(default_factory=dict)
-    comfyui_args: tuple[str, ...] = ()
+    environment: dict[VariableName, Text] = Field(default_factory=dict)
+    comfyui_args: tuple[Text, ...] = ()
     mirrors: dict[str, str] = Field(default_factory=dict)
     """URL prefix → URL prefix or path."""
     models: tuple[str, ...] = ()
