@@ -271,6 +271,11 @@ def _fetch(repository: Path, url: str, canonical: str, commit: str, mirrors: Mir
                 )  # fmt: skip
             if result.returncode == 0:
                 break
+            if result.returncode < 0:  # Ctrl-C reaches git as well, and must not begin the next attempt
+                raise Unresolvable(
+                    f"git was stopped by signal {-result.returncode} while it fetched {redact(canonical)}.",
+                    hint="Run it again.",
+                )
             problems.append(result.stderr.decode("utf-8", "replace"))
             if _unreachable(problems[-1]) or _no_space(problems[-1]):
                 break
