@@ -120,7 +120,8 @@ def resolve(
         environment=dict(sorted(settings.environment.items())),
         comfyui_args=settings.comfyui_args,
     )
-    vouch(lock, store=store)
+    if lock.bytecode == "compiled":  # else nobody has said that this Python may run here: a pack may have named it
+        vouch(lock, store=store)
     return lock
 
 
