@@ -45,7 +45,7 @@ def make_wheel(
         for filename, data in content.items():
             member = zipfile.ZipInfo(filename, (2020, 1, 1, 0, 0, 0))
             member.external_attr = (0o100755 if filename in executable else 0o100644) << 16
-            archive.writestr(member, data)
+            archive.writestr(member, data, zipfile.ZIP_DEFLATED)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     return StoredWheel(name, version, path.name, sha256, path)
 
@@ -55,7 +55,7 @@ def make_deb(path: Path, control: str, members: Iterable[tuple[tarfile.TarInfo, 
 
     def tarred(entries: Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
         out = io.BytesIO()
-        with tarfile.open(fileobj=out, mode="w:xz") as archive:
+        with tarfile.open(fileobj=out, mode="w:xz", format=tarfile.GNU_FORMAT) as archive:  # as dpkg-deb does
             for info, data in entries:
                 info.size = len(data)
                 archive.addfile(info, io.BytesIO(data))

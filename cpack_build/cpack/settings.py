@@ -14,10 +14,10 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from cpack_build.errors import BadSettings, UnsafeInput
 
@@ -27,10 +27,17 @@ __all__ = [
     "PythonSettings",
     "Settings",
     "SystemSettings",
+    "Text",
+    "VariableName",
     "load_settings",
     "parse_settings",
     "settings_for",
 ]
+
+
+VariableName = Annotated[str, StringConstraints(pattern=r"^[^=\x00]+$")]
+Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+"""What can be an argument or a variable's value: anything without NUL (POSIX, execve)."""
 
 
 class _Section(BaseModel):
@@ -79,12 +86,13 @@ class Settings(_Section):
     """``scratch``, ``oci:DIR``, ``oci-archive:FILE`` or a registry reference, best with ``@sha256:…``."""
     interpreter: Literal["auto", "base", "deb"] | InterpreterArchive = "auto"
     bytecode: Literal["auto", "none"] = "auto"
-    """``auto`` compiles where this machine can run the image's interpreter, and otherwise leaves it out."""
+    """``auto`` compiles where this machine can run the image's interpreter, and otherwise leaves it out. In a pack's
+    own ``cpack.yaml`` it counts only for the system's Python, see :func:`settings_for`."""
     system: SystemSettings = SystemSettings()
     python: PythonSettings = PythonSettings()
     nodes: NodeSettings = NodeSettings()
-    environment: dict[str, str] = Field(default_factory=dict)
-    comfyui_args: tuple[str, ...] = ()
+    environment: dict[VariableName, Text] = Field(default_factory=dict)
+    comfyui_args: tuple[Text, ...] = ()
     mirrors: dict[str, str] = Field(default_factory=dict)
     """URL prefix → URL prefix or path."""
     models: tuple[str, ...] = ()
@@ -113,15 +121,21 @@ def settings_for(
     """The settings for *pack*: those of *config*, else of the file beside it, else *inside* it; then *overrides*.
 
     Paths in a file that begin with ``.`` are meant from its folder. What a pack brings along may say what the image is,
-    not where on this machine bytes are taken from. Raises :class:`BadSettings`, :class:`UnsafeInput`.
+    not where on this machine bytes are taken from, and no program that it names is run here: with a base or an
+    interpreter of its choice there is no bytecode. Raises :class:`BadSettings`, :class:`UnsafeInput`.
     """
     beside = pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.yaml")
     if config is not None or beside.exists():
         return load_settings(config or beside, overrides=overrides)
     if inside is None:
         return parse_settings("", name="the flags", overrides=overrides)
-    _refuse_local(parse_settings(inside, name=f"{pack}: cpack.yaml"), pack)
-    return parse_settings(inside, name=f"{pack}: cpack.yaml", overrides=overrides)
+    own = parse_settings(inside, name=f"{pack}: cpack.yaml")
+    _refuse_local(own, pack)
+    foreign = {"base": own.base != "scratch", "interpreter": isinstance(own.interpreter, InterpreterArchive)}
+    found = parse_settings(inside, name=f"{pack}: cpack.yaml", overrides=overrides)
+    if any(chosen and key not in (overrides or {}) for key, chosen in foreign.items()):
+        return found.model_copy(update={"bytecode": "none"})
+    return found
 
 
 def load_settings(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Settings:

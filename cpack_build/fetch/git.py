@@ -38,6 +38,7 @@ _COMFYUI_URL = "https://github.com/Comfy-Org/ComfyUI"
 _LFS = b"version https://git-lfs.github.com/spec/"
 _BIG = 16 * CHUNK
 _MEMO = "git-tree-1"
+_LAST_SECOND = 253_402_300_799
 _MODES = ("100644", "100755", "120000")
 
 
@@ -142,12 +143,12 @@ class Tree:
 
     @cached_property
     def committed_at(self) -> int:
-        """Committer date, seconds since 1970."""
+        """Committer date, seconds since 1970; what lies before that or after the year 9999 becomes its limit."""
         text = _git(self.repository, "cat-file", "commit", self.commit, what=self.url)
         for line in text.split(b"\n\n", 1)[0].split(b"\n"):
-            if line.startswith(b"committer "):
-                return max(0, int(line.rsplit(b" ", 2)[1]))
-        raise Unresolvable(f"{redact(self.url)}: the commit {self.commit} has no committer.")
+            if (found := re.fullmatch(rb"committer .*> (-?[0-9]{1,30})\b.*", line)) is not None:
+                return min(max(0, int(found[1])), _LAST_SECOND)
+        raise Unresolvable(f"{redact(self.url)}: the commit {self.commit} has no committer date.")
 
     def tree_digest(self) -> str:
         """sha256 hex over ``MODE SP SHA256 SP PATH NUL`` of every file, sorted by path.
@@ -270,6 +271,11 @@ def _fetch(repository: Path, url: str, canonical: str, commit: str, mirrors: Mir
                 )  # fmt: skip
             if result.returncode == 0:
                 break
+            if result.returncode < 0:  # Ctrl-C reaches git as well, and must not begin the next attempt
+                raise Unresolvable(
+                    f"git was stopped by signal {-result.returncode} while it fetched {redact(canonical)}.",
+                    hint="Run it again.",
+                )
             problems.append(result.stderr.decode("utf-8", "replace"))
             if _unreachable(problems[-1]) or _no_space(problems[-1]):
                 break

@@ -4,7 +4,7 @@ Under one root (``CPACK_HOME``, by default ``~/.cache/cpack-build``)::
 
     blobs/sha256/<hex>    whole files under the name of their hash, mode 0444
     git/<hex>/            bare repositories, named by the hash of their URL
-    tmp/                  what is being written; renamed into place only when whole and verified
+    tmp/                  what is being written, each held by a lock; renamed into place only when whole and verified
     memo.sqlite           what was computed once: file hashes by stat, digests by recipe
 
 A file in ``blobs/`` is always whole: it was hashed while it was written, synced, and renamed. A file elsewhere (a
@@ -14,6 +14,7 @@ losing it costs time only."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import re
@@ -25,6 +26,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any
 
 from cpack_build.errors import HashMismatch, StorageError, Unresolvable, writing
 
@@ -55,6 +57,8 @@ class Store:
 
     def __init__(self, root: Path | None = None) -> None:
         self.root = root or default_root()
+        self._lock = threading.Lock()
+        self._is_swept = False
         self._local = threading.local()
         self._connections: list[sqlite3.Connection] = []
         weakref.finalize(self, _close, self._connections)
@@ -117,14 +121,26 @@ class Store:
     def temporary(self) -> Iterator[NamedTemporaryFile]:  # type: ignore[valid-type]
         """A file in ``tmp/``, removed at the end unless it was renamed away."""
         with writing(self.root):
-            (self.root / "tmp").mkdir(parents=True, exist_ok=True)
-            file = NamedTemporaryFile(dir=self.root / "tmp", delete=False)  # noqa: SIM115
+            file = _held_file(self._swept())
         try:
             with file:
                 yield file
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(file.name)
+
+    def _swept(self) -> Path:
+        """``tmp/``, once cleared of what runs that were killed have left; nobody holds the lock of such a file."""
+        folder = self.root / "tmp"
+        with self._lock:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not self._is_swept:
+                self._is_swept = True
+                for path in folder.iterdir():
+                    with suppress(OSError), path.open("rb") as file:
+                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        path.unlink()
+        return folder
 
     # -- files elsewhere -----------------------------------------------------------------------------------------------
 
@@ -183,7 +199,8 @@ class Store:
                 self.root / "memo.sqlite", timeout=30, isolation_level=None, check_same_thread=False
             )
             self._connections.append(connection)
-            connection.execute("PRAGMA journal_mode = WAL")
+            with _set_up(self.root):
+                connection.execute("PRAGMA journal_mode = WAL")
             connection.execute("PRAGMA synchronous = NORMAL")
             connection.execute(
                 "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stat TEXT NOT NULL, sha256 TEXT NOT NULL)"
@@ -206,6 +223,26 @@ class Store:
             self._database().execute(query, values)
         except sqlite3.Error as error:
             raise _broken(self.root, error) from error
+
+
+def _held_file(folder: Path) -> Any:
+    """A new file in *folder*, locked for as long as it is open: the system lets go of it at a kill."""
+    while True:
+        file = NamedTemporaryFile(dir=folder, delete=False)  # noqa: SIM115
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # swept away by another run between the two lines above
+
+
+@contextmanager
+def _set_up(root: Path) -> Iterator[None]:
+    """One at a time, across threads and processes: SQLite does not wait while another changes the journal's mode."""
+    with writing(root):
+        file = (root / "memo.lock").open("w")
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _close(connections: list[sqlite3.Connection]) -> None:

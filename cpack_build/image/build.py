@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +30,7 @@ from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, DebInterprete
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.types import Blob, Image
-from cpack_build.progress import SILENT, Progress
+from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["HEAVY", "LAYER_BUDGET", "Materials", "build", "layers_of"]
 
@@ -72,8 +71,8 @@ def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress 
     with _compiler(lock, materials, store=store) as compiler:
         parts = layers_of(lock, materials, store=store, compiler=compiler)
         recipes = [part for part in parts if isinstance(part, Recipe)]
-        with ThreadPoolExecutor(_WORKERS) as pool:
-            layers = pool.map(lambda recipe: recipe.measured(store, progress=progress), recipes)
+        with working(_WORKERS, progress) as (pool, reports):
+            layers = pool.map(lambda recipe: recipe.measured(store, progress=reports), recipes)
             measured = dict(zip((recipe.key for recipe in recipes), layers, strict=True))
         ours = [measured[part.key] if isinstance(part, Recipe) else part for part in parts]
         base = materials.base

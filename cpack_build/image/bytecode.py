@@ -129,7 +129,7 @@ class Compiler:
         if found is None:
             found = self._store.put(tar.stream(self._compiled(sources())), what="Bytecode")
             self._store.remember("bytecode", memo, found.sha256)
-        with open_tar(found.path, "r:") as archive:
+        with open_tar(found.path, "r:", encoding="utf-8") as archive:
             return [
                 tar.Entry(member.name, "file", 0o644, MTIME, Slice(found.path, member.offset_data, member.size))
                 for member in archive

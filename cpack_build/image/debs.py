@@ -22,7 +22,7 @@ from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.store import Store
 from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, symlink, text
-from cpack_build.image.unpacked import Slice, file_chunks, unpacked
+from cpack_build.image.unpacked import Slice, file_chunks, members, unpacked
 from cpack_build.oci import tar
 from cpack_build.oci.compression import decompressed_chunks
 
@@ -75,7 +75,7 @@ def deb_layer(
             every += compiler.entries(hashes, sources_of(library))
         yield from arrange(every)
 
-    hashes = [deb.sha256 for deb in debs]
+    hashes = [(deb.name, deb.sha256) for deb in debs]
     return Recipe(kind, name, key_of("debs", hashes, is_root, identity(compiler)), entries)
 
 
@@ -97,14 +97,10 @@ def account_lines(passwd: bytes, group: bytes) -> tuple[bytes, bytes]:
 
 def _files(deb: StoredDeb, store: Store) -> Iterator[tar.Entry]:
     data = _data_tar(deb, store)
-    try:
-        with open_tar(data, "r:") as archive:
-            for member in archive:
-                entry = _entry(member, data, deb)
-                if entry is not None:
-                    yield entry
-    except TarError as error:
-        raise BadInput(f"{_what(deb)} cannot be unpacked: {error}.") from error
+    for member in members(data, what=_what(deb)):
+        entry = _entry(member, data, deb)
+        if entry is not None:
+            yield entry
 
 
 def _entry(member: TarInfo, data: Path, deb: StoredDeb) -> tar.Entry | None:
@@ -153,12 +149,15 @@ def _what(deb: StoredDeb) -> str:
 def _status(deb: StoredDeb) -> tar.Entry:
     """The package's control stanza, as scanners of distroless images read it."""
     control_tar = b"".join(decompressed_chunks(_member("control.tar", deb), what=_what(deb), limit=_CONTROL_LIMIT))
-    with open_tar(fileobj=io.BytesIO(control_tar)) as archive:
-        for name in ("./control", "control"):
-            with suppress(KeyError):
-                control = archive.extractfile(name)
-                if control is not None:
-                    return text(f"var/lib/dpkg/status.d/{deb.name}", control.read())
+    try:
+        with open_tar(fileobj=io.BytesIO(control_tar), mode="r:") as archive:
+            for name in ("./control", "control"):
+                with suppress(KeyError):
+                    control = archive.extractfile(name)
+                    if control is not None:
+                        return text(f"var/lib/dpkg/status.d/{deb.name}", control.read())
+    except (TarError, EOFError, ValueError, OverflowError) as error:
+        raise BadInput(f"{_what(deb)} has no readable control file: {error}.") from error
     raise BadInput(f"{_what(deb)} has no control file.")
 
 

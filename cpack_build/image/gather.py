@@ -6,7 +6,6 @@ had is named, and nothing is built."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -25,7 +24,7 @@ from cpack_build.lock.models import fetch_model
 from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, Deb, DebInterpreter, GitTree, Lock, Model
 from cpack_build.lock.service import service_code, service_files
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
-from cpack_build.progress import SILENT, Progress
+from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["Places", "gather"]
 
@@ -81,69 +80,65 @@ def gather(
             lock.base, platform=lock.platform, name=places.base, store=store, sources=sources, progress=progress
         )
 
-    def wheel(item: Wheel) -> StoredWheel:
-        file = fetch_wheel(
-            item,
-            store=store,
-            sources=sources,
-            find_links=places.find_links,
-            index_urls=places.index_urls,
-            progress=progress,
-        )
-        return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path)
+    with working(_PARALLEL, progress) as (pool, reports):
 
-    def deb(item: Deb) -> StoredDeb:
-        file = fetch_deb(item, store=store, sources=sources, progress=progress)
-        return StoredDeb(item.name, item.version, item.sha256, file.path)
+        def wheel(item: Wheel) -> StoredWheel:
+            file = fetch_wheel(
+                item,
+                store=store,
+                sources=sources,
+                find_links=places.find_links,
+                index_urls=places.index_urls,
+                progress=reports,
+            )
+            return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path)
 
-    def tree(item: GitTree) -> Tree:
-        return open_locked(
-            item.url,
-            item.commit,
-            tree_sha256=item.tree_sha256,
-            store=store,
-            mirrors=sources.mirrors,
-            progress=progress,
-        )
+        def deb(item: Deb) -> StoredDeb:
+            file = fetch_deb(item, store=store, sources=sources, progress=reports)
+            return StoredDeb(item.name, item.version, item.sha256, file.path)
 
-    def model(item: Model) -> Path:
-        return fetch_model(item, folders=places.models, store=store, sources=sources, progress=progress).path
+        def tree(item: GitTree) -> Tree:
+            return open_locked(
+                item.url,
+                item.commit,
+                tree_sha256=item.tree_sha256,
+                store=store,
+                mirrors=sources.mirrors,
+                progress=reports,
+            )
 
-    with ThreadPoolExecutor(_PARALLEL) as pool:
+        def model(item: Model) -> Path:
+            return fetch_model(item, folders=places.models, store=store, sources=sources, progress=reports).path
 
         def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Callable[[], tuple[_Result, ...]]:
             waiting = [pool.submit(work, item) for item in items]
             return lambda: tuple(future.result() for future in waiting)
 
-        try:
-            service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
-            system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
-            trees, models = each(tree, (lock.comfyui, *lock.nodes)), each(model, lock.models)
-            interpreter_archive = None
-            if archive is not None:
-                interpreter_archive = download(
-                    archive.url,
-                    store=store,
-                    sources=sources,
-                    sha256=archive.sha256,
-                    size=archive.size,
-                    what=f"Python {archive.version}",
-                    progress=progress,
-                ).path
-            comfyui, *nodes = trees()
-            return Materials(
-                base=base,
-                system=system(),
-                interpreter_debs=interpreter_debs(),
-                interpreter_archive=interpreter_archive,
-                service_wheels=service_wheels(),
-                service_code=dict(service_files()),
-                wheels=comfyui_wheels(),
-                comfyui=comfyui,
-                nodes=tuple(nodes),
-                models={item.sha256: path for item, path in zip(lock.models, models(), strict=True)},
-                documents=documents,
-            )
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
+        system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
+        trees, models = each(tree, (lock.comfyui, *lock.nodes)), each(model, lock.models)
+        interpreter_archive = None
+        if archive is not None:
+            interpreter_archive = download(
+                archive.url,
+                store=store,
+                sources=sources,
+                sha256=archive.sha256,
+                size=archive.size,
+                what=f"Python {archive.version}",
+                progress=reports,
+            ).path
+        comfyui, *nodes = trees()
+        return Materials(
+            base=base,
+            system=system(),
+            interpreter_debs=interpreter_debs(),
+            interpreter_archive=interpreter_archive,
+            service_wheels=service_wheels(),
+            service_code=dict(service_files()),
+            wheels=comfyui_wheels(),
+            comfyui=comfyui,
+            nodes=tuple(nodes),
+            models={item.sha256: path for item, path in zip(lock.models, models(), strict=True)},
+            documents=documents,
+        )

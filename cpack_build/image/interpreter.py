@@ -12,15 +12,14 @@ import posixpath
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tarfile import TarError, TarInfo
-from tarfile import open as open_tar
+from tarfile import TarInfo
 from tempfile import TemporaryDirectory
 
 from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.store import Store
 from cpack_build.image.bytecode import Interpreter, Launch
 from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, safe_path, symlink
-from cpack_build.image.unpacked import Slice, file_chunks, unpacked
+from cpack_build.image.unpacked import Slice, file_chunks, members, unpacked
 from cpack_build.lock.schema import ArchiveInterpreter
 from cpack_build.oci import tar
 
@@ -42,12 +41,8 @@ def archive_layer(interpreter: ArchiveInterpreter, path: Path, *, store: Store) 
 
     def entries() -> Iterator[tar.Entry]:
         tar_path = unpacked(interpreter.sha256, plain, store=store, what=what)
-        try:
-            with open_tar(tar_path, "r:") as archive:
-                members = [_entry(member, tar_path, what) for member in archive]
-        except TarError as error:
-            raise BadInput(f"{what} cannot be unpacked: {error}.") from error
-        yield from arrange(entry for entry in members if entry is not None)
+        found = [_entry(member, tar_path, what) for member in members(tar_path, what=what)]
+        yield from arrange(entry for entry in found if entry is not None)
 
     return Recipe("interpreter", f"python {interpreter.version}", key_of("archive", interpreter.sha256), entries)
 

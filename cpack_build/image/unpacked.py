@@ -10,12 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tarfile import TarError, TarInfo
+from tarfile import open as open_tar
 from typing import IO
 
+from cpack_build.errors import BadInput
 from cpack_build.fetch.store import Store
 from cpack_build.oci.compression import decompressed_chunks
+from cpack_build.oci.files import BoundedMember
 
-__all__ = ["Slice", "file_chunks", "unpacked"]
+__all__ = ["Slice", "file_chunks", "members", "unpacked"]
 
 _CHUNK = 1 << 20
 
@@ -54,3 +58,15 @@ def file_chunks(file: IO[bytes]) -> Iterator[bytes]:
     """The rest of an open file."""
     while chunk := file.read(_CHUNK):
         yield chunk
+
+
+def members(path: Path, *, what: str) -> Iterator[TarInfo]:
+    """The members of the plain tar at *path*, whose names are UTF-8 whatever the locale; *what* names it in errors.
+
+    Raises :class:`BadInput` for a broken tar.
+    """
+    try:
+        with open_tar(path, "r:", tarinfo=BoundedMember, encoding="utf-8") as archive:
+            yield from archive
+    except (TarError, EOFError, ValueError, OverflowError) as error:
+        raise BadInput(f"{what} cannot be unpacked: {error}.") from error

@@ -12,8 +12,10 @@ import base64
 import csv
 import hashlib
 import io
+import lzma
 import stat
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -30,6 +32,10 @@ from cpack_build.oci import tar
 __all__ = ["Environment", "StoredWheel", "environment_entries", "wheel_layer"]
 
 _CHUNK = 1 << 20
+_DOCUMENT_LIMIT = 64 << 20
+"""Bytes of what is read into memory: ``RECORD``, ``entry_points.txt``, a script; torch's ``RECORD`` has 1.3 million."""
+_BROKEN = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, NotImplementedError)
+"""What reading a damaged member raises, whatever it is compressed with."""
 _RECORD_NAMES = ("RECORD", "RECORD.jws", "RECORD.p7s")
 _SCRIPT = """\
 #!{executable}
@@ -173,7 +179,7 @@ def _dist_info(archive: zipfile.ZipFile, wheel: StoredWheel) -> str:
     if len(found) != 1:
         raise BadInput(f"{wheel.filename} has {len(found)} .dist-info folders where a wheel has one.")
     try:
-        version = parse_metadata_file(archive.read(f"{found[0]}/WHEEL").decode())["Wheel-Version"]
+        version = parse_metadata_file(_document(archive, wheel, f"{found[0]}/WHEEL").decode())["Wheel-Version"]
     except (KeyError, UnicodeDecodeError) as error:
         raise BadInput(f"{wheel.filename} has no readable WHEEL file.") from error
     if str(version).partition(".")[0] != "1":
@@ -185,10 +191,27 @@ def _dist_info(archive: zipfile.ZipFile, wheel: StoredWheel) -> str:
 
 def _records(archive: zipfile.ZipFile, wheel: StoredWheel, dist_info: str) -> dict[str, RecordEntry]:
     try:
-        lines = archive.read(f"{dist_info}/RECORD").decode().splitlines()
+        lines = _document(archive, wheel, f"{dist_info}/RECORD").decode().splitlines()
         return {row[0]: RecordEntry.from_elements(*row) for row in parse_record_file(lines)}
+    except BadInput:
+        raise
     except Exception as error:  # installer raises several kinds; each means the same to a user
         raise BadInput(f"{wheel.filename}: its RECORD cannot be read: {error}.") from error
+
+
+def _document(archive: zipfile.ZipFile, wheel: StoredWheel, name: str) -> bytes:
+    """A small file of the wheel. Raises ``KeyError`` when there is none."""
+    info = archive.getinfo(name)
+    _limited(info, wheel.filename)
+    try:
+        return archive.read(info)
+    except _BROKEN as error:
+        raise BadInput(f"{wheel.filename}: {name} cannot be read: {error}.") from error
+
+
+def _limited(info: zipfile.ZipInfo, wheel: str) -> None:
+    if info.file_size > _DOCUMENT_LIMIT:  # what is unpacked is no more than the size that the zip tells
+        raise BadInput(f"{wheel}: {info.filename} is larger than {_DOCUMENT_LIMIT >> 20} MiB.")
 
 
 def _refuse_odd(info: zipfile.ZipInfo, wheel: StoredWheel) -> None:
@@ -232,12 +255,19 @@ def _file(
     executable = bool((info.external_attr >> 16) & 0o111)
     if is_script:
         executable = True
-        with archive.open(info) as file:
-            start = file.read(8)
-        if start.startswith(b"#!python"):
+        if _start(archive, info, wheel).startswith(b"#!python"):
+            _limited(info, wheel.filename)
             body = b"".join(content.chunks()).partition(b"\n")[2]
             content = tar.BytesContent(b"#!" + environment.executable.encode() + b"\n" + body)
     return tar.Entry(target, "file", 0o755 if executable else 0o644, MTIME, content)
+
+
+def _start(archive: zipfile.ZipFile, info: zipfile.ZipInfo, wheel: StoredWheel) -> bytes:
+    try:
+        with archive.open(info) as file:
+            return file.read(8)
+    except _BROKEN as error:
+        raise BadInput(f"{wheel.filename}: {info.filename} cannot be read: {error}.") from error
 
 
 @dataclass(frozen=True)
@@ -265,7 +295,7 @@ class _Member:
                 while chunk := file.read(_CHUNK):
                     hasher.update(chunk)
                     yield chunk
-        except (zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+        except _BROKEN as error:
             raise BadInput(f"{self.wheel}: {self.info.filename} cannot be read: {error}.") from error
         actual = base64.urlsafe_b64encode(hasher.digest()).rstrip(b"=").decode()
         if actual != expected.value.rstrip("="):
@@ -276,11 +306,11 @@ def _entry_points(
     archive: zipfile.ZipFile, dist_info: str, wheel: StoredWheel, environment: Environment
 ) -> Iterator[tar.Entry]:
     try:
-        declared = archive.read(f"{dist_info}/entry_points.txt").decode()
+        declared = _document(archive, wheel, f"{dist_info}/entry_points.txt")
     except KeyError:
         return
     try:
-        points = list(parse_entrypoints(declared))
+        points = list(parse_entrypoints(declared.decode()))
     except Exception as error:  # configparser's several kinds, and installer's assertion
         raise BadInput(f"{wheel.filename}: entry_points.txt cannot be read: {error}.") from error
     for name, module, attribute, _section in sorted(points):
@@ -301,8 +331,10 @@ def _relative(path: str, environment: Environment) -> str:
 
 def _recorded(entry: tar.Entry, environment: Environment) -> tuple[str, str, str]:
     assert entry.content is not None
-    digest = hashlib.sha256(b"".join(entry.content.chunks())).digest()
-    encoded = base64.urlsafe_b64encode(digest).rstrip(b"=").decode()
+    hasher = hashlib.sha256()
+    for chunk in entry.content.chunks():
+        hasher.update(chunk)
+    encoded = base64.urlsafe_b64encode(hasher.digest()).rstrip(b"=").decode()
     return _relative(entry.path, environment), f"sha256={encoded}", str(entry.size)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from cpack_build.cpack.schema import NodePin, Snapshot
@@ -13,7 +12,7 @@ from cpack_build.fetch.git import canonical_url, fetch_tree
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.schema import GitTree
-from cpack_build.progress import SILENT, Progress
+from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["Trees", "lock_trees"]
 
@@ -62,13 +61,13 @@ def lock_trees(
     _refuse_twins([name for name, _, _ in wanted])
     wanted.insert(0, ("ComfyUI", snapshot.comfyui.url, snapshot.comfyui.commit))
 
-    def lock(pin: tuple[str, str, str]) -> tuple[GitTree, frozenset[str]] | CpackError:
+    def lock(pin: tuple[str, str, str], reports: Progress) -> tuple[GitTree, frozenset[str]] | CpackError:
         name, url, commit = pin
         try:
-            tree = fetch_tree(url, commit, store=store, mirrors=sources.mirrors, name=name, progress=progress)
+            tree = fetch_tree(url, commit, store=store, mirrors=sources.mirrors, name=name, progress=reports)
             digest = tree.tree_digest()
             for path in tree.lfs_pointers():
-                progress.note(f"{name}: {path} is a Git LFS pointer; the file itself is not in the repository.")
+                reports.note(f"{name}: {path} is a Git LFS pointer; the file itself is not in the repository.")
             top = frozenset(file.path for file in tree.files() if file.path.startswith("custom_nodes/"))
             pinned = GitTree(
                 name=name, url=tree.url, commit=tree.commit, tree_sha256=digest, committed_at=tree.committed_at
@@ -77,8 +76,8 @@ def lock_trees(
         except (Unresolvable, NetworkError) as error:
             return error
 
-    with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lock, wanted))
+    with working(4, progress) as (pool, reports):
+        answers = list(pool.map(lambda pin: lock(pin, reports), wanted))
     missing += [answer for answer in answers if isinstance(answer, CpackError)]
     found = [answer for answer in answers if not isinstance(answer, CpackError)]
     comfyui = next((tree for tree, _ in found if tree.name == "ComfyUI" and answers[0] == found[0]), None)

@@ -20,7 +20,7 @@ from typing import Literal
 from packaging.pylock import Pylock, PylockSelectError, PylockValidationError
 from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
-from packaging.utils import canonicalize_name, parse_wheel_filename
+from packaging.utils import InvalidName, canonicalize_name, parse_wheel_filename
 
 from cpack_build.errors import BadInput, HashMismatch, NetworkError, ToolMissing, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources, adopt_verified, download
@@ -117,12 +117,24 @@ def parse_requirements(
     return found
 
 
+def _is_name(name: str) -> bool:
+    try:
+        canonicalize_name(name, validate=True)
+    except InvalidName:
+        return False
+    return True
+
+
 def _check_direct(requirement: Requirement) -> None:
     url, name = requirement.url or "", requirement.name
     way_out = (
         f"Leave it out with python.exclude: [{name}] in cpack.yaml, or name a version in python.packages "
         "and give its wheel with --find-links."
     )
+    if "${" in url:  # uv would put the variable's value there, perhaps a token, and send it to the URL's host
+        raise UnsafeInput(
+            f"{name} is installed from {redact(url)}, which asks for an environment variable.", hint=way_out
+        )
     scheme = url.partition(":")[0].lower()
     if scheme == "https" and filename_of(url).endswith(".whl"):
         return
@@ -151,6 +163,11 @@ def lock_environment(
     An excluded package is not brought back by another's dependency. Raises :class:`UnsafeInput`,
     :class:`Unresolvable`, :class:`NetworkError`, :class:`ToolMissing`.
     """
+    for name in exclude:
+        if not _is_name(name):
+            raise UnsafeInput(
+                f"python.exclude names {name!r}, which is no package name.", hint="Write names without versions."
+            )
     added = parse_requirements(packages)
     kept = parse_requirements(requirements, exclude=exclude, replaced=[requirement.name for requirement in added])
     wanted = sorted({str(requirement) for requirement in (*kept, *added)})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import platform as host
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -27,7 +27,7 @@ from cpack_build.lock.nodes import lock_trees
 from cpack_build.lock.python import Target, lock_environment, lock_service
 from cpack_build.lock.schema import Deb, DebInterpreter, Inputs, Interpreter, Lock, ScratchBase
 from cpack_build.lock.service import service_code, service_requirements
-from cpack_build.progress import SILENT, Progress
+from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["PackInput", "check_fresh", "resolve", "this_platform"]
 
@@ -60,18 +60,18 @@ def resolve(
     """
     snapshot = pack.snapshot
     target_platform = settings.platform or this_platform()
-    with ThreadPoolExecutor(4) as pool:
+    with working(4, progress) as (pool, reports):
         trees_work = pool.submit(
-            lock_trees, snapshot, exclude=settings.nodes.exclude, store=store, sources=sources, progress=progress
+            lock_trees, snapshot, exclude=settings.nodes.exclude, store=store, sources=sources, progress=reports
         )
         models_work = pool.submit(
-            lock_models, snapshot.models, folders=settings.models, store=store, sources=sources, progress=progress
+            lock_models, snapshot.models, folders=settings.models, store=store, sources=sources, progress=reports
         )
         errors: list[CpackError] = []
         system = _caught(
             lambda: _system(
                 settings, python=snapshot.python, platform=target_platform, store=store, sources=sources,
-                progress=progress,
+                progress=reports,
             ),
             errors,
         )  # fmt: skip
@@ -81,12 +81,12 @@ def resolve(
         index_url, extra_index_urls = settings.python.index_url, settings.python.extra_index_urls
         service_work = pool.submit(
             lock_service, service_requirements(), target=target, store=store, sources=sources, find_links=find_links,
-            index_url=index_url, extra_index_urls=extra_index_urls, progress=progress,
+            index_url=index_url, extra_index_urls=extra_index_urls, progress=reports,
         )  # fmt: skip
         python_work = pool.submit(
             lock_environment, snapshot.requirements, target=target, store=store, sources=sources,
             packages=settings.python.packages, exclude=settings.python.exclude, find_links=find_links,
-            index_url=index_url, extra_index_urls=extra_index_urls, progress=progress,
+            index_url=index_url, extra_index_urls=extra_index_urls, progress=reports,
         )  # fmt: skip
         trees, models, service, python = (
             _done(trees_work, errors), _done(models_work, errors), _done(service_work, errors),
@@ -120,7 +120,8 @@ def resolve(
         environment=dict(sorted(settings.environment.items())),
         comfyui_args=settings.comfyui_args,
     )
-    vouch(lock, store=store)
+    if lock.bytecode == "compiled":  # else nobody has said that this Python may run here: a pack may have named it
+        vouch(lock, store=store)
     return lock
 
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from cpack_build.cpack.settings import Text, VariableName
 from cpack_build.errors import BadField, BadInput
 
 __all__ = [
@@ -39,7 +40,14 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
 Commit = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40}$|^[0-9a-f]{64}$")]
 Size = Annotated[int, Field(ge=0)]
+Seconds = Annotated[int, Field(ge=0, le=253_402_300_799)]
+"""Since 1970, up to the end of the year 9999, beyond which no RFC 3339 date goes."""
 MinorVersion = Annotated[str, StringConstraints(pattern=r"^3\.[0-9]{1,2}$")]
+ImagePath = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)+$")]
+"""An absolute path in the image, without ``.`` and ``..``: the interpreter's, which is also started on this machine."""
+PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
+"""Debian policy 5.6.1; it names a file in the image."""
+FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f\x7f]{1,255}$")]
 
 
 class _Document(BaseModel):
@@ -74,7 +82,7 @@ class BaseImage(_Document):
 class Deb(_Document):
     """One system package (deb-src-control: Package, Version, Architecture, Source)."""
 
-    name: str
+    name: PackageName
     version: str
     architecture: str
     source: str
@@ -89,7 +97,7 @@ class DebInterpreter(_Document):
 
     kind: Literal["deb"] = "deb"
     version: MinorVersion
-    path: str
+    path: ImagePath
     packages: tuple[Deb, ...]
     """The packages of the interpreter itself; what they depend on is among the system packages."""
 
@@ -99,7 +107,7 @@ class BaseInterpreter(_Document):
 
     kind: Literal["base"] = "base"
     version: MinorVersion
-    path: str
+    path: ImagePath
 
 
 class ArchiveInterpreter(_Document):
@@ -107,7 +115,7 @@ class ArchiveInterpreter(_Document):
 
     kind: Literal["archive"] = "archive"
     version: MinorVersion
-    path: str
+    path: ImagePath
     url: str
     sha256: Sha256
     size: Size
@@ -133,12 +141,12 @@ class ServiceCode(_Document):
 class GitTree(_Document):
     """A repository at one commit. *tree_sha256* is of the exported tree (``fetch.git.tree_digest``)."""
 
-    name: str
+    name: FolderName
     """Folder name below ``custom_nodes``; ``ComfyUI`` for ComfyUI itself."""
     url: str
     commit: Commit
     tree_sha256: Sha256
-    committed_at: int
+    committed_at: Seconds
     """Committer date, seconds since 1970."""
 
 
@@ -161,7 +169,7 @@ class Lock(_Document):
     builder: str
     """Version of cpack-build that resolved it."""
     inputs: Inputs
-    source_date_epoch: Size
+    source_date_epoch: Seconds
     platform: Literal["linux/amd64", "linux/arm64"]
     base: Annotated[ScratchBase | BaseImage, Field(discriminator="kind")]
     system: tuple[Deb, ...]
@@ -174,8 +182,8 @@ class Lock(_Document):
     comfyui: GitTree
     nodes: tuple[GitTree, ...]
     models: tuple[Model, ...]
-    environment: dict[str, str]
-    comfyui_args: tuple[str, ...]
+    environment: dict[VariableName, Text]
+    comfyui_args: tuple[Text, ...]
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, indented for review, with a final newline."""

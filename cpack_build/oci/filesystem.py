@@ -273,7 +273,9 @@ class _Layer:
 
     def __enter__(self) -> tarfile.TarFile:
         try:
-            self._archive = tarfile.open(fileobj=self, mode="r|", bufsize=1 << 18, tarinfo=BoundedMember)  # type: ignore[call-overload]
+            self._archive = tarfile.open(  # type: ignore[call-overload]
+                fileobj=self, mode="r|", bufsize=1 << 18, tarinfo=BoundedMember, encoding="utf-8"
+            )
         except _TAR_ERRORS as error:
             raise self._broken() from error
         archive: tarfile.TarFile = self._archive

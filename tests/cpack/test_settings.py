@@ -95,6 +95,22 @@ def test_settings_in_a_pack_do_not_reach_into_this_machine(tmp_path: Path, text:
     settings_for(tmp_path / "x.cpack.zip", inside=None, config=tmp_path / "mine.yaml")
 
 
+ARCHIVE = f"interpreter: {{url: 'https://evil.example/python.tar.gz', sha256: {'a' * 64}}}"
+
+
+@pytest.mark.parametrize("text", ["base: evil.example/base", ARCHIVE, f"{ARCHIVE}\nbytecode: auto"])
+def test_no_python_that_a_pack_chooses_is_run_on_this_machine(tmp_path: Path, text: str) -> None:
+    """Bytecode is compiled by the image's own interpreter, here; a stranger's pack must not name that program."""
+    pack = tmp_path / "x.cpack.zip"
+    assert settings_for(pack, inside=text).bytecode == "none"
+    # what the user names, or takes over, the user trusts
+    overrides = {"base": "mine.example/base", "interpreter": "auto"}
+    assert settings_for(pack, inside=text, overrides=overrides).bytecode == "auto"
+    (tmp_path / "mine.yaml").write_text(text)
+    assert settings_for(pack, inside=None, config=tmp_path / "mine.yaml").bytecode == "auto"
+    assert settings_for(pack, inside="system: {packages: [git]}").bytecode == "auto"
+
+
 def test_paths_in_a_file_are_meant_from_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "cpack.yaml"
     path.write_text(

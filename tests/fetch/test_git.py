@@ -236,3 +236,17 @@ def test_the_users_git_variables_do_not_lead_elsewhere(
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
     monkeypatch.setenv("GIT_INDEX_FILE", str(tmp_path / "index"))
     assert len(fetch_tree(URL, commit, store=store, mirrors=mirrors).files()) == 1
+
+
+@pytest.mark.parametrize(("written", "meant"), [("99999999999999999", 253_402_300_799), ("-5", 0)])
+def test_a_date_that_no_calendar_has_becomes_the_nearest_that_one_has(
+    tmp_path: Path, store: Store, written: str, meant: int
+) -> None:
+    origin = tmp_path / "origin"
+    make_repository(origin, {"a": "1"})
+    text = git(origin, "cat-file", "commit", "HEAD")
+    text = text.replace("committer C <c@x.example> 1700000000", f"committer C <c@x.example> {written}") + "\n"
+    commit = git(origin, "hash-object", "-t", "commit", "-w", "--stdin", "--literally", stdin=text.encode())
+    git(origin, "update-ref", "refs/heads/odd", commit)
+    mirrors = Mirrors({"https://code.example/x": str(origin)})
+    assert fetch_tree("https://code.example/x", commit, store=store, mirrors=mirrors).committed_at == meant

@@ -5,7 +5,11 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import subprocess
+import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -69,3 +73,37 @@ def test_what_is_remembered_survives(store: Store) -> None:
     store.remember("kind", "key", "value")
     assert Store(store.root).recall("kind", "key") == "value"
     assert store.recall("kind", "other") is None
+
+
+def test_what_a_killed_run_was_writing_is_swept_away_and_what_another_writes_is_not(store: Store) -> None:
+    script = """
+import os, signal, sys
+from pathlib import Path
+from cpack_build.fetch.store import Store
+with Store(Path(sys.argv[1])).temporary() as file:
+    file.write(b"half")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", script, str(store.root)], env=environment)
+    (left,) = (store.root / "tmp").iterdir()
+    with Store(store.root).temporary() as other:
+        assert not left.exists()
+        Store(store.root).put([b"x"], what="x")
+        assert [path.name for path in (store.root / "tmp").iterdir()] == [Path(other.name).name]
+    assert list((store.root / "tmp").iterdir()) == []
+
+
+def test_many_threads_open_a_new_memo_at_once(tmp_path: Path) -> None:
+    """SQLite does not wait while the journal's mode is changed; it answers that the database is locked."""
+    for number in range(40):
+        store = Store(tmp_path / str(number))
+        barrier = threading.Barrier(8)
+
+        def use(key: int, store: Store = store, barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            store.remember("kind", str(key), "value")
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(use, range(8)))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.store import Store
 from cpack_build.image.debs import StoredDeb, deb_layer
+from cpack_build.oci import tar
 from tests.making import make_deb, member, read_back
 
 
@@ -93,3 +97,52 @@ def test_a_broken_package_is_refused_by_name(tmp_path: Path) -> None:
     package.path.write_bytes(package.path.read_bytes()[:400])
     with pytest.raises(BadInput, match="broken 1"):
         list(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())
+
+
+def test_a_package_by_another_name_is_another_layer(tmp_path: Path) -> None:
+    """The name is a file's in the layer; with one key for both, the one built first would be taken for the other."""
+    package = deb(tmp_path, "tool", (member("./usr/bin/tool"), b"elf"))
+    other = StoredDeb("renamed", package.version, package.sha256, package.path)
+    one, two = (deb_layer("system", "all", [it], store=Store(tmp_path / "s"), is_root=True) for it in (package, other))
+    assert read_back(one.entries()).keys() != read_back(two.entries()).keys()
+    assert one.key != two.key
+
+
+LAYER_DIGEST = """
+import hashlib, sys
+from pathlib import Path
+from cpack_build.fetch.store import Store
+from cpack_build.image.debs import StoredDeb, deb_layer
+from cpack_build.oci import tar
+path = Path(sys.argv[1])
+layer = deb_layer("system", "all", [StoredDeb("ca", "1", "0" * 64, path)], store=Store(Path(sys.argv[2])), is_root=True)
+print(hashlib.sha256(b"".join(tar.stream(layer.entries()))).hexdigest())
+"""
+
+
+def test_a_name_that_is_not_ascii_means_the_same_in_every_locale(tmp_path: Path) -> None:
+    """ca-certificates has such names; tarfile by itself reads them as the locale says."""
+    path = "./usr/share/ca-certificates/mozilla/F\u0151tan\u00fas\u00edtv\u00e1ny.crt"
+    package = deb(tmp_path, "ca", (member(path), b"A\n"))
+    layer = deb_layer("system", "all", [package], store=Store(tmp_path / "here"), is_root=True)
+    expected = hashlib.sha256(b"".join(tar.stream(layer.entries()))).hexdigest()
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    environment = {**os.environ, **ascii_only, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", LAYER_DIGEST, str(package.path), str(tmp_path / "there")]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("control", [b"no tar at all" * 100, b""])
+def test_a_package_without_readable_control_files_is_refused_by_name(tmp_path: Path, control: bytes) -> None:
+    package = deb(tmp_path, "odd", (member("./usr/a"), b"x"))
+    name = b"control.tar.xz  "
+    data = package.path.read_bytes()
+    start = data.index(name)
+    size = int(data[start + 48 : start + 58])
+    head = data[start : start + 48] + b"%-10d" % len(control) + data[start + 58 : start + 60]
+    rest = data[start + 60 + size + size % 2 :]
+    package.path.write_bytes(data[:start] + head + control + b"\n" * (len(control) % 2) + rest)
+    with pytest.raises(BadInput, match="odd 1"):
+        read_back(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())

