@@ -47,7 +47,7 @@ def make_wheel(
             member.external_attr = (0o100755 if filename in executable else 0o100644) << 16
             archive.writestr(member, data, zipfile.ZIP_DEFLATED)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    return StoredWheel(name, version, path.name, sha256, path)
+    return StoredWheel(name, version, path.name, sha256, path, path.stat().st_size)
 
 
 def make_deb(path: Path, control: str, members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> Path:

@@ -301,6 +301,22 @@ def test_a_lock_from_elsewhere_runs_its_python_here_only_when_it_is_trusted(buil
     assert _digest(layout) == built.result["digest"]
 
 
+def test_plan_tells_the_build_from_the_lock_alone(built: Built, tmp_path: Path) -> None:
+    manifest = json.loads((built.layout / "blobs/sha256" / built.result["digest"].removeprefix("sha256:")).read_text())
+    blank = {"CPACK_HOME": str(tmp_path / "store")}
+    after = cpack_build("plan", built.example.pack, environment=built.environment)["layers"]
+    before = cpack_build("plan", built.example.pack, environment=blank)["layers"]
+    assert [(layer["digest"], layer["size"]) for layer in after] == [
+        (layer["digest"], layer["size"]) for layer in manifest["layers"]
+    ]
+    assert all(layer["known"] for layer in after)
+    assert [layer["kind"] for layer in before] == [layer["kind"] for layer in after]
+    assert [layer["kind"] for layer in before if layer["known"]] == ["model"], "a lock knows its models' layers"
+    assert {path.name for path in (tmp_path / "store").iterdir()} <= {
+        "memo.lock", "memo.sqlite", "memo.sqlite-wal", "memo.sqlite-shm",
+    }, "nothing was fetched"  # fmt: skip
+
+
 def _verified(built: Built, layout: Path) -> tuple[int, dict[str, Any]]:
     command = [sys.executable, "-m", "cpack_build", "verify", f"oci:{layout}", "--json", "--config"]
     done = subprocess.run(

@@ -32,7 +32,7 @@ from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.types import Blob, Image
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["HEAVY", "LAYER_BUDGET", "Materials", "build", "layers_of"]
+__all__ = ["HEAVY", "LAYER_BUDGET", "Materials", "build", "compiler_identity", "layers_of"]
 
 HEAVY = 64 * 1024 * 1024
 """Wheels of this many bytes and more get a layer of their own."""
@@ -96,21 +96,28 @@ def _compiler(lock: Lock, materials: Materials, *, store: Store) -> Iterator[Com
     interpreter = lock.interpreter
     entries: Callable[[], Iterable[tar.Entry]]
     if isinstance(interpreter, DebInterpreter):
-        identity = identity_of(*(deb.sha256 for deb in materials.interpreter_debs))
         debs = (*materials.system, *materials.interpreter_debs)
         entries = deb_layer("interpreter", "files", debs, store=store, is_root=False).entries
     elif isinstance(interpreter, ArchiveInterpreter):
         assert materials.interpreter_archive is not None
-        identity = identity_of(interpreter.sha256)
         entries = archive_layer(interpreter, materials.interpreter_archive, store=store).entries
     else:
         assert materials.base is not None
-        assert isinstance(lock.base, BaseImage)
-        identity = identity_of(lock.base.digest)
         entries = partial(materials.base.interpreter_files, interpreter.version)
-    runner = runnable(interpreter.version, interpreter.path, identity, entries)
+    runner = runnable(interpreter.version, interpreter.path, compiler_identity(lock), entries)
     with Compiler(runner, store) as compiler:
         yield compiler
+
+
+def compiler_identity(lock: Lock) -> str:
+    """What bytecode depends on beside its sources: the interpreter's own packages, its archive, or the base with it."""
+    interpreter = lock.interpreter
+    if isinstance(interpreter, DebInterpreter):
+        return identity_of(*(deb.sha256 for deb in interpreter.packages))
+    if isinstance(interpreter, ArchiveInterpreter):
+        return identity_of(interpreter.sha256)
+    assert isinstance(lock.base, BaseImage)
+    return identity_of(lock.base.digest)
 
 
 def layers_of(
@@ -119,8 +126,8 @@ def layers_of(
     """Our layers over the base, from bottom to top."""
     service = Environment(SERVICE_ENV, lock.interpreter.version, lock.interpreter.path)
     comfyui = Environment(COMFYUI_ENV, lock.interpreter.version, lock.interpreter.path)
-    heavy = [wheel for wheel in materials.wheels if wheel.path.stat().st_size >= HEAVY]
-    heavy.sort(key=lambda wheel: -wheel.path.stat().st_size)
+    heavy = [wheel for wheel in materials.wheels if wheel.size >= HEAVY]
+    heavy.sort(key=lambda wheel: (-wheel.size, wheel.name))
     models = sorted({model.sha256: model for model in lock.models}.values(), key=lambda model: model.sha256)
     fixed = 6 + len(lock.nodes)
     heavy = heavy[: max(0, LAYER_BUDGET - fixed - len(models))]

@@ -91,7 +91,7 @@ def gather(
                 index_urls=places.index_urls,
                 progress=reports,
             )
-            return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path)
+            return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path, file.size)
 
         def deb(item: Deb) -> StoredDeb:
             file = fetch_deb(item, store=store, sources=sources, progress=reports)

@@ -78,6 +78,8 @@ class StoredWheel:
     filename: str
     sha256: str
     path: Path
+    size: int
+    """Bytes of the file, which decide whether it is heavy."""
 
 
 def environment_entries(environment: Environment) -> list[tar.Entry]:
