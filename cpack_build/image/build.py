@@ -38,7 +38,9 @@ __all__ = ["HEAVY", "LAYER_BUDGET", "Materials", "build", "layers_of", "model_la
 HEAVY = 64 * 1024 * 1024
 """Wheels of this many bytes and more get a layer of their own."""
 LAYER_BUDGET = 120
-"""Layers over the base's; moby's graph drivers stop at 125 in all (FACTS.md §5)."""
+"""Layers over the base's, where it leaves room for them."""
+_IN_ALL = 125
+"""Where moby's graph drivers stop (FACTS.md §5)."""
 _WORKERS = os.cpu_count() or 1
 
 
@@ -124,11 +126,12 @@ def layers_of(
     heavy.sort(key=lambda wheel: -wheel.path.stat().st_size)
     models = sorted({model.sha256: model for model in lock.models}.values(), key=lambda model: model.sha256)
     fixed = 6 + len(lock.nodes)
-    heavy = heavy[: max(0, LAYER_BUDGET - fixed - len(models))]
+    budget = min(LAYER_BUDGET, _IN_ALL - (len(materials.base.layers) if materials.base is not None else 0))
+    heavy = heavy[: max(0, budget - fixed - len(models))]
     light = [wheel for wheel in materials.wheels if wheel not in heavy]
-    if fixed + len(heavy) + len(models) > LAYER_BUDGET:
+    if fixed + len(heavy) + len(models) > budget:
         raise Unresolvable(
-            f"{len(models)} models and {len(lock.nodes)} custom nodes need more than {LAYER_BUDGET} layers.",
+            f"{len(models)} models and {len(lock.nodes)} custom nodes need more than {budget} layers.",
             hint="Leave some of them out of the pack; this cpack-build gives each a layer of its own.",
         )
 
