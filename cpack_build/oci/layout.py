@@ -252,7 +252,9 @@ def _write_blob(blob: Blob, path: Path, task: Task, *, aside: Path, place: Path)
             task.advance(len(chunk))
         actual = "sha256:" + hasher.hexdigest()
         if actual != blob.descriptor.digest or count != blob.descriptor.size:
-            raise HashMismatch(f"Layer or document of {count} bytes", expected=blob.descriptor.digest, actual=actual)
+            raise HashMismatch(
+                f"{blob.descriptor.shown} ({count} bytes)", expected=blob.descriptor.digest, actual=actual
+            )
     return False
 
 
