@@ -110,10 +110,6 @@ class Tree:
         """
         return self._files
 
-    def iter_files(self) -> Iterator[TreeFile]:
-        """:meth:`files`, one by one."""
-        yield from self._files
-
     @contextmanager
     def reader(self) -> Iterator[Callable[[str], bytes]]:
         """A function from object name to content, over one git process that ends with the context.

@@ -26,18 +26,21 @@ from cpack_build.image.interpreter import archive_layer, runnable
 from cpack_build.image.layer import Recipe, TarLayer, text
 from cpack_build.image.trees import comfyui_layer, node_layer
 from cpack_build.image.wheels import Environment, StoredWheel, environment_entries, wheel_layer
+from cpack_build.lock.models import is_layer_known
 from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, DebInterpreter, Lock, Model
 from cpack_build.oci import tar
-from cpack_build.oci.modellayer import ModelLayer
+from cpack_build.oci.modellayer import ModelLayer, stamp
 from cpack_build.oci.types import Blob, Image
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["HEAVY", "LAYER_BUDGET", "Materials", "build", "compiler_identity", "layers_of"]
+__all__ = ["HEAVY", "LAYER_BUDGET", "Materials", "build", "compiler_identity", "layers_of", "model_layer"]
 
 HEAVY = 64 * 1024 * 1024
 """Wheels of this many bytes and more get a layer of their own."""
 LAYER_BUDGET = 120
-"""Layers over the base's; moby's graph drivers stop at 125 in all (FACTS.md §5)."""
+"""Layers over the base's, where it leaves room for them."""
+_IN_ALL = 125
+"""Where moby's graph drivers stop (FACTS.md §5)."""
 _WORKERS = os.cpu_count() or 1
 
 
@@ -130,11 +133,12 @@ def layers_of(
     heavy.sort(key=lambda wheel: (-wheel.size, wheel.name))
     models = sorted({model.sha256: model for model in lock.models}.values(), key=lambda model: model.sha256)
     fixed = 6 + len(lock.nodes)
-    heavy = heavy[: max(0, LAYER_BUDGET - fixed - len(models))]
+    budget = min(LAYER_BUDGET, _IN_ALL - (len(materials.base.layers) if materials.base is not None else 0))
+    heavy = heavy[: max(0, budget - fixed - len(models))]
     light = [wheel for wheel in materials.wheels if wheel not in heavy]
-    if fixed + len(heavy) + len(models) > LAYER_BUDGET:
+    if fixed + len(heavy) + len(models) > budget:
         raise Unresolvable(
-            f"{len(models)} models and {len(lock.nodes)} custom nodes need more than {LAYER_BUDGET} layers.",
+            f"{len(models)} models and {len(lock.nodes)} custom nodes need more than {budget} layers.",
             hint="Leave some of them out of the pack; this cpack-build gives each a layer of its own.",
         )
 
@@ -162,7 +166,7 @@ def layers_of(
     )
     for wheel in sorted(heavy, key=lambda wheel: wheel.name):
         parts.append(wheel_layer("wheel", f"{wheel.name} {wheel.version}", comfyui, [wheel], compiler=compiler))
-    parts += [_model_layer(model, materials.models[model.sha256]) for model in models]
+    parts += [model_layer(model, materials.models[model.sha256], store=store) for model in models]
     parts.append(
         wheel_layer("wheels", "Python packages", comfyui, light, extra=environment_entries(comfyui), compiler=compiler)
     )
@@ -174,8 +178,17 @@ def layers_of(
     return parts
 
 
-def _model_layer(model: Model, path: Path) -> ModelLayer:
-    return ModelLayer(path, model.sha256, model.size, model.layer_digest, model.path)
+def model_layer(model: Model, path: Path, *, store: Store) -> ModelLayer:
+    """The layer of *model*, whose file is at *path*.
+
+    It carries a proof only where this machine computed the layer's digest itself and the file is still the one that it
+    hashed: what a lock says is proved by whoever writes the bytes.
+    """
+    status = path.stat() if path.exists() else None  # before the store looks: what changes after that has no proof
+    found = store.find(model.sha256)
+    is_proved = found is not None and found.path == path and is_layer_known(model, store=store)
+    proof = stamp(status) if is_proved and status is not None else None
+    return ModelLayer(path, model.sha256, model.size, model.layer_digest, model.path, proof)
 
 
 def _history(layer: ModelLayer | TarLayer) -> str:

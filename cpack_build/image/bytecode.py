@@ -148,8 +148,9 @@ class Compiler:
         if process is None or not process.alive:
             with self._lock:
                 if self._unpacked is None:
-                    self._unpacked = self._interpreter.unpack()
-                    self._launch = self._unpacked.__enter__()
+                    unpacked = self._interpreter.unpack()
+                    self._launch = unpacked.__enter__()
+                    self._unpacked = unpacked  # not before: what could not be laid out is not there to be started
             process = self._processes[thread] = _Process(self._launch, self._interpreter.python)
         return process
 

@@ -59,7 +59,13 @@ def image_config(
     system, architecture = lock.platform.split("/")
     created = datetime.fromtimestamp(lock.source_date_epoch, timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
     base = base or {}
-    base_env = dict(item.partition("=")[::2] for item in base.get("config", {}).get("Env") or ())
+    section, base_history = (
+        base.get("config"),
+        base.get("history"),
+    )  # both may be null, and whoever made it is a stranger
+    listed = section.get("Env") if isinstance(section, dict) else None
+    variables = listed if isinstance(listed, list) else []
+    base_env = dict(item.partition("=")[::2] for item in variables if isinstance(item, str))
     document = {
         "architecture": architecture,
         "os": system,
@@ -79,7 +85,7 @@ def image_config(
             "WorkingDir": f"/{DATA}",
         },
         "history": [
-            *(base.get("history") or ()),
+            *(base_history if isinstance(base_history, list) else ()),
             *({"created": created, "created_by": f"cpack-build: {line}"} for line in history),
         ],
         "rootfs": {"type": "layers", "diff_ids": list(diff_ids)},

@@ -126,7 +126,8 @@ def _merged(path: str) -> str:
 
 def _data_tar(deb: StoredDeb, store: Store) -> Path:
     """The package's plain ``data.tar``."""
-    return unpacked(deb.sha256, lambda: _member("data.tar", deb), store=store, what=_what(deb))
+    size = deb.path.stat().st_size
+    return unpacked(deb.sha256, lambda: _member("data.tar", deb), size=size, store=store, what=_what(deb))
 
 
 def _member(stem: str, deb: StoredDeb) -> Iterator[bytes]:

@@ -40,7 +40,7 @@ def archive_layer(interpreter: ArchiveInterpreter, path: Path, *, store: Store) 
             yield from file_chunks(file)
 
     def entries() -> Iterator[tar.Entry]:
-        tar_path = unpacked(interpreter.sha256, plain, store=store, what=what)
+        tar_path = unpacked(interpreter.sha256, plain, size=path.stat().st_size, store=store, what=what)
         found = [_entry(member, tar_path, what) for member in members(tar_path, what=what)]
         yield from arrange(entry for entry in found if entry is not None)
 

@@ -45,7 +45,7 @@ def _tree_layer(kind: str, pin: GitTree, tree: Tree, prefix: str, compiler: Comp
 
 def _entry(tree: Tree, file: TreeFile, path: str, read: Callable[[str], bytes]) -> tar.Entry:
     if file.mode == "120000":
-        return symlink(path, read(file.oid).decode())
+        return symlink(path, read(file.oid).decode("utf-8", "surrogateescape"))
     return tar.Entry(path, "file", 0o755 if file.mode == "100755" else 0o644, MTIME, _GitBlob(tree, file, read))
 
 

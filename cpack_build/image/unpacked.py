@@ -21,6 +21,9 @@ from cpack_build.oci.files import BoundedMember
 
 __all__ = ["Slice", "file_chunks", "members", "unpacked"]
 
+RATIO_LIMIT = 200
+"""Unpacked bytes for each packed one, beyond what is free; xz reaches some 7,000, programs and texts stay below 20."""
+RATIO_FREE = 1 << 30
 _CHUNK = 1 << 20
 
 
@@ -41,15 +44,16 @@ class Slice:
                 yield chunk
 
 
-def unpacked(archive_sha256: str, chunks: Callable[[], Iterator[bytes]], *, store: Store, what: str) -> Path:
-    """The plain tar of a compressed one, from the store or made of *chunks*; *what* names the archive in errors.
+def unpacked(archive_sha256: str, chunks: Callable[[], Iterator[bytes]], *, size: int, store: Store, what: str) -> Path:
+    """The plain tar of a compressed one of *size* bytes, from the store or made of *chunks*; *what* names the archive
+    in errors.
 
-    Raises :class:`BadImage` for broken data.
+    Raises :class:`BadImage` for broken data, or what unpacks to far more than it is packed.
     """
     known = store.recall("unpacked", archive_sha256)
     if known is not None and (found := store.find(known)) is not None:
         return found.path
-    blob = store.put(decompressed_chunks(chunks(), what=what), what=what)
+    blob = store.put(decompressed_chunks(chunks(), what=what, limit=RATIO_FREE + RATIO_LIMIT * size), what=what)
     store.remember("unpacked", archive_sha256, blob.sha256)
     return blob.path
 

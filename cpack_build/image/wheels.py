@@ -293,10 +293,14 @@ class _Member:
         except ValueError as error:
             raise BadInput(f"{self.wheel}: RECORD uses the unknown hash {expected.name!r}.") from error
         try:
+            count = 0
             with self.archive.open(self.info) as file:
                 while chunk := file.read(_CHUNK):
                     hasher.update(chunk)
+                    count += len(chunk)
                     yield chunk
+            if count != self.size:
+                raise EOFError(f"it has {count} bytes, and {self.size} were announced")
         except _BROKEN as error:
             raise BadInput(f"{self.wheel}: {self.info.filename} cannot be read: {error}.") from error
         actual = base64.urlsafe_b64encode(hasher.digest()).rstrip(b"=").decode()

@@ -63,8 +63,10 @@ _URI = re.compile(r"\b(?P<url>https?://[^\s\]#]+)")
 _PRINTED = re.compile(r"'(?P<url>[^']+)' (?P<file>[^ /]+)_(?P<arch>[^ _/]+)\.deb (?P<size>\d+) ?.*")
 """A line of ``apt-get --print-uris``; the file name holds the version with its epoch's colon as ``%3a``."""
 _WAIVED = re.compile(
-    r"trusted\s*[=:]\s*(yes|true|1)|allow-(insecure|weak|downgrade-to-insecure)\s*[=:]\s*(yes|true|1)", re.IGNORECASE
+    r"\b(trusted|allow-(insecure|weak|downgrade-to-insecure))\s*[=:](?!\s*(no|false|without|off|disable|0)\b)",
+    re.IGNORECASE,
 )
+"""Anything but apt's words for no (apt-pkg/contrib/strutl.cc, ``StringToBool``), which has as many for yes."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,7 @@ class Archive:
             raise self._explained(result.stderr + result.stdout)
         files = {}
         for line in result.stdout.splitlines():
-            if match := re.fullmatch(
-                r"'(?P<url>[^']+)' (?P<file>[^ /]+)_(?P<arch>[^ _/]+)\.deb (?P<size>\d+) ?.*", line
-            ):
+            if match := _PRINTED.fullmatch(line):
                 name, _, version = match["file"].partition("_")
                 files[name, unquote(version), match["arch"]] = (match["url"], int(match["size"]))
         return tuple(sorted(self._described(files), key=lambda deb: (deb.name, deb.architecture)))

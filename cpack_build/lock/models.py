@@ -19,7 +19,7 @@ from cpack_build.lock.schema import Model
 from cpack_build.oci.modellayer import hash_model
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["fetch_model", "lock_models"]
+__all__ = ["fetch_model", "is_layer_known", "lock_models"]
 
 _LAYER = "model-layer-1"
 
@@ -65,6 +65,11 @@ def fetch_model(
     entry = ModelEntry(filename=model.path, size=model.size, sha256=model.sha256, urls=model.sources)
     path = safe_model_path(model.path)
     return _find(path, entry, folders=folders, store=store, sources=sources, progress=progress)
+
+
+def is_layer_known(model: Model, *, store: Store) -> bool:
+    """Whether this machine computed the digest of the model's layer, and the lock says the same."""
+    return store.recall(_LAYER, f"{model.sha256}:{model.size}") == model.layer_digest
 
 
 def safe_model_path(name: str) -> str:

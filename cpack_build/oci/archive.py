@@ -78,7 +78,7 @@ class _Verified:
             yield chunk
         actual = "sha256:" + hasher.hexdigest()
         if actual != promised.digest or count != promised.size:
-            raise HashMismatch(f"Layer or document of {count} bytes", expected=promised.digest, actual=actual)
+            raise HashMismatch(f"{promised.shown} ({count} bytes)", expected=promised.digest, actual=actual)
 
 
 def _entries(image: Image, name: Reference | None, omit: frozenset[str]) -> list[tar.Entry]:

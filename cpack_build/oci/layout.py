@@ -6,8 +6,8 @@ whole; a write that was killed leaves that folder, and the next one goes on from
 blobs come first and ``index.json`` last, so at every moment it is a valid layout with all that it had before.
 
 A model's layer is the model file between two short pieces, so where the file system can share data between files
-(FICLONERANGE: btrfs, XFS, bcachefs, …) no byte of it is written. Then the bytes are not hashed again either: the
-model's hash was proved when its layer digest was computed, and the file's stat since.
+(FICLONERANGE: btrfs, XFS, bcachefs, …) no byte of it is written. Then the bytes are not hashed again either: only a
+layer that carries a proof, and a file that has not changed since, is shared.
 
 Specification: OCI image-spec v1.1, image-layout.md.
 """
@@ -252,14 +252,16 @@ def _write_blob(blob: Blob, path: Path, task: Task, *, aside: Path, place: Path)
             task.advance(len(chunk))
         actual = "sha256:" + hasher.hexdigest()
         if actual != blob.descriptor.digest or count != blob.descriptor.size:
-            raise HashMismatch(f"Layer or document of {count} bytes", expected=blob.descriptor.digest, actual=actual)
+            raise HashMismatch(
+                f"{blob.descriptor.shown} ({count} bytes)", expected=blob.descriptor.digest, actual=actual
+            )
     return False
 
 
 def _clone(layer: ModelLayer, file: BinaryIO) -> bool:
     """Make *file* the layer by sharing the model's data, or leave it empty and say ``False``."""
     with layer.path.open("rb") as model:
-        if os.fstat(model.fileno()).st_size != layer.size:
+        if layer.proof is None or modellayer.stamp(os.fstat(model.fileno())) != layer.proof:
             return False
         file.write(modellayer.prefix(layer.sha256, layer.size))
         file.flush()
@@ -269,12 +271,18 @@ def _clone(layer: ModelLayer, file: BinaryIO) -> bool:
             fcntl.ioctl(file.fileno(), _FICLONERANGE, request)
         except OSError:
             # Not this file system, not across two of them, not this block size: written like any other blob, then.
-            file.seek(0)
-            file.truncate()
-            return False
+            return _emptied(file)
+        if modellayer.stamp(os.fstat(model.fileno())) != layer.proof:
+            return _emptied(file)
     file.seek(modellayer.DATA_OFFSET + layer.size)
     file.write(bytes(tar.padding(layer.size)) + tar.trailer())
     return True
+
+
+def _emptied(file: BinaryIO) -> bool:
+    file.seek(0)
+    file.truncate()
+    return False
 
 
 # -- index.json --------------------------------------------------------------------------------------------------------

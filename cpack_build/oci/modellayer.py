@@ -9,6 +9,7 @@ streamed from the model file whenever someone needs it, and one hash of it prove
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from cpack_build.errors import HashMismatch, Unresolvable
 from cpack_build.oci import tar
 from cpack_build.oci.types import CHUNK, LAYER, Descriptor
 
-__all__ = ["DATA_OFFSET", "ModelLayer", "hash_model", "layer_size", "model_path"]
+__all__ = ["DATA_OFFSET", "ModelLayer", "hash_model", "layer_size", "model_path", "stamp"]
 
 DATA_OFFSET = 4096
 _DIRECTORIES = (tar.Entry("models", "directory", 0o755), tar.Entry("models/sha256", "directory", 0o755))
@@ -82,6 +83,11 @@ def hash_model(path: Path, sha256: str, size: int, *, on_read: Callable[[int], o
     return "sha256:" + layer_hash.hexdigest()
 
 
+def stamp(status: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced: device, inode, size, mtime and ctime."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
 @dataclass(frozen=True)
 class ModelLayer:
     """The layer as a blob: a recipe over the model file, which is read each time the bytes are asked for."""
@@ -92,6 +98,9 @@ class ModelLayer:
     digest: str
     title: str = ""
     """The model's own path, for people; it is an annotation and no part of the bytes."""
+    proof: tuple[int, ...] | None = None
+    """The file's :func:`stamp` when it was known to have *sha256*, and *digest* to be its layer's. While it is the same
+    the bytes need not be hashed again."""
 
     @property
     def descriptor(self) -> Descriptor:

@@ -63,6 +63,13 @@ class Descriptor:
     size: int
     annotations: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def shown(self) -> str:
+        """What it is, for people: the model or packages of a layer where its annotations say so."""
+        names = (self.annotations.get(key) for key in ("io.cpack.model.path", "io.cpack.layer.name"))
+        name = next(filter(None, names), None)
+        return f"The layer of {name}" if name else f"The blob {self.digest}"
+
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}
         if self.annotations:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import marshal
 import os
@@ -86,6 +87,20 @@ def test_an_interpreter_that_does_not_run_here_is_named_with_the_way_out(tmp_pat
         Compiler(this_python(command=("/bin/false",)), Store(tmp_path)) as compiler,
     ):
         compiler.entries("key", lambda: [("a.py", b"")])
+
+
+def test_an_interpreter_that_cannot_be_laid_out_is_told_to_every_thread(tmp_path: Path) -> None:
+    """The second must not try to start what is not there, and blame the interpreter."""
+
+    @contextmanager
+    def unpack() -> Iterator[Launch]:
+        raise OSError(errno.ENOSPC, "No space left on device")
+        yield
+
+    with Compiler(Interpreter(MINOR, "this", unpack), Store(tmp_path)) as compiler:
+        for key in ("one", "two"):
+            with pytest.raises(OSError, match="No space left"):
+                compiler.entries(key, lambda: [("a.py", b"")])
 
 
 def test_an_interpreter_of_another_version_is_refused(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.store import Store
+from cpack_build.image import unpacked
 from cpack_build.image.debs import StoredDeb, deb_layer
 from cpack_build.oci import tar
 from tests.making import make_deb, member, read_back
@@ -112,6 +113,7 @@ LAYER_DIGEST = """
 import hashlib, sys
 from pathlib import Path
 from cpack_build.fetch.store import Store
+from cpack_build.image import unpacked
 from cpack_build.image.debs import StoredDeb, deb_layer
 from cpack_build.oci import tar
 path = Path(sys.argv[1])
@@ -146,3 +148,13 @@ def test_a_package_without_readable_control_files_is_refused_by_name(tmp_path: P
     package.path.write_bytes(data[:start] + head + control + b"\n" * (len(control) % 2) + rest)
     with pytest.raises(BadInput, match="odd 1"):
         read_back(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())
+
+
+def test_a_package_that_would_fill_the_disk_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpacked, "RATIO_FREE", 1 << 20)
+    package = deb(tmp_path, "bomb", (member("./usr/zeros"), bytes(3 << 20)))
+    assert package.path.stat().st_size * unpacked.RATIO_LIMIT < 2 << 20
+    store = Store(tmp_path / "s")
+    with pytest.raises(BadInput, match=r"bomb 1.*decompresses to more"):
+        list(deb_layer("system", "all", [package], store=store, is_root=True).entries())
+    assert [path for path in store.root.rglob("*") if path.is_file() and path.stat().st_size > 1 << 20] == []

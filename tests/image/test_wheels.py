@@ -149,6 +149,17 @@ def test_a_wheel_with_a_damaged_file_is_refused_by_name(tmp_path: Path) -> None:
         read_back(wheel_layer("wheel", "broken", environment(), [wheel]).entries())
 
 
+def test_a_file_shorter_than_the_zip_says_is_refused_by_name(tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, "short", {"a.bin": b"x" * 1000})
+    data = bytearray(wheel.path.read_bytes())
+    place = data.rindex(b"PK\1\2", 0, data.rindex(b"a.bin")) + 24  # APPNOTE 4.3.12: the central directory's size
+    assert int.from_bytes(data[place : place + 4], "little") == 1000
+    data[place : place + 4] = (2000).to_bytes(4, "little")
+    wheel.path.write_bytes(data)
+    with pytest.raises(BadInput, match=r"short-1\.0.*a\.bin"):
+        read_back(wheel_layer("wheel", "short", environment(), [wheel]).entries())
+
+
 def test_a_wheel_with_a_damaged_document_is_refused_by_name(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, "broken", {"broken-1.0.dist-info/entry_points.txt": b"# \n" * 1000})
     for name in ("RECORD", "WHEEL", "entry_points.txt"):

@@ -95,11 +95,20 @@ def test_lists_that_were_changed_after_signing_are_not_used(archive: AptArchive,
         opened(archive.sources(server.url), store)
 
 
-@pytest.mark.parametrize("options", [" trusted=yes", " Trusted=YES", " allow-insecure=yes"])
+@pytest.mark.parametrize(
+    "options", [" trusted=yes", " Trusted=YES", " allow-insecure=yes", " trusted=on", " allow-weak=enable"]
+)
 def test_a_base_that_waives_signatures_is_refused(options: str) -> None:
     line = f"deb [signed-by=/{KEYRING}{options}] http://a.example/debian stable main\n"
     with pytest.raises(UnsafeInput, match="waives"):
         base_sources({"etc/apt/sources.list": line.encode(), "var/lib/dpkg/status": b""})
+
+
+@pytest.mark.parametrize("text", ["Trusted: no\n", "Trusted:no\nAllow-Insecure: false\n", "# Trusted: yes\n"])
+def test_a_base_that_says_that_it_does_not_waive_them_is_taken(text: str) -> None:
+    source = f"Types: deb\nURIs: http://a.example/debian\nSuites: stable\nComponents: main\n{text}"
+    path = "etc/apt/sources.list.d/a.sources"
+    assert path in base_sources({path: source.encode(), "var/lib/dpkg/status": b""}).files
 
 
 def test_a_base_cannot_have_local_sources_read() -> None:

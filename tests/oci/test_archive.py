@@ -15,6 +15,8 @@ import pytest
 
 from cpack_build.errors import HashMismatch, StorageError
 from cpack_build.oci.archive import archive_size, stream_archive, write_archive
+from cpack_build.oci.layout import write_layout
+from cpack_build.oci.modellayer import ModelLayer, hash_model
 from cpack_build.oci.reference import parse_reference
 from cpack_build.oci.types import Image
 from tests import need
@@ -121,3 +123,17 @@ except StorageError as error:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
         write_archive(small_image(), tmp_path / "file" / "a.tar")
+
+
+def test_a_model_that_changed_is_named_in_every_output(tmp_path: Path) -> None:
+    """Of the hash alone nobody could tell which file to look at."""
+    path = tmp_path / "model"
+    path.write_bytes(b"weights")
+    sha256 = hashlib.sha256(b"weights").hexdigest()
+    layer = ModelLayer(path, sha256, 7, hash_model(path, sha256, 7), "models/upscale/x.safetensors")
+    path.write_bytes(b"changed")
+    with pytest.raises(HashMismatch, match=r"models/upscale/x\.safetensors"):
+        write_archive(image_of([layer]), tmp_path / "a.tar")
+    with pytest.raises(HashMismatch, match=r"models/upscale/x\.safetensors"):
+        write_layout(image_of([layer]), tmp_path / "layout")
+    assert [place.name for place in tmp_path.iterdir()] == ["model"]

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ import pytest
 from cpack_build.errors import HashMismatch, StorageError, UsageError
 from cpack_build.oci import storage
 from cpack_build.oci.layout import write_layout
-from cpack_build.oci.modellayer import ModelLayer, hash_model, layer_size
+from cpack_build.oci.modellayer import ModelLayer, hash_model, layer_size, stamp
 from cpack_build.oci.reference import parse_reference
 from cpack_build.oci.types import Image
 from tests import need
@@ -226,7 +227,7 @@ def _model_image(tmp_path: Path, size: int) -> Image:
     data = (b"weights " * (size // 8 + 1))[:size]
     path.write_bytes(data)
     sha256 = hashlib.sha256(data).hexdigest()
-    return image_of([ModelLayer(path, sha256, size, hash_model(path, sha256, size))])
+    return image_of([ModelLayer(path, sha256, size, hash_model(path, sha256, size), proof=stamp(path.stat()))])
 
 
 @pytest.mark.parametrize("size", [0, 5, 4096, 100_003])
@@ -240,18 +241,46 @@ def test_a_model_is_written_as_it_is_announced(tmp_path: Path, size: int) -> Non
 
 @pytest.mark.parametrize("size", [5, 4096, 1 << 20, 5_000_003])
 def test_where_files_can_share_data_no_model_byte_is_written(tmp_path: Path, size: int) -> None:
-    make = need.tool("mkfs.xfs")
-    disk_image = tmp_path / "xfs.img"
-    with disk_image.open("wb") as file:
-        file.truncate(400 << 20)
-    subprocess.run([make, "-q", "-m", "reflink=1", str(disk_image)], check=True)
-    with _mounted(tmp_path / "disk", "-o", "loop", str(disk_image)) as disk:
+    with _sharing_disk(tmp_path) as disk:
         image = _model_image(disk, size)
         done = write_layout(image, disk / "out")
         layer = image.layers[0]
         assert done.shared == layer.descriptor.size
         blob = disk / "out/blobs/sha256" / layer.descriptor.digest[7:]
         assert "sha256:" + hashlib.sha256(blob.read_bytes()).hexdigest() == layer.descriptor.digest
+
+
+def test_a_model_that_has_changed_since_it_was_hashed_is_not_shared(tmp_path: Path) -> None:
+    with _sharing_disk(tmp_path) as disk:
+        image = _model_image(disk, 100_000)
+        (disk / "model").write_bytes(b"changed " * 12_500)
+        with pytest.raises(HashMismatch):
+            write_layout(image, disk / "out")
+        assert os.listdir(disk) == ["model"]
+
+
+def test_a_layer_that_nobody_proved_is_hashed_while_it_is_written(tmp_path: Path) -> None:
+    """Its digest may come from a lock that lies."""
+    with _sharing_disk(tmp_path) as disk:
+        (layer,) = _model_image(disk, 100_000).layers
+        assert isinstance(layer, ModelLayer)
+        done = write_layout(image_of([replace(layer, proof=None)]), disk / "out")
+        assert done.shared == 0
+        lying = replace(layer, proof=None, digest="sha256:" + "1" * 64)
+        with pytest.raises(HashMismatch):
+            write_layout(image_of([lying]), disk / "other")
+
+
+@contextmanager
+def _sharing_disk(folder: Path) -> Iterator[Path]:
+    """A file system on which files can share data."""
+    make = need.tool("mkfs.xfs")
+    disk_image = folder / "xfs.img"
+    with disk_image.open("wb") as file:
+        file.truncate(400 << 20)
+    subprocess.run([make, "-q", "-m", "reflink=1", str(disk_image)], check=True)
+    with _mounted(folder / "disk", "-o", "loop", str(disk_image)) as disk:
+        yield disk
 
 
 @contextmanager
