@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 import uuid
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
@@ -110,7 +110,7 @@ class Parameters:
                 except BaseException as error:
                     if (folder := request_folder(request)) is not None:
                         shutil.rmtree(folder, ignore_errors=True)
-                    request.scope[_REFUSAL] = _refused(error)
+                    request.scope[_REFUSAL] = _refused(error, names=[*parameters._by_name])
                     values = cls.model_construct()
                 for field in cls.model_fields:
                     if field not in values.model_fields_set:
@@ -316,15 +316,20 @@ def _at_most(most: int, receive: Callable[[], Awaitable[Any]]) -> Callable[[], A
     return bounded
 
 
-def _refused(error: BaseException) -> Refusal:
-    """What to answer for *error*; raises it again when it is none of the caller's or the disk's making."""
+def _refused(error: BaseException, *, names: Sequence[str]) -> Refusal:
+    """What to answer for *error*, where there are parameters of these *names*; raises it again when it is none of the
+    caller's or the disk's making."""
     from pydantic import ValidationError
     from starlette.requests import ClientDisconnect
 
     if isinstance(error, _Wrong):
         return error.refusal
     if isinstance(error, ValidationError):
-        return Refusal(400, tuple(error.errors(include_url=False, include_context=False, include_input=False)))
+        problems = [dict(item) for item in error.errors(include_url=False, include_context=False, include_input=False)]
+        for problem in problems:
+            if problem["type"] == "extra_forbidden":
+                problem["msg"] = f"There is no such parameter; there are: {', '.join(names) or 'none'}"
+        return Refusal(400, tuple(problems))
     if isinstance(error, ClientDisconnect):
         return _Wrong((), "The caller went away before the request was whole", status=499).refusal
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -85,6 +85,7 @@ def test_an_unknown_parameter_and_an_unknown_choice_are_refused_by_name(service:
     answer = service.generate(sise=64, method="magic")
     assert answer.status_code == 400
     assert {tuple(problem["loc"]) for problem in answer.json()["detail"]} == {("sise",), ("method",)}
+    assert "sise: There is no such parameter; there are: photo, size, method" in answer.json()["error"]
     assert not service.leftovers()
 
 
