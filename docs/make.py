@@ -19,12 +19,13 @@ DOCS = Path(__file__).resolve().parent
 def main() -> None:
     """Write ``commands.md`` and ``cpack.lock.schema.json``."""
     pages = ["# Commands", "", "Written by `make docs`. Exit codes: [exit-codes.md](exit-codes.md)."]
-    group = click.Context(cli, info_name="cpack-build", max_content_width=100, terminal_width=100)
+    settings = {**cli.context_settings, "max_content_width": 100, "terminal_width": 100}
+    group = click.Context(cli, info_name="cpack-build", **settings)
     pages += ["", "```", cli.get_help(group), "```"]
     for verb in VERBS:
         command = cli.get_command(group, verb)
         assert command is not None
-        context = click.Context(command, info_name=verb, parent=group, max_content_width=100, terminal_width=100)
+        context = click.Context(command, info_name=verb, parent=group, **settings)
         pages += ["", f"## {verb}", "", "```", command.get_help(context), "```"]
     (DOCS / "commands.md").write_text("\n".join(line.rstrip() for line in pages) + "\n")
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Lock.model_json_schema()}

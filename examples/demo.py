@@ -35,6 +35,8 @@ COMFYUI_COMMIT = "a125cd84b054a57729b5eecab930ca9408719832"
 NODES_URL = "https://demo.example/interface-nodes.git"
 NAME = "cpack-demo"
 READY_SECONDS = 180
+LOOPBACK = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks this machine itself, whatever proxy the environment names for the world outside."""
 
 
 class DemoError(Exception):
@@ -270,7 +272,7 @@ def wait_until_ready(url: str, alive: Callable[[], bool], words: Callable[[], st
     while time.monotonic() - began < READY_SECONDS:
         if not alive():
             raise DemoError(f"the service ended:\n{words()}")
-        with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+        with suppress(OSError), LOOPBACK.open(f"{url}/readyz", timeout=5) as answer:
             if answer.status == 200:
                 say(f"Ready after {time.monotonic() - began:.1f} s at {url}")
                 return url
@@ -294,7 +296,7 @@ def ask(url: str, *, keep: bool) -> Path:
     )
     began = time.monotonic()
     try:
-        with urllib.request.urlopen(request, timeout=600) as answer:
+        with LOOPBACK.open(request, timeout=600) as answer:
             data = answer.read()
     except urllib.error.HTTPError as error:
         raise DemoError(f"/generate answered {error.code}: {error.read().decode(errors='replace')[:2000]}") from error

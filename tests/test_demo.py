@@ -11,8 +11,23 @@ from pathlib import Path
 import pytest
 
 from tests import need
+from tests.fetch.servers import serving_files
 
 ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_the_demo_asks_this_machine_without_a_proxy() -> None:
+    program = "import demo, sys; demo.READY_SECONDS = 5; demo.wait_until_ready(sys.argv[1], lambda: True, str)"
+    with serving_files({"/readyz": b""}) as server:
+        done = subprocess.run(
+            [sys.executable, "-c", program, server.url],
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT / "examples"), "http_proxy": "http://127.0.0.1:9"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 0, done.stderr
+    assert server.requests[0].path == "/readyz"
 
 
 @pytest.mark.network

@@ -30,6 +30,9 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
     if isinstance(error, BrokenPipeError):
         _stop_writing()
         return 0
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):
+        _write(sys.stderr, error.format_message())
+        return UsageError.exit_code
     if verbose and not isinstance(error, click.exceptions.ClickException | click.Abort | KeyboardInterrupt):
         import traceback
 

@@ -85,9 +85,10 @@ def make_lock(pack: Pack, settings: Settings, *, terminal: Terminal) -> Lock:
 
 def write_lock(made: Lock, target: Path) -> None:
     """Put the lock at *target*, whole or not at all."""
+    from cpack_build.errors import writing
     from cpack_build.oci.storage import whole_file
 
-    with whole_file(target) as file:
+    with writing(target), whole_file(target) as file:
         file.write(made.to_bytes())
 
 

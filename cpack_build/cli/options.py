@@ -79,7 +79,7 @@ def terminal_options(function: F) -> F:
             help="How progress is shown on stderr; auto is bars on a terminal.",
         ),
         click.option("-q", "--quiet", is_flag=True, help="Only the result and errors."),
-        click.option("-v", "--verbose", is_flag=True, help="Say more; tracebacks of errors."),
+        click.option("-v", "--verbose", is_flag=True, help="With an error, also where in the program it arose."),
     )
     return cast("F", _decorated(wrapped, options))
 

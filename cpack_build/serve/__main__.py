@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from cpack_build.errors import BadInput, CpackError
 from cpack_build.serve.folders import Folders, prepare_folders
@@ -23,6 +23,9 @@ from cpack_build.serve.settings import Settings
 
 def main() -> int:
     """Serve until told to stop; returns the exit code of :mod:`cpack_build.errors`."""
+    # Process 1 gets only the signals that it asks for, and starting takes seconds.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _end)
     try:
         settings = Settings.from_environment(os.environ, pid=os.getpid())
         folders = prepare_folders(settings.data, settings.app / "input")
@@ -31,8 +34,12 @@ def main() -> int:
     except CpackError as error:
         print(f"cpack-serve: {error}", file=sys.stderr, flush=True)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except asyncio.CancelledError:
+        return 0  # told to stop before it served
+
+
+def _end(number: int, frame: object) -> NoReturn:
+    sys.exit(0)
 
 
 def _point_at(folders: Folders) -> None:
@@ -58,6 +65,10 @@ async def _serve(settings: Settings, folders: Folders) -> int:
             hint="Set CPACK_APP to the folder that holds it.",
         ) from None
     workflow = read_workflow(document, name=settings.workflow_file.name)
+    starting = asyncio.current_task()
+    assert starting is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, starting.cancel)
     engine = make_engine(settings, folders, log=_log)
     await engine.start()  # ComfyUI takes seconds to start; BentoML is imported meanwhile
     try:

@@ -17,7 +17,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,6 +33,7 @@ _PROBE_SECONDS = 0.1
 _BACKOFF_SECONDS = (0.5, 1, 2, 4, 8, 15, 30)
 _HEALTHY_SECONDS = 60  # a child that lived this long starts the backoff anew
 _TERM_SECONDS = 3
+_LONGEST_LINE = 1 << 16  # characters
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -118,34 +119,43 @@ class ChildComfyUI(Engine):
         failures = 0
         while True:
             started = loop.time()
-            port = _free_port()
-            process = await asyncio.create_subprocess_exec(
-                *command_line(self._python, self._folder, self._settings, self._folders, port=port, cpu=device.cpu),
-                cwd=self._folder,
-                env=_child_environment(os.environ, self._folders),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.STDOUT,
-                start_new_session=True,
-                preexec_fn=_end_with_parent(),
-            )
-            assert process.stdout is not None
-            lines = asyncio.create_task(_forward(process.stdout))
             try:
-                address = f"http://127.0.0.1:{port}"
-                if await _answers(address, process):
-                    self.log(f"ComfyUI is ready after {loop.time() - started:.1f} s.")
-                    self._tell(address, "")
-                code = await process.wait()
-            finally:
-                await _end_group(process)
-                with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
-                    await asyncio.wait_for(lines, 1)
+                why = await self._run(cpu=device.cpu)
+            except OSError as error:  # no memory or no process left; the next try may find some
+                why = f"it cannot be started ({error.strerror})"
             failures = 0 if loop.time() - started > _HEALTHY_SECONDS else failures + 1
             delay = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1] if failures else 0
-            self._tell(None, _cause(code))
-            self.log(f"ComfyUI: {_cause(code)}. It is started again in {delay:g} s.")
+            self._tell(None, why)
+            self.log(f"ComfyUI: {why}. It is started again in {delay:g} s.")
             await asyncio.sleep(delay)
+
+    async def _run(self, *, cpu: bool) -> str:
+        """Start it once, and keep it until it has ended; returns how it ended. Raises :class:`OSError`."""
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        port = _free_port()
+        process = await asyncio.create_subprocess_exec(
+            *command_line(self._python, self._folder, self._settings, self._folders, port=port, cpu=cpu),
+            cwd=self._folder,
+            env=_child_environment(os.environ, self._folders),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            start_new_session=True,
+            preexec_fn=_end_with_parent(),
+        )
+        assert process.stdout is not None
+        lines = asyncio.create_task(_forward(process.stdout))
+        try:
+            address = f"http://127.0.0.1:{port}"
+            if await _answers(address, process):
+                self.log(f"ComfyUI is ready after {loop.time() - started:.1f} s.")
+                self._tell(address, "")
+            return _cause(await process.wait())
+        finally:
+            await _end_group(process)
+            with contextlib.suppress(TimeoutError, asyncio.TimeoutError):
+                await asyncio.wait_for(lines, 1)
 
 
 class AttachedComfyUI(Engine):
@@ -272,14 +282,25 @@ async def _answers(address: str, process: asyncio.subprocess.Process) -> bool:
 
 
 async def _forward(stream: asyncio.StreamReader) -> None:
-    """Copy ComfyUI's lines to standard output under a prefix; a progress bar's redrawn lines count as lines."""
+    """Copy ComfyUI's lines to standard output under a prefix; a progress bar's redrawn lines count as lines.
+
+    It reads on whatever becomes of what it writes: ComfyUI would stop at a pipe that is full.
+    """
     rest = ""
     while chunk := await stream.read(1 << 16):
         *lines, rest = re.split(r"[\r\n]+", rest + chunk.decode(errors="replace"))
-        sys.stdout.write("".join(f"[comfyui] {line}\n" for line in lines if line.strip()))
+        if len(rest) > _LONGEST_LINE:
+            lines, rest = [*lines, rest], ""
+        _print_lines(lines)
+    _print_lines([rest])
+
+
+def _print_lines(lines: Iterable[str]) -> None:
+    text = "".join(f"[comfyui] {line}\n" for line in lines if line.strip())
+    encoding = sys.stdout.encoding or "utf-8"
+    with contextlib.suppress(OSError, ValueError):  # nobody reads the log any more
+        sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
         sys.stdout.flush()
-    if rest.strip():
-        print(f"[comfyui] {rest}", flush=True)
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:

@@ -2,7 +2,8 @@
 
 The model is what BentoML shows in its schema and OpenAPI document. A request is read here, not by BentoML's own
 parser, which would turn the text ``123`` of a form into a number before it is known that text is wanted, and would
-load files whole.
+load files whole. What is wrong with a request is handed to the service as a :class:`Refusal`: BentoML would write a
+traceback with the caller's values into the log for each.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import errno
 import json
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
@@ -27,7 +30,7 @@ if TYPE_CHECKING:
     from bentoml import IODescriptor
     from starlette.requests import Request
 
-__all__ = ["Parameters", "request_folder"]
+__all__ = ["Parameters", "Refusal", "refusal", "request_folder"]
 
 _TYPES: Mapping[str, Any] = {
     "image": Path,
@@ -40,6 +43,28 @@ _TYPES: Mapping[str, Any] = {
     "any": Any,
 }
 _FOLDER = "cpack_request_folder"
+_REFUSAL = "cpack_refusal"
+_JSON_LIMIT = 256 << 20
+"""Bytes of a JSON body, which is parsed in memory and takes several times its size there."""
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why a request was not taken: the HTTP *status*, and what is wrong with which parameter, as pydantic tells it."""
+
+    status: int
+    detail: tuple[Mapping[str, Any], ...]
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """The answer's JSON."""
+        told = "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in self.detail)
+        return {"error": told, "detail": list(self.detail)}
+
+
+def refusal(request: Request) -> Refusal | None:
+    """What is wrong with *request*, if anything is."""
+    return cast("Refusal | None", request.scope.get(_REFUSAL))
 
 
 def request_folder(request: Request) -> Path | None:
@@ -82,10 +107,11 @@ class Parameters:
             async def from_http_request(cls, request: Request, serde: object) -> IODescriptor:
                 try:
                     values = cls.model_validate(await parameters._read(request))
-                except BaseException:
+                except BaseException as error:
                     if (folder := request_folder(request)) is not None:
                         shutil.rmtree(folder, ignore_errors=True)
-                    raise
+                    request.scope[_REFUSAL] = _refused(error, names=[*parameters._by_name])
+                    values = cls.model_construct()
                 for field in cls.model_fields:
                     if field not in values.model_fields_set:
                         # Not given: the workflow's own value stays.
@@ -127,18 +153,22 @@ class Parameters:
     # -- reading a request
 
     async def _read(self, request: Request) -> dict[str, Any]:
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._most:
-            raise _invalid((), f"The request is larger than {self._most >> 20} MiB (CPACK_MAX_UPLOAD_MIB)")
-        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if content_type in ("multipart/form-data", "application/x-www-form-urlencoded"):
-            from starlette.exceptions import HTTPException
+        from starlette.exceptions import HTTPException
+        from starlette.requests import Request
 
-            try:
-                return await self._read_form(request)
-            except HTTPException as error:
-                raise _invalid((), f"The form cannot be read: {error.detail}") from None
-        return await self._read_json(request)
+        content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        is_form = content_type in ("multipart/form-data", "application/x-www-form-urlencoded")
+        most = self._most if is_form else min(self._most, _JSON_LIMIT)
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length) > most:
+            raise _too_large(most)
+        bounded = Request(request.scope, _at_most(most, request.receive))
+        if not is_form:
+            return await self._read_json(bounded)
+        try:
+            return await self._read_form(bounded)
+        except HTTPException as error:
+            raise _Wrong((), f"The form cannot be read: {error.detail}") from None
 
     async def _read_form(self, request: Request) -> dict[str, Any]:
         from starlette.datastructures import UploadFile
@@ -165,14 +195,16 @@ class Parameters:
         body = bytearray()
         async for block in request.stream():
             body += block
-            if len(body) > self._most:
-                raise _invalid((), f"The request is larger than {self._most >> 20} MiB (CPACK_MAX_UPLOAD_MIB)")
         try:
-            given = json.loads(bytes(body) or b"{}", parse_constant=_no_constant)
+            given = json.loads(body or b"{}", parse_constant=_no_constant)
+            if b"\\ud" in body or b"\\uD" in body:
+                json.dumps(given, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise _Wrong((), "The body holds half a character (a surrogate without its other half)") from None
         except (ValueError, RecursionError):
-            raise _invalid((), "The body is not JSON; send JSON or a form (curl -F name=value)") from None
+            raise _Wrong((), "The body is not JSON; send JSON or a form (curl -F name=value)") from None
         if not isinstance(given, dict):
-            raise _invalid((), "The body is no JSON object with the parameters")
+            raise _Wrong((), "The body is no JSON object with the parameters")
         for name, value in list(given.items()):
             item = self._by_name.get(name)
             if item is not None and item.type in FILE_TYPES:
@@ -186,14 +218,14 @@ class Parameters:
         """A file that is given as text: a ``data:`` URL."""
         match = re.fullmatch(r"data:([\w.+-]+/[\w.+-]+)?((?:;[^;,]*)*?)(;base64),(.*)", str(value), flags=re.DOTALL)
         if not isinstance(value, str) or match is None:
-            raise _invalid(
+            raise _Wrong(
                 (item.name,),
                 f"A file is wanted: send it in a form (curl -F {item.name}=@FILE), or as a data: URL in base64",
             )
         try:
             data = base64.b64decode(match[4], validate=True)
         except (binascii.Error, ValueError):
-            raise _invalid((item.name,), "The data: URL is not base64") from None
+            raise _Wrong((item.name,), "The data: URL is not base64") from None
         suffix = (match[1] or "").rpartition("/")[2].partition("+")[0]
         path = self._place(request, f"{item.name}.{suffix}" if suffix else item.name)
         await asyncio.to_thread(path.write_bytes, data)
@@ -257,9 +289,49 @@ def _json_or(text: str) -> Any:
         return text
 
 
-def _invalid(location: tuple[str, ...], message: str) -> Exception:
-    from pydantic import ValidationError
-    from pydantic_core import InitErrorDetails, PydanticCustomError
+class _Wrong(Exception):
+    """The caller's mistake in the parameter at *location*; *status* is the HTTP status to answer."""
 
-    problem = PydanticCustomError("cpack", "{problem}", {"problem": message})
-    return ValidationError.from_exception_data("generate", [InitErrorDetails(type=problem, loc=location, input=None)])
+    def __init__(self, location: tuple[str, ...], message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.refusal = Refusal(status, ({"type": "cpack", "loc": location, "msg": message},))
+
+
+def _too_large(most: int) -> _Wrong:
+    return _Wrong((), f"The request is larger than {most >> 20} MiB (CPACK_MAX_UPLOAD_MIB)", status=413)
+
+
+def _at_most(most: int, receive: Callable[[], Awaitable[Any]]) -> Callable[[], Awaitable[Any]]:
+    """*receive*, but for the body's bytes beyond *most*: a request need not announce how long it is."""
+    count = 0
+
+    async def bounded() -> Any:
+        nonlocal count
+        message = await receive()
+        count += len(message.get("body", b""))
+        if count > most:
+            raise _too_large(most)
+        return message
+
+    return bounded
+
+
+def _refused(error: BaseException, *, names: Sequence[str]) -> Refusal:
+    """What to answer for *error*, where there are parameters of these *names*; raises it again when it is none of the
+    caller's or the disk's making."""
+    from pydantic import ValidationError
+    from starlette.requests import ClientDisconnect
+
+    if isinstance(error, _Wrong):
+        return error.refusal
+    if isinstance(error, ValidationError):
+        problems = [dict(item) for item in error.errors(include_url=False, include_context=False, include_input=False)]
+        for problem in problems:
+            if problem["type"] == "extra_forbidden":
+                problem["msg"] = f"There is no such parameter; there are: {', '.join(names) or 'none'}"
+        return Refusal(400, tuple(problems))
+    if isinstance(error, ClientDisconnect):
+        return _Wrong((), "The caller went away before the request was whole", status=499).refusal
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return _Wrong((), "There is no space left here for the request's files", status=507).refusal
+    raise error

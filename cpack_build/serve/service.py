@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from cpack_build.serve.client import Client
 from cpack_build.serve.comfyui import Engine
 from cpack_build.serve.exchange import Exchange, Inbox, shipped_file
 from cpack_build.serve.folders import Folders
-from cpack_build.serve.parameters import Parameters, request_folder
+from cpack_build.serve.parameters import Parameters, refusal, request_folder
 from cpack_build.serve.settings import Settings
 from cpack_build.workflow import FILE_TYPES, Workflow, fill, json_schema
 
@@ -30,6 +31,26 @@ if TYPE_CHECKING:
     from starlette.responses import Response
 
 __all__ = ["Server", "make_service"]
+
+# BentoML's own page has a tracker of Google's in it. The files are those that BentoML brings along.
+_PAGE = """<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<title>cpack</title>
+<link rel="icon" href="static_content/favicon-light-32x32.png">
+<link rel="stylesheet" href="static_content/swagger-ui.css">
+<link rel="stylesheet" href="static_content/index.css">
+</head>
+<body>
+<div id="swagger-ui"></div>
+<script src="static_content/swagger-ui-bundle.js"></script>
+<script src="static_content/swagger-ui-standalone-preset.js"></script>
+<script src="static_content/swagger-initializer.js"></script>
+</body>
+</html>
+"""
+_PAGE_POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:"
 
 
 class Server:
@@ -71,6 +92,10 @@ class Server:
 
     async def generate(self, request: Request, fields: dict[str, Any]) -> Response:
         """Run the workflow with the model's *fields* and answer *request*; errors become responses here."""
+        from starlette.responses import JSONResponse
+
+        if (refused := refusal(request)) is not None:
+            return JSONResponse(refused.body, status_code=refused.status)
         exchange = Exchange(
             self.engine, self.client, self._inbox, workflow=self.workflow, scratch=self._folders.scratch
         )
@@ -97,6 +122,13 @@ class Server:
             return answer_with_error(error, self.workflow)
         except WorkflowError as error:
             return answer_with_error(RunError(error.message, hint=error.hint, status=400), self.workflow)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._log(f"A request failed: no space left in {self._folders.root}.")
+            return answer_with_error(
+                RunError("There is no space left here for the request's files.", status=507), self.workflow
+            )
         finally:
             exchange.close()
             folder = request_folder(request)
@@ -144,7 +176,7 @@ def make_service(server: Server, *, name: str, timeout: float) -> bentoml.Servic
     """The BentoML service *name* around *server*; a request may take *timeout* seconds."""
     import bentoml
     from starlette.applications import Starlette
-    from starlette.responses import FileResponse, JSONResponse
+    from starlette.responses import FileResponse, HTMLResponse, JSONResponse
     from starlette.routing import Route
 
     schema = json_schema(server.workflow.interface)
@@ -154,6 +186,9 @@ def make_service(server: Server, *, name: str, timeout: float) -> bentoml.Servic
 
     async def interface_json(request: Request) -> Response:
         return JSONResponse(schema)
+
+    async def page(request: Request) -> Response:
+        return HTMLResponse(_PAGE, headers={"content-security-policy": _PAGE_POLICY})
 
     class Cpack:
         """Runs the workflow with the given parameters and returns its files."""
@@ -178,6 +213,7 @@ def make_service(server: Server, *, name: str, timeout: float) -> bentoml.Servic
             return response  # type: ignore[return-value]
 
     routes = [
+        Route("/", page),
         Route("/workflow.json", workflow_json),
         Route("/comfy/workflow.json", workflow_json),  # where comfy-pack has it
         Route("/interface.json", interface_json),

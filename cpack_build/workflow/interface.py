@@ -8,6 +8,7 @@ have one title. Everything a workflow can be is checked here once, so that later
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -303,6 +304,9 @@ def _input(name: str, node_id: str, node: Mapping[str, Any], *, key: str, workfl
         kind, choices = _any_type(default, options)
         if kind in ("int", "float") and isinstance(options, Mapping):
             minimum, maximum = _bound(options.get("min")), _bound(options.get("max"))
+    if kind == "int":  # a fractional bound of a whole number means the next one within
+        minimum = None if minimum is None else math.ceil(minimum)
+        maximum = None if maximum is None else math.floor(maximum)
     if minimum is not None and maximum is not None and minimum > maximum:
         raise WorkflowError(
             f"{workflow}: the parameter '{name}' (node {node_id}, {class_type}) has the minimum {minimum} above its "

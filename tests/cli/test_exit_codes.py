@@ -214,6 +214,24 @@ def test_a_message_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) ->
     assert capsys.readouterr().err == "Error: a\\x1b[2Jb\\rc\n"
 
 
+def test_a_lock_that_finds_no_space_is_named_and_not_half_there(tmp_path: Path) -> None:
+    program = (
+        "import pathlib, resource, sys, types\n"
+        "from cpack_build.cli.lock import write_lock\n"
+        "from cpack_build.errors import StorageError\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
+        "made = types.SimpleNamespace(to_bytes=lambda: bytes(100_000))\n"
+        "try:\n"
+        "    write_lock(made, pathlib.Path(sys.argv[1]))\n"
+        "except StorageError as error:\n"
+        "    print(error)\n"
+    )
+    lock = tmp_path / "x.cpack.lock"
+    done = subprocess.run([sys.executable, "-c", program, str(lock)], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"No space left while writing {lock}.")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_closed_pipe_ends_quietly(tmp_path: Path) -> None:
     models = [model(filename=f"models/{number}") for number in range(5000)]
     pack = make_pack(tmp_path / "x.cpack.zip", snapshot_document=snapshot(models=models))

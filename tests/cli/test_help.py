@@ -77,6 +77,13 @@ def test_an_unknown_verb_names_the_nearest(call: Caller) -> None:
     assert "cpack-build --help" in done.err
 
 
+def test_no_verb_at_all_gives_the_help(call: Caller) -> None:
+    done = call()
+    assert done.code == 2
+    assert done.err.startswith("Usage: cpack-build")
+    assert "Error" not in done.err
+
+
 def test_completion_knows_the_verbs() -> None:
     environment = {"_CPACK_BUILD_COMPLETE": "bash_complete", "COMP_WORDS": "cpack-build in", "COMP_CWORD": "1"}
     program = "import sys; from cpack_build.cli import main; sys.argv = ['cpack-build']; main()"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import http.client
 import io
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -20,7 +23,7 @@ import requests
 from PIL import Image, ImageChops
 
 from tests.serve.running import FIXTURE_PACK, Engine, Service, ask_directly, serving, wait_for, write_app
-from tests.serve.workflows import everything, picture, upscale
+from tests.serve.workflows import EVERYTHING_INPUTS, everything, picture, upscale
 
 
 def opened(response: requests.Response) -> Image.Image:
@@ -82,6 +85,7 @@ def test_an_unknown_parameter_and_an_unknown_choice_are_refused_by_name(service:
     answer = service.generate(sise=64, method="magic")
     assert answer.status_code == 400
     assert {tuple(problem["loc"]) for problem in answer.json()["detail"]} == {("sise",), ("method",)}
+    assert "sise: There is no such parameter; there are: photo, size, method" in answer.json()["error"]
     assert not service.leftovers()
 
 
@@ -107,6 +111,66 @@ def test_a_body_that_cannot_be_read_is_the_callers_fault(service: Service) -> No
         answer = requests.post(f"{service.url}/generate", data=body, headers=headers, timeout=60)
         assert answer.status_code == 400, (body, answer.text)
     assert not service.leftovers()
+
+
+def test_what_is_refused_leaves_no_traceback_and_no_value_of_the_callers_in_the_log(service: Service) -> None:
+    before = len(service.log)
+    answer = service.generate(size="a secret", caption="another")
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("size: ")
+    requests.post(f"{service.url}/generate", json={"photo": "http://intern.example/secret"}, timeout=60)
+    cut_off = socket.create_connection((urlsplit(service.url).hostname, urlsplit(service.url).port))
+    cut_off.sendall(
+        b"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=x\r\n"
+        b'Content-Length: 1000\r\n\r\n--x\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\n'
+    )
+    cut_off.close()
+    wait_for(lambda: service.log[before:].count("path=/generate") == 3, "the log to have all three")
+    assert "Traceback" not in service.log[before:]
+    assert "secret" not in service.log[before:]
+
+
+def test_half_a_character_is_the_callers_fault(service: Service) -> None:
+    for body in (rb'{"caption": "\ud83d"}', rb'{"\uDE00": 1}', rb'{"fail": {"a": ["\ud83d"]}}'):
+        answer = requests.post(
+            f"{service.url}/generate", data=body, headers={"Content-Type": "application/json"}, timeout=60
+        )
+        assert answer.status_code == 400, answer.text
+        assert "half a character" in answer.text
+    whole = rb'{"caption": "\ud83d\ude00"}'
+    headers = {"Content-Type": "application/json", "Accept": "text/plain"}
+    answer = requests.post(f"{service.url}/generate", data=whole, headers=headers, timeout=60)
+    assert answer.content.decode() == "\N{GRINNING FACE}"
+
+
+@pytest.mark.parametrize("announced", [True, False])
+@pytest.mark.parametrize("kind", ["multipart/form-data; boundary=x", "application/json", "x-www-form-urlencoded"])
+def test_a_request_beyond_the_limit_is_refused_before_it_is_stored(
+    announced: bool, kind: str, service: Service, tmp_path: Path
+) -> None:
+    app = write_app(tmp_path / "app", everything(), inputs=EVERYTHING_INPUTS)
+    head = b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a.png"\r\n\r\n'
+    with serving(app, tmp_path, COMFYUI_SERVER=service.comfyui, CPACK_MAX_UPLOAD_MIB="1") as small:
+        where = urlsplit(small.url)
+        connection = http.client.HTTPConnection(str(where.hostname), where.port, timeout=60)
+        connection.putrequest("POST", "/generate")
+        connection.putheader("Content-Type", kind if "/" in kind else f"application/{kind}")
+        if announced:
+            connection.putheader("Content-Length", str(64 << 20))
+            connection.endheaders()
+            connection.send(head)
+        else:
+            connection.putheader("Transfer-Encoding", "chunked")
+            connection.endheaders()
+            block = b"A" * (1 << 16)
+            with contextlib.suppress(ConnectionError):  # it need not listen to the end
+                for part in (head, *[block] * 17):
+                    connection.send(b"%x\r\n%s\r\n" % (len(part), part))
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert b"larger than 1 MiB (CPACK_MAX_UPLOAD_MIB)" in answer.read()
+        connection.close()
+        assert not small.leftovers()
 
 
 def test_a_json_body_and_a_data_url_do_as_a_form_does(service: Service) -> None:
@@ -236,6 +300,17 @@ def test_the_documents_tell_the_interface(service: Service) -> None:
     assert properties["method"]["enum"][0] == "nearest-exact"
     for path in ("/livez", "/readyz", "/healthz", "/metrics"):
         assert service.get(path).status_code == 200
+
+
+def test_the_page_for_people_loads_nothing_from_elsewhere(service: Service) -> None:
+    page = service.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "http" not in page.text
+    assert "default-src 'self'" in page.headers["content-security-policy"]
+    found = re.findall(r"(?:src|href)=\"([^\"]+)\"", page.text)
+    assert found
+    for path in found:
+        assert service.get(f"/{path}").status_code == 200
 
 
 def test_a_required_file_is_asked_for_by_name_and_one_output_comes_as_it_is(

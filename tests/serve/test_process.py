@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import dataclasses
 import io
 import os
 import shutil
@@ -16,6 +19,7 @@ import pytest
 import requests
 from PIL import Image
 
+from cpack_build.serve.comfyui import _forward
 from tests.serve.running import Engine, children, free_port, is_running, serving, wait_for, write_app
 from tests.serve.workflows import EVERYTHING_INPUTS, everything, node, picture
 
@@ -80,6 +84,57 @@ def test_told_to_stop_it_ends_well_and_comfyui_with_it(how: int, own_standin: En
         assert started
         assert not any(is_running(pid) for pid in started)
         assert "Traceback" not in service.log
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_while_it_starts_it_ends_well(how: int, own_standin: Engine, tmp_path: Path) -> None:
+    # As process 1 of a container it would not even notice: the kernel drops a signal that nobody asked for.
+    app = write_app(tmp_path / "app", crashing())
+    with serving(app, tmp_path, engine=own_standin, wait=False) as service:
+        started = wait_for(lambda: children(service.process.pid), "ComfyUI to be started", log=lambda: service.log)
+        assert "Serving" not in service.log
+        service.process.send_signal(how)
+        assert service.process.wait(60) == 0, service.log
+        assert not any(is_running(pid) for pid in started)
+        assert "Traceback" not in service.log
+
+
+def test_comfyui_that_cannot_be_started_is_told_and_tried_again(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", crashing())
+    python = tmp_path / "python"
+    python.write_text("#!/no/such/interpreter\n")
+    python.chmod(0o755)
+    engine = dataclasses.replace(own_standin, python=str(python))
+    with serving(app, tmp_path, engine=engine, wait=False) as service:
+        wait_for(lambda: service.log.count("it cannot be started") > 1, "a second try", log=lambda: service.log)
+        whole = tmp_path / "whole"
+        whole.write_text(f'#!/bin/sh\nexec {own_standin.python} "$@"\n')
+        whole.chmod(0o755)
+        whole.replace(python)
+        service.wait_ready()
+
+
+def test_a_line_without_end_and_a_log_that_nobody_reads_do_not_stop_comfyui() -> None:
+    async def forward(text: bytes) -> None:
+        stream = asyncio.StreamReader()
+        stream.feed_data(text)
+        stream.feed_eof()
+        await _forward(stream)
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    with contextlib.redirect_stdout(Gone()):
+        asyncio.run(forward(b"one\ntwo\n" * 100_000 + b"three"))  # raises nothing, and reads to the end
+    narrow = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with contextlib.redirect_stdout(narrow):
+        asyncio.run(forward("\N{GRINNING FACE}\nafter\n".encode()))
+        narrow.flush()
+    assert narrow.buffer.getvalue().endswith(b"[comfyui] after\n")  # type: ignore[attr-defined]
+    with contextlib.redirect_stdout(io.StringIO()) as lines:
+        asyncio.run(forward(b"x" * (1 << 20)))
+    assert max(map(len, lines.getvalue().splitlines())) < 1 << 18
 
 
 def test_told_to_stop_it_lets_the_running_request_end(own_standin: Engine, tmp_path: Path) -> None:

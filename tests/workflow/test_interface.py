@@ -99,6 +99,15 @@ def test_an_int_needs_no_bounds_and_rounded_limits_are_none() -> None:
     assert (bounded.minimum, bounded.maximum, bounded.default, bounded.key) == (1, 9, 5, "value")
 
 
+def test_fractional_bounds_of_a_whole_number_are_the_next_ones_within() -> None:
+    options = {"min": 0.5, "max": 7.5}
+    for item in (
+        only("CPackInputInt", {**options, "value": 3}, "n"),
+        only("CPackInputAny", {"input": 3}, "n", options=options),
+    ):
+        assert (item.type, item.minimum, item.maximum) == ("int", 1, 7)
+
+
 def test_bounds_that_exclude_everything_are_refused_by_name() -> None:
     with pytest.raises(WorkflowError, match=r"'n'.*minimum 9 above its maximum 1"):
         only("CPackInputInt", {"value": 5, "min": 9, "max": 1}, "n")
