@@ -11,7 +11,7 @@ import click
 
 from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.lock import lock_beside, make_lock, write_lock
-from cpack_build.cli.options import Chosen, pack_argument, places_of, settings_options, terminal_options
+from cpack_build.cli.options import Chosen, documents_of, pack_argument, places_of, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _built(lock: Lock, pack: Pack, settings: Settings, *, trust: bool, terminal:
     sources = Sources(Mirrors(settings.mirrors))
     materials = gather(
         lock,
-        documents=pack.documents(),
+        documents=documents_of(pack),
         places=places_of(settings),
         store=store,
         sources=sources,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cpack_build.cpack.settings import Settings
     from cpack_build.image.gather import Places
 
-__all__ = ["Chosen", "pack_argument", "places_of", "settings_options", "terminal_options"]
+__all__ = ["Chosen", "documents_of", "pack_argument", "places_of", "settings_options", "terminal_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -42,6 +42,14 @@ class Chosen:
         if self.config is not None:
             return load_settings(self.config, overrides=self.overrides)
         return parse_settings("", name="the flags", overrides=self.overrides)
+
+
+def documents_of(pack: Pack) -> dict[str, bytes]:
+    """What the image carries of *pack*; a token in a URL of its snapshot stays out."""
+    from cpack_build.fetch.urls import without_secrets
+
+    documents = pack.documents()
+    return {**documents, "snapshot.json": without_secrets(documents["snapshot.json"])}
 
 
 def places_of(settings: Settings) -> Places:

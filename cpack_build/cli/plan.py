@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cpack_build.cli.options import Chosen, pack_argument, settings_options, terminal_options
+from cpack_build.cli.options import Chosen, documents_of, pack_argument, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
     path = lock_file or lock_beside(pack)
     lock = load_lock(path)
     check_fresh(lock, read, chosen.settings(read), name=path)
-    layers = planned(lock, documents=read.documents(), store=Store())
+    layers = planned(lock, documents=documents_of(read), store=Store())
     base = f"{lock.base.reference}@{lock.base.digest}" if isinstance(lock.base, BaseImage) else "scratch"
     terminal.result(
         {

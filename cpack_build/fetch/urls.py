@@ -7,17 +7,26 @@ from urllib.parse import urlsplit, urlunsplit
 
 from cpack_build.errors import UnsafeInput
 
-__all__ = ["check_http", "redact", "without_credentials"]
+__all__ = ["check_http", "redact", "without_credentials", "without_secrets"]
 
+_NAMES = "(?:access_?token|api_?key|auth|authorization|key|password|secret|sig|signature|token|x-amz-[a-z-]+)="
+_SECRET = re.compile(_NAMES, re.IGNORECASE)
+_SECRET_IN_TEXT = re.compile(rb"([?&]" + _NAMES.encode() + rb")[^&\s\"'\\<>]+", re.IGNORECASE)
 _IN_TEXT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>`]+)")
 
 
 def without_credentials(url: str) -> str:
-    """*url* less ``user:password@``."""
+    """*url* less ``user:password@`` and less the query parameters that are secrets by their names (``token=…``)."""
     parts = urlsplit(url)
-    if "@" not in parts.netloc:
+    query = "&".join(item for item in parts.query.split("&") if not _SECRET.match(item))
+    if "@" not in parts.netloc and query == parts.query:
         return url
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=query))
+
+
+def without_secrets(document: bytes) -> bytes:
+    """*document* with the values of secret query parameters in it, wherever they stand, replaced by ``removed``."""
+    return _SECRET_IN_TEXT.sub(rb"\1removed", document)
 
 
 def redact(text: str) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from cpack_build.errors import UnsafeInput
-from cpack_build.fetch.urls import check_http, redact, without_credentials
+from cpack_build.fetch.urls import check_http, redact, without_credentials, without_secrets
 
 
 @pytest.mark.parametrize(
@@ -43,3 +45,25 @@ def test_credentials_are_taken_off() -> None:
 def test_only_http_is_spoken(url: str) -> None:
     with pytest.raises(UnsafeInput, match="the model names"):
         check_http(url, what="the model")
+
+
+@pytest.mark.parametrize(
+    ("url", "kept"),
+    [
+        ("https://a.example/m?token=SECRET", "https://a.example/m"),
+        ("https://a.example/m?type=Model&token=SECRET&format=x", "https://a.example/m?type=Model&format=x"),
+        ("https://u:p@a.example/m?X-Amz-Signature=SECRET", "https://a.example/m"),
+        ("https://a.example/m?tokens=3", "https://a.example/m?tokens=3"),
+    ],
+)
+def test_no_secret_of_a_url_is_recorded(url: str, kept: str) -> None:
+    assert without_credentials(url) == kept
+
+
+def test_no_secret_of_a_document_enters_an_image() -> None:
+    document = (
+        b'{"download_url": "https://a.example/m?type=x&token=SECRET", "url": "https://a.example/m?token=SECRET&a=b"}'
+    )
+    assert b"SECRET" not in without_secrets(document)
+    assert json.loads(without_secrets(document))["url"] == "https://a.example/m?token=removed&a=b"
+    assert without_secrets(b'{"plain": "text?really"}') == b'{"plain": "text?really"}'
