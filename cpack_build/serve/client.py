@@ -29,6 +29,7 @@ Outputs = Mapping[str, Mapping[str, Any]]
 
 _LOOK_UP_SECONDS = 4.0
 _CONNECT_SECONDS = 2.0
+_PATIENCE_SECONDS = 2.0
 
 
 @dataclass
@@ -290,6 +291,19 @@ class Client:
 
         async with self._http.get(f"{self._engine.address}/object_info/{quote(node_class, safe='')}") as response:
             return response.status == 200 and bool(await response.json())
+
+    async def answers(self) -> bool:
+        """Whether ComfyUI answers now: a process that hangs is there, and still is of no use."""
+        import aiohttp
+
+        if self._engine.address is None:
+            return False
+        timeout = aiohttp.ClientTimeout(total=_PATIENCE_SECONDS)
+        try:
+            async with self._http.get(f"{self._engine.address}/system_stats", timeout=timeout) as response:
+                return response.status == 200
+        except (aiohttp.ClientError, asyncio.TimeoutError):
+            return False
 
     @property
     def _http(self) -> aiohttp.ClientSession:

@@ -202,7 +202,7 @@ def make_service(server: Server, *, name: str, timeout: float) -> bentoml.Servic
             await server.stop()
 
         async def __is_ready__(self) -> bool:
-            return server.engine.address is not None
+            return await server.client.answers()
 
         # BentoML knows its context by an annotation that it evaluates here, or by having none.
         @bentoml.api(input_spec=server.parameters.model)  # type: ignore[untyped-decorator]

@@ -55,6 +55,17 @@ def test_comfyui_that_is_killed_is_noticed_and_started_again(own_standin: Engine
         assert children(service.process.pid) != [child]
 
 
+def test_comfyui_that_hangs_is_not_called_ready(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", crashing())
+    with serving(app, tmp_path, engine=own_standin) as service:
+        (child,) = children(service.process.pid)
+        os.kill(child, signal.SIGSTOP)
+        assert service.get("/readyz").status_code == 503
+        assert service.get("/livez").status_code == 200
+        os.kill(child, signal.SIGCONT)
+        service.wait_ready()
+
+
 def test_until_comfyui_answers_the_service_says_so(own_standin: Engine, tmp_path: Path) -> None:
     app = write_app(tmp_path / "app", crashing())
     arguments = '["--standin-start-seconds", "600"]'
