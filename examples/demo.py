@@ -214,7 +214,7 @@ def in_engine(engine: str) -> Iterator[str]:
     )  # fmt: skip
     if done.returncode:
         # An engine that cannot start a container keeps it all the same.
-        subprocess.run([engine, "rm", "--force", container], capture_output=True, check=False)
+        subprocess.run([engine, "rm", "--force", "--volumes", container], capture_output=True, check=False)
         raise DemoError(f"{engine} run: {(done.stderr.strip().splitlines() or ['it said nothing'])[-1]}")
     try:
         port = output_of(engine, "port", container, "3000/tcp").splitlines()[0].rpartition(":")[2]
@@ -228,7 +228,7 @@ def in_engine(engine: str) -> Iterator[str]:
 
         yield wait_until_ready(f"http://127.0.0.1:{port}", alive, words)
     finally:
-        subprocess.run([engine, "rm", "--force", container], capture_output=True, check=False)
+        subprocess.run([engine, "rm", "--force", "--volumes", container], capture_output=True, check=False)
 
 
 @contextmanager
