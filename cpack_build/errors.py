@@ -124,8 +124,8 @@ class BadImage(BadInput):
 class StaleLock(BadInput):
     """The lock does not belong to the inputs at hand."""
 
-    def __init__(self, lock: object, what: str) -> None:
-        super().__init__(f"{lock} is stale: {what}.", hint="Run `cpack-build lock` again.")
+    def __init__(self, lock: object, what: str, *, hint: str = "Run `cpack-build lock` again.") -> None:
+        super().__init__(f"{lock} is stale: {what}.", hint=hint)
 
 
 class Unresolvable(CpackError):

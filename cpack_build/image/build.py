@@ -194,4 +194,4 @@ def model_layer(model: Model, path: Path, *, store: Store) -> ModelLayer:
 def _history(layer: ModelLayer | TarLayer) -> str:
     if isinstance(layer, ModelLayer):
         return f"model {layer.title}"
-    return f"{layer.recipe.kind} {layer.recipe.name}"
+    return layer.recipe.title

@@ -64,7 +64,11 @@ def gather(
     another cpack-build's service.
     """
     if lock.service_code != service_code():
-        raise StaleLock("The lock", f"it pins the service of cpack-build {lock.service_code.version}, not of this one")
+        raise StaleLock(
+            "The lock",
+            f"it pins the service of cpack-build {lock.service_code.version}, which differs from this one's",
+            hint="Use the cpack-build that made it, or make it anew with `cpack-build lock`.",
+        )
     if lock.bytecode == "compiled" and not (trust or is_vouched(lock, store=store)):
         raise UnsafeInput(
             f"The lock's Python {lock.interpreter.version} was not resolved on this machine, and building would run it "

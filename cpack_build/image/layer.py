@@ -55,12 +55,17 @@ class Recipe:
     entries: Callable[[], Iterator[tar.Entry]]
     annotations: Mapping[str, str] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        """What people are shown: ``wheel torch 2.13.0``, ``system packages``."""
+        return f"{self.kind} {self.name}" if self.kind in ("node", "wheel") else self.name
+
     def measured(self, store: Store, *, progress: Progress = SILENT) -> TarLayer:
         """The layer with its digest and size: remembered, or from streaming it once."""
         remembered = store.recall("layer", self.key)
         if remembered is None:
             hasher, size = hashlib.sha256(), 0
-            with progress.task(f"{self.kind} {self.name}") as task:
+            with progress.task(self.title) as task:
                 for chunk in tar.stream(self.entries()):
                     hasher.update(chunk)
                     size += len(chunk)
