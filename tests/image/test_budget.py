@@ -18,10 +18,7 @@ MOBY = 125
 
 def layers(folder: Path, *, below: int, heavy: int) -> int:
     """Of how many layers an image is, over a base of *below*, with *heavy* wheels that each would have their own."""
-    file = folder / "heavy.whl"
-    with file.open("wb") as sparse:
-        sparse.truncate(HEAVY)
-    wheels = tuple(StoredWheel(f"w{number:03}", "1", f"w{number}.whl", HASH, file) for number in range(heavy))
+    wheels = tuple(StoredWheel(f"w{number:03}", "1", f"w{number}.whl", HASH, folder, HEAVY) for number in range(heavy))
     store = Store(folder / "store")
     materials = Materials(
         base=Base({}, (BytesBlob(LAYER, tar.trailer()),) * below) if below else None,
