@@ -28,6 +28,7 @@ def test_a_pack_of_comfy_pack_0_4_is_read(path: Path) -> None:
     pack = read_pack(make_pack(path, files={"cpack.yaml": b"base: scratch\n", "service.py": b"raise SystemExit"}))
 
     assert pack.name == "upscale"
+    assert pack.era == "0.4"
     assert pack.snapshot.python == "3.11"
     assert pack.snapshot.comfyui == GitPin(url=COMFYUI_URL, commit=COMMIT)
     assert [(node.name, node.commit, node.disabled) for node in pack.snapshot.nodes] == [("some-node", COMMIT, False)]
@@ -73,10 +74,38 @@ def test_a_pack_of_comfy_pack_0_1_is_read(path: Path) -> None:
     assert any("--no-index" in note for note in pack.snapshot.notes)
 
 
-def test_a_pack_of_the_first_weeks_is_refused_by_its_era(path: Path) -> None:
-    make_pack(path, without=["snapshot.json"], files={"models.json": b"[]", "custom_nodes.json": b"[]"})
-    with pytest.raises(NotAPack, match=r"comfy-pack 0\.0"):
-        read_pack(path)
+def test_a_pack_of_the_first_weeks_is_read(path: Path) -> None:
+    """As comfy-pack's first commits wrote it: GitHub names, no sizes, ``inputs/``, neither ComfyUI nor Python."""
+    models = [{"filename": "models/vae/x.pt", "sha256": SHA256}]
+    nodes = [{"repo": "someone/some-node", "commit_hash": COMMIT}, {"repo": "unknown", "commit_hash": COMMIT}]
+    files = {
+        "models.json": json.dumps(models).encode(),
+        "custom_nodes.json": json.dumps(nodes).encode(),
+        "requirements.txt": b"aiohttp==3.11.0\n",
+        "inputs/sub/a.png": b"picture",
+    }
+    pack = read_pack(make_pack(path, without=["snapshot.json", "input/example.png"], files=files))
+    assert pack.era == "0.0"
+    assert (pack.snapshot.python, pack.snapshot.comfyui) == (None, None)
+    assert [(node.name, node.url) for node in pack.snapshot.nodes] == [
+        ("some-node", "https://github.com/someone/some-node.git")
+    ]
+    assert [model.filename for model in pack.snapshot.models] == ["models/vae/x.pt"]
+    assert pack.snapshot.requirements == ("aiohttp==3.11.0",)
+    assert pack.documents()["input/sub/a.png"] == b"picture"
+    assert any("unknown has no git remote" in note for note in pack.snapshot.notes)
+
+
+def test_the_first_snapshots_named_no_python(path: Path) -> None:
+    old = {"comfyui": COMMIT, "models": [], "custom_nodes": []}
+    pack = read_pack(make_pack(path, snapshot_document=old, files={"requirements.txt": b""}))
+    assert (pack.era, pack.snapshot.python) == ("0.1", None)
+
+
+def test_a_pack_without_a_workflow_is_read_but_not_served(path: Path) -> None:
+    pack = read_pack(make_pack(path, workflow_api={}))
+    with pytest.raises(WorkflowError, match="has no workflow"):
+        pack.served()
 
 
 @pytest.mark.parametrize(
@@ -256,7 +285,6 @@ def test_packages_installed_from_files_keep_their_version_if_it_is_known(path: P
     [
         ({"last_node_id": 3, "nodes": [], "links": []}, "editor's format"),
         ({"nodes": [{"id": 1}]}, "editor's format"),
-        ({}, "no nodes"),
         ([], "no nodes"),
         ({"1": {"inputs": {}}}, "node '1' has no class_type"),
         ({"1": []}, "node '1' has no class_type"),
