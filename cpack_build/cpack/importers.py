@@ -154,7 +154,7 @@ def _desktop(root: Field) -> Imported:
     registry: dict[str, str] = {}
     files: list[FileNode] = []
     for item in root.get("customNodes").items():
-        kind, folder = item.get("type").text(), item.get("dirName").text(item.get("id").text(""))
+        kind, folder = item.get("type").text(), item.get("dirName").text(item.get("id").text("") or None)
         enabled = item.get("enabled").value
         disabled = not (item.get("enabled").boolean() if enabled is not None else True)
         name = node_name(folder, item.get("dirName"))

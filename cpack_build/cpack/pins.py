@@ -143,10 +143,11 @@ def requirements_of(lines: Iterable[tuple[Field, str]], notes: list[str]) -> tup
     """The lines of a ``requirements.txt`` as PEP 508, sorted by name; the first of each name counts."""
     found: dict[str, str] = {}
     for field, line in lines:
-        text = line.strip()
+        # pip's own rules for its files: a comment begins after a space, options may follow a requirement.
+        text = re.split(r"\s#|\s--hash\b", line.strip())[0].rstrip("\\ ")
         if match := _EGG.match(text):
             text = f"{match[2]} @ {match[1]}"
-        if not text or text.startswith("#"):
+        if not text or text.startswith(("#", "--hash")):
             continue
         if text.startswith("-"):
             notes.append(f"{text!r:.80} among the Python packages is an option of pip, not a package; it is left out.")
