@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 __all__ = ["import_"]
 
 _PATH = click.Path(path_type=Path)
+_CARRIED = ("nodes/", "patches/", "workflow.png")
+"""What a new pack keeps besides documents and inputs; a lock would be stale, and comfy-pack's own code is not used."""
 
 
 @click.command(
@@ -226,4 +228,7 @@ def _write(
         workflow=drawing,
         inputs={item.path: before.open_member(item.name) for item in before.inputs} if before else None,
         settings=before.settings_text if before else None,
+        other={name: before.open_member(name) for name in before.other if name.startswith(_CARRIED)}
+        if before
+        else None,
     )

@@ -21,7 +21,7 @@ _Commit = Annotated[str, StringConstraints(pattern=r"^\s*([0-9a-fA-F]{40}|[0-9a-
 class _Open(BaseModel):
     """A part of a document that others may extend: what is not named here is passed over."""
 
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="allow", strict=True, use_attribute_docstrings=True)
 
 
 class GitNodeDocument(_Open):

@@ -178,6 +178,16 @@ def test_an_old_pack_becomes_a_new_one_with_all_that_it_has(call: Caller, tmp_pa
         assert {change["section"] for change in differing} <= {"python", "comfyui"}
 
 
+def test_the_code_of_nodes_that_a_pack_carries_is_kept_and_comfy_packs_own_is_not(call: Caller, tmp_path: Path) -> None:
+    files = {"nodes/mine/a.py": b"a", "patches/x.patch": b"p", "service.py": b"s", "cpack.lock": b"{}"}
+    old = make_pack(tmp_path / "old.cpack.zip", files=files | {"cpack.yaml": b"base: scratch\n"})
+    assert call("import", old, "-o", tmp_path / "new.cpack.zip").code == 0
+    new = read_pack(tmp_path / "new.cpack.zip")
+    assert new.other == ("nodes/mine/a.py", "patches/x.patch")
+    assert new.settings_text == "base: scratch\n"
+    assert (new.snapshot.nodes, new.snapshot.models) == (read_pack(old).snapshot.nodes, read_pack(old).snapshot.models)
+
+
 def test_a_drawing_is_converted_where_object_info_is_given(call: Caller, tmp_path: Path) -> None:
     info = Path(__file__).parents[1] / "workflow" / "object_info_0_3_64.json"
     output = {"CPackOutputImage": {"input": {"required": {"images": ["IMAGE"], "filename_prefix": ["STRING"]}}}}

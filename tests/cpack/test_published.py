@@ -15,7 +15,7 @@ import pytest
 from cpack_build.cpack.published import pack_schema, settings_schema
 from cpack_build.cpack.reader import read_pack
 from cpack_build.cpack.settings import Settings, parse_settings
-from cpack_build.cpack.snapshot import read_snapshot
+from cpack_build.cpack.snapshot import read_first_weeks, read_snapshot
 from cpack_build.errors import BadField, BadSettings, CpackError, WorkflowError
 from tests import need
 from tests.cpack.packs import WORKFLOW, make_pack, model, snapshot
@@ -116,3 +116,40 @@ def test_a_wrong_type_in_the_workflow_names_the_node(tmp_path: Path, field: str)
         broken = wrong if field == "node" else node | {field: wrong}
         with pytest.raises(WorkflowError, match="node '1'"):
             read_pack(make_pack(tmp_path / "x.cpack.zip", workflow_api={"1": broken}))
+
+
+OLD = {
+    "python": "3.11",
+    "comfyui": "a" * 40,
+    "models": [model()],
+    "custom_nodes": [{"url": "https://hub.example/a/b", "commit_hash": "a" * 40, "disabled": False, "path": "b"}],
+}
+FIRST = {
+    "models.json": [{"filename": "models/vae/x.pt", "sha256": "a" * 64}],
+    "custom_nodes.json": [{"repo": "a/b", "commit_hash": "a" * 40}],
+}
+
+
+@pytest.mark.parametrize("path", sorted(fields(OLD), key=str), ids=lambda path: ".".join(map(str, path)))
+def test_a_wrong_type_in_any_field_of_an_older_pack_is_named(path: tuple[str | int, ...]) -> None:
+    named = []
+    for wrong in WRONG:
+        try:
+            read_snapshot(changed(OLD, path, wrong), requirements="")
+        except BadField as error:
+            named.append(error.field)
+        except CpackError:
+            assert isinstance(wrong, str)
+    assert any(str(path[0]) in field for field in named)
+
+
+@pytest.mark.parametrize("path", sorted(fields(FIRST), key=str), ids=lambda path: ".".join(map(str, path)))
+def test_a_wrong_type_in_any_field_of_the_first_packs_is_named(path: tuple[str | int, ...]) -> None:
+    refused = []
+    for wrong in WRONG:
+        document = changed(FIRST, path, wrong)
+        try:
+            read_first_weeks(document["models.json"], document["custom_nodes.json"], requirements=None)
+        except CpackError as error:
+            refused.append(error.message)
+    assert any(str(path[0]) in message for message in refused)
