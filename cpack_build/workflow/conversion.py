@@ -86,6 +86,8 @@ class _Graph:
     links: Mapping[int | str, _Link]
     parent: _Graph | None = None
     instance: _Node | None = None
+    takes: tuple[str, ...] = ()
+    """The names of a subgraph's inputs."""
     inner: dict[int | str, _Graph] = field(default_factory=dict)
 
     def id(self, node: _Node) -> str:
@@ -176,7 +178,9 @@ class _Conversion:
         nodes = {node.id: node for node in map(self._node, raw_nodes)}
         values = raw_links.values() if isinstance(raw_links, dict) else raw_links
         links = dict(self._link(link) for link in values if link is not None)
-        graph = _Graph(path, nodes, links, parent, instance)
+        listed = document.get("inputs") if parent is not None else None
+        takes = [item.get("name") if isinstance(item, Mapping) else None for item in listed or []]
+        graph = _Graph(path, nodes, links, parent, instance, tuple(map(str, takes)))
         for node in nodes.values():
             if node.type in self._subgraphs and node.mode not in (_MUTED, _BYPASSED):
                 graph.inner[node.id] = self._graph(
@@ -324,11 +328,15 @@ class _Conversion:
         inputs: dict[str, Any] = {}
         values = node.values
         position = 0
-        for name, kind, options in declared:
+        widgets = [
+            (name, kind, options)
+            for name, kind, options in declared
+            if kind == "UPLOAD" or (kind in _WIDGETS and options.get("forceInput") is not True)
+        ]
+        following = [*(kind for _, kind, _ in widgets[1:]), ""]
+        for (name, kind, options), after in zip(widgets, following[: len(widgets)], strict=True):
             if kind == "UPLOAD":
                 position += 1
-                continue
-            if kind not in _WIDGETS or options.get("forceInput") is True:
                 continue
             value: Any = None
             if isinstance(values, Mapping):
@@ -336,7 +344,7 @@ class _Conversion:
             elif isinstance(values, list) and position < len(values):
                 value = values[position]
                 position += 1
-                position += _controls(name, kind, options, values[position : position + 2])
+                position += _controls(name, kind, options, values[position : position + 2], after)
             value = shown.get(name, value)
             if value is None:
                 value = _default(kind, options)
@@ -365,7 +373,8 @@ class _Conversion:
         if len(instance.proxies) == len(instance.values):
             pairs = zip(instance.proxies, instance.values, strict=True)
             return {widget: value for (inner, widget), value in pairs if inner == str(node.id) and value is not None}
-        slots = [index for index, slot in enumerate(instance.inputs) if slot.widget is not None]
+        # Without such a list they are those of the inputs that end in an inner widget, in their order.
+        slots = sorted({link.origin_slot for link in graph.links.values() if self._ends_in_widget(graph, link)})
         if len(slots) != len(instance.values):
             self._fail(f"has the subgraph {graph.parent.id(instance)} with values that cannot be told apart")
         held = dict(zip(slots, instance.values, strict=True))
@@ -375,6 +384,12 @@ class _Conversion:
             if link is not None and link.origin == _SUBGRAPH_INPUT and held.get(link.origin_slot) is not None:
                 found[slot.widget or slot.name] = held[link.origin_slot]
         return found
+
+    def _ends_in_widget(self, graph: _Graph, link: _Link) -> bool:
+        target = graph.nodes.get(link.target)
+        if link.origin != _SUBGRAPH_INPUT or target is None or not 0 <= link.target_slot < len(target.inputs):
+            return False
+        return target.inputs[link.target_slot].widget is not None
 
     def _fed_options(self, graph: _Graph, node: _Node) -> dict[str, Any]:
         """What the first input that *node* feeds declares, as the frontend keeps a widget's options."""
@@ -408,7 +423,11 @@ class _Conversion:
         self, graph: _Graph, link: _Link, wanted: str, visited: set[tuple[str, str, int]]
     ) -> _Result | _Value | None:
         if link.origin == _SUBGRAPH_INPUT and graph.parent is not None and graph.instance is not None:
-            return self._resolve_input(graph.parent, graph.instance, link.origin_slot, wanted, visited)
+            # The instance lists its inputs in an order of its own, and not those that only show a widget.
+            wanted_name = graph.takes[link.origin_slot] if 0 <= link.origin_slot < len(graph.takes) else ""
+            named = [slot.name for slot in graph.instance.inputs]
+            index = named.index(wanted_name) if wanted_name in named else link.origin_slot if not wanted_name else -1
+            return self._resolve_input(graph.parent, graph.instance, index, wanted, visited)
         origin = graph.nodes.get(link.origin)
         return None if origin is None else self._resolve_output(graph, origin, link.origin_slot, wanted, visited)
 
@@ -477,12 +496,20 @@ def _compatible(one: str, other: str) -> bool:
     return bool(set(one.lower().split(",")) & set(other.lower().split(",")))
 
 
-def _controls(name: str, kind: str, options: Mapping[str, Any], following: list[Any]) -> int:
-    """How many values after this one are those of its ``control_after_generate`` (a combo's has a filter, too)."""
+def _controls(name: str, kind: str, options: Mapping[str, Any], following: list[Any], after: str) -> int:
+    """How many values after this one are those of its ``control_after_generate`` (a combo's has a filter, too).
+
+    *after* is the type of the next input: where that could not be such a word, the word is a control whatever is
+    declared, for declarations change and drawings stay. The first frontends wrote true or false.
+    """
     controlled = options.get("control_after_generate")
     if controlled is None:
         controlled = kind == "INT" and name in ("seed", "noise_seed")
-    if not controlled or not following or following[0] not in tuple(_CONTROLS):
+    if not following:
+        return 0
+    if isinstance(following[0], bool):
+        return int(bool(controlled) and kind == "INT" and after != "BOOLEAN")
+    if following[0] not in tuple(_CONTROLS) or not (controlled or (kind == "INT" and after in ("INT", "FLOAT", ""))):
         return 0
     return 2 if kind == "COMBO" and len(following) > 1 and isinstance(following[1], str) else 1
 

@@ -197,6 +197,27 @@ def test_values_that_a_subgraph_shows_are_those_of_its_own_node() -> None:
         with_subgraph(widgets_values=[1, 2, 3]).convert()
 
 
+def test_a_subgraph_may_show_widgets_by_inputs_that_its_own_node_does_not_list() -> None:
+    """As frontends of 2025 wrote it: the value belongs to the first input that ends in a widget."""
+    drawing = with_subgraph(widgets_values=[444])
+    definition = drawing.subgraphs[0]
+    definition["inputs"] = [{"name": "shown"}, {"name": "image"}]
+    links = definition["links"]
+    links[0]["origin_slot"] = 1
+    links.append({"id": 9, "origin_id": -10, "origin_slot": 0, "target_id": 2, "target_slot": 1})
+    definition["nodes"][1]["inputs"][1] |= {"link": 9, "widget": {"name": "width"}}
+    prompt = drawing.prompt()
+    assert prompt["5:2"]["inputs"]["width"] == 444
+    assert prompt["5:1"]["inputs"] == {"image": ["1", 0]}
+
+
+def test_controls_of_the_first_frontends_and_of_later_declarations_are_told() -> None:
+    values = (42, True, 20, 8, "euler", "normal", 1)
+    assert Drawing().node(3, "KSampler", *values).prompt()["3"]["inputs"]["steps"] == 20
+    values = (42, 20, "fixed", 8, "euler", "normal", 1)
+    assert Drawing().node(3, "KSampler", *values).prompt()["3"]["inputs"]["cfg"] == 8
+
+
 def test_a_subgraph_within_itself_ends_in_an_error() -> None:
     drawing = with_subgraph()
     drawing.subgraphs[0]["nodes"].append({"id": 7, "type": "sub-1"})
