@@ -19,7 +19,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("cpack_build.cli.plan:plan", "Show the layers that a build would make, and which are known already."),
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
     "verify": ("cpack_build.cli.verify:verify", "Make an image again from its lock, and name what differs."),
+    "import": ("cpack_build.cli.importing:import_", "Make a pack of what another program recorded, or of an old pack."),
     "inspect": ("cpack_build.cli.inspect:inspect", "Show what a pack holds and what its workflow asks for."),
+    "diff": ("cpack_build.cli.diff:diff", "Compare two packs by what they mean; exit code 1 when they differ."),
+    "schema": ("cpack_build.cli.schema:schema", "Print the JSON Schema of a pack, of cpack.lock or of cpack.yaml."),
     "completion": ("cpack_build.cli.completion:completion", "Print the line that turns on completion in your shell."),
     "version": ("cpack_build.cli.version:version", "Print the version."),
 }
@@ -67,8 +70,8 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) 
     cls=_Verbs,
     subcommand_metavar="VERB [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 a bug, 2 usage, 3 bad input, 4 cannot be resolved, 5 hash mismatch, 6 network, "
-    "7 engine or tool, 8 refused for safety, 9 storage, 130 interrupted (docs/exit-codes.md).",
+    epilog="Exit codes: 0 done, 1 differs or a bug, 2 usage, 3 bad input, 4 cannot be resolved, 5 hash mismatch, "
+    "6 network, 7 engine or tool, 8 refused for safety, 9 storage, 130 interrupted (docs/exit-codes.md).",
 )
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print it.")
 def cli() -> None:

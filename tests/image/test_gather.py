@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -26,11 +28,12 @@ class Slow:
     """A server that would send for ten seconds; *asked* is set by the first request, *finished* if all was taken."""
 
     def __init__(self) -> None:
-        self.asked = self.finished = False
+        self.asked = threading.Event()
+        self.finished = False
 
     @contextmanager
     def get(self, url: str, *, headers: Mapping[str, str]) -> Iterator[Response]:
-        self.asked = True
+        self.asked.set()
         yield Response(200, {}, self._chunks())
 
     def _chunks(self) -> Iterator[bytes]:
@@ -38,6 +41,18 @@ class Slow:
             time.sleep(0.01)
             yield b"x" * 1000
         self.finished = True
+
+
+@dataclass(frozen=True)
+class FailsLater(Mirrors):
+    """Leads to nothing, but not before a download is under way."""
+
+    asked: threading.Event = field(default_factory=threading.Event)
+
+    def apply(self, url: str) -> str:
+        if self.is_mirrored(url):
+            assert self.asked.wait(60)
+        return super().apply(url)
 
 
 def environment(*wheels: Wheel) -> PythonEnvironment:
@@ -73,10 +88,10 @@ def lock() -> Lock:
 
 def test_what_cannot_be_had_stops_the_downloads_under_way(tmp_path: Path) -> None:
     slow = Slow()
-    sources = Sources(Mirrors({"https://code.example/": f"{tmp_path}/no-such-folder/"}), slow)
+    sources = Sources(FailsLater({"https://code.example/": f"{tmp_path}/no-such-folder/"}, slow.asked), slow)
     store = Store(tmp_path / "store")
     with pytest.raises(Unresolvable, match=r"code\.example"):
         gather(lock(), documents={}, places=Places(), store=store, sources=sources)
-    assert slow.asked
+    assert slow.asked.is_set()
     assert not slow.finished
     assert [path for path in (store.root / "tmp").iterdir() if path.is_file()] == []
