@@ -67,8 +67,8 @@ def list_models(comfyui: Comfyui, *, tracked: frozenset[str] = frozenset()) -> L
         if path.suffix.lower() in EXTENSIONS or path.is_dir() or not path.suffix:
             notes.append(f"{_shown(path, comfyui)} is passed over: {why}.")
 
-    def add(folder: str, prefix: str, top: Path) -> None:
-        for below, path, info in walk(top, skip=_is_no_model, unreadable=unreadable):
+    def add(folder: str, prefix: str, top: Path, but: frozenset[str] = frozenset()) -> None:
+        for below, path, info in walk(top, skip=_is_no_model, unreadable=unreadable, but=but):
             name = f"{prefix}/{below}"
             if name in tracked or name in found:
                 continue
@@ -80,7 +80,7 @@ def list_models(comfyui: Comfyui, *, tracked: frozenset[str] = frozenset()) -> L
     for place in comfyui.folders:
         add(place.name, place.prefix, place.path)
     # Custom nodes make folders of their own in models/, which only their code could name.
-    add("", "models", comfyui.models)
+    add("", "models", comfyui.models, frozenset(str(place.path) for place in comfyui.folders))
     return Listing(tuple(found[name] for name in sorted(found)), tuple(dict.fromkeys(notes)), tracked)
 
 

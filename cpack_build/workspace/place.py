@@ -188,11 +188,16 @@ def _bad(config: Path, field: object, problem: str) -> BadInput:
 
 
 def walk(
-    top: Path, *, skip: Callable[[str], bool], unreadable: Callable[[Path, str], object]
+    top: Path,
+    *,
+    skip: Callable[[str], bool],
+    unreadable: Callable[[Path, str], object],
+    but: frozenset[str] = frozenset(),
 ) -> Iterator[tuple[str, Path, os.stat_result]]:
     """Regular files below *top*, links followed as ComfyUI does: relative name with ``/``, path, stat; sorted.
 
-    A folder that is one of its own parents (a loop of links) ends there. *skip* is asked about each name;
+    A folder that is one of its own parents (a loop of links) ends there. *skip* is asked about each name; folders whose
+    path is in *but* are passed over;
     *unreadable* is told of what cannot be listed, and why, and the walk goes on.
     """
 
@@ -204,7 +209,7 @@ def walk(
             unreadable(folder, (error.strerror or str(error)).lower())
             return
         for entry in listed:
-            if skip(entry.name):
+            if skip(entry.name) or entry.path in but:
                 continue
             try:
                 info = entry.stat()
