@@ -1,4 +1,4 @@
-"""Writes the reference pages that the program itself knows best: each verb's help, and the schema of ``cpack.lock``.
+"""Writes the reference pages that the program itself knows best: each verb's help, and the schemas of its documents.
 
 ``make docs`` runs it; the pages lie beside it.
 """
@@ -11,13 +11,14 @@ from pathlib import Path
 import click
 
 from cpack_build.cli import VERBS, cli
-from cpack_build.lock.schema import Lock
+from cpack_build.cli.schema import schema_of
 
 DOCS = Path(__file__).resolve().parent
+SCHEMAS = {"pack": "cpack.zip.schema.json", "lock": "cpack.lock.schema.json", "config": "cpack.yaml.schema.json"}
 
 
 def main() -> None:
-    """Write ``commands.md`` and ``cpack.lock.schema.json``."""
+    """Write ``commands.md`` and the schemas of a pack, of ``cpack.lock`` and of ``cpack.yaml``."""
     pages = ["# Commands", "", "Written by `make docs`. Exit codes: [exit-codes.md](exit-codes.md)."]
     group = click.Context(cli, info_name="cpack-build", max_content_width=100, terminal_width=100)
     pages += ["", "```", cli.get_help(group), "```"]
@@ -27,9 +28,9 @@ def main() -> None:
         context = click.Context(command, info_name=verb, parent=group, max_content_width=100, terminal_width=100)
         pages += ["", f"## {verb}", "", "```", command.get_help(context), "```"]
     (DOCS / "commands.md").write_text("\n".join(line.rstrip() for line in pages) + "\n")
-    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", **Lock.model_json_schema()}
-    (DOCS / "cpack.lock.schema.json").write_text(json.dumps(schema, indent=1, sort_keys=True) + "\n")
-    print("docs/commands.md and docs/cpack.lock.schema.json are written")
+    for name, file in SCHEMAS.items():
+        (DOCS / file).write_text(json.dumps(schema_of(name), indent=1, sort_keys=True) + "\n")
+    print(f"docs/commands.md and docs/{{{','.join(SCHEMAS.values())}}} are written")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "pack": ("cpack_build.cli.pack:pack", "Pack a workflow with what it uses of a ComfyUI install."),
     "lock": ("cpack_build.cli.lock:lock", "Pin every byte that a pack's image needs, in NAME.cpack.lock."),
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
+    "import": ("cpack_build.cli.importing:import_", "Make a pack of what another program recorded, or of an old pack."),
     "inspect": ("cpack_build.cli.inspect:inspect", "Show what a pack holds and what its workflow asks for."),
+    "diff": ("cpack_build.cli.diff:diff", "Compare two packs by what they mean; exit code 1 when they differ."),
+    "schema": ("cpack_build.cli.schema:schema", "Print the JSON Schema of a pack, of cpack.lock or of cpack.yaml."),
     "completion": ("cpack_build.cli.completion:completion", "Print the line that turns on completion in your shell."),
     "version": ("cpack_build.cli.version:version", "Print the version."),
 }
@@ -66,8 +69,8 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) 
     cls=_Verbs,
     subcommand_metavar="VERB [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 a bug, 2 usage, 3 bad input, 4 cannot be resolved, 5 hash mismatch, 6 network, "
-    "7 engine or tool, 8 refused for safety, 9 storage, 130 interrupted (docs/exit-codes.md).",
+    epilog="Exit codes: 0 done, 1 differs or a bug, 2 usage, 3 bad input, 4 cannot be resolved, 5 hash mismatch, "
+    "6 network, 7 engine or tool, 8 refused for safety, 9 storage, 130 interrupted (docs/exit-codes.md).",
 )
 @click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Print it.")
 def cli() -> None:
@@ -83,8 +86,10 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command line *arguments* (without the program's name) and return its exit code (docs/exit-codes.md)."""
     try:
         _end_as_with_ctrl_c()
-        cli.main(args=list(arguments), prog_name="cpack-build", standalone_mode=False)
+        answer = cli.main(args=list(arguments), prog_name="cpack-build", standalone_mode=False)
         sys.stdout.flush()
+        if isinstance(answer, int):
+            return answer  # what the verb gave to `ctx.exit`
     except SystemExit as ended:
         # Shell completion and a closed pipe end this way within click.
         return ended.code if isinstance(ended.code, int) else 0 if ended.code is None else 1

@@ -13,13 +13,18 @@ from cpack_build.cli.terminal import Terminal, amount
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.workflow.interface import Workflow
+    from cpack_build.workflow.references import InputReference, ModelReference
 
 __all__ = ["inspect"]
+
+_OTHER_SHOWN = 5
 
 
 @click.command(epilog="Example: cpack-build inspect upscale.cpack.zip --json    (exit codes: docs/exit-codes.md)")
 @pack_argument
-@click.option("--all", "everything", is_flag=True, help="Also the models and nodes that were not chosen, and packages.")
+@click.option(
+    "--all", "everything", is_flag=True, help="Also models and nodes that were not chosen, packages and addresses."
+)
 @terminal_options
 def inspect(pack: Path, everything: bool, terminal: Terminal) -> None:
     """Show what PACK holds: its workflow's parameters and results, and what its image needs."""
@@ -42,31 +47,47 @@ def inspect(pack: Path, everything: bool, terminal: Terminal) -> None:
 def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) -> dict[str, Any]:
     from dataclasses import asdict
 
+    from cpack_build.workflow.references import references
+
     interface = None
     if workflow is not None:
         interface = {
             "inputs": [asdict(item) for item in workflow.interface.inputs],
             "outputs": [asdict(item) for item in workflow.interface.outputs],
+            "zipped": workflow.interface.zipped,
         }
+    found = references(pack.workflow_api)
     return {
         "pack": str(pack.path),
         "sha256": pack.sha256,
+        "era": pack.era,
         "snapshot": pack.snapshot.model_dump(mode="json"),
         "interface": interface,
         "problem": str(problem) if problem else None,
+        "references": {
+            "models": [asdict(item) for item in found.models],
+            "inputs": [asdict(item) for item in found.inputs],
+            "node_classes": sorted(found.node_classes),
+        },
         "inputs": [{"name": item.name, "size": item.size} for item in pack.inputs],
         "settings": pack.settings_text is not None,
+        "settings_text": pack.settings_text,
         "other": list(pack.other),
     }
 
 
 def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, everything: bool) -> list[str]:
+    from cpack_build.workflow.references import references
+
     snapshot = pack.snapshot
+    used = references(pack.workflow_api)
     chosen = [model for model in snapshot.models if everything or not model.disabled]
     nodes = [node for node in snapshot.nodes if everything or not node.disabled]
+    comfyui = snapshot.comfyui.commit[:12] if snapshot.comfyui else "not recorded"
     lines = [
         f"{pack.path}  sha256 {pack.sha256[:12]}",
-        f"  Python {snapshot.python}, ComfyUI {snapshot.comfyui.commit[:12] if snapshot.comfyui else 'not recorded'}, "
+        f"  written as comfy-pack {pack.era} does",
+        f"  Python {snapshot.python or 'not recorded'}, ComfyUI {comfyui}, "
         f"{len(snapshot.requirements)} Python packages",
     ]
     if workflow is not None:
@@ -97,10 +118,28 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
     )
     if hidden := len(snapshot.models) - len(chosen):
         lines.append(f"    and {hidden} that were not chosen (--all shows them)")
+    if everything:
+        lines += _table("model addresses", [(m.filename, "from", url) for m in chosen for url in m.urls])
+    lines += _table(
+        "the workflow uses",
+        [(item.value, item.folder or "some model folder", _by(item)) for item in used.models]
+        + [(item.value, f"{item.place} file", _by(item)) for item in used.inputs],
+    )
+    lines.append(f"  node classes: {', '.join(sorted(used.node_classes)) or 'none'}")
     lines += _table("files", [(item.name, amount(item.size, None, "B"), "") for item in pack.inputs])
     if everything:
         lines += _table("Python packages", [(requirement, "", "") for requirement in snapshot.requirements])
+    if pack.settings_text is not None:
+        lines += ["  settings (cpack.yaml)", *(f"    {line}" for line in pack.settings_text.splitlines())]
+    shown = pack.other if everything else pack.other[:_OTHER_SHOWN]
+    lines += _table("other files, not used", [(name, "", "") for name in shown])
+    if hidden := len(pack.other) - len(shown):
+        lines.append(f"    and {hidden} more (--all shows them)")
     return lines
+
+
+def _by(item: ModelReference | InputReference) -> str:
+    return f"by node {item.node_id}{', a guess by its name' if item.guessed else ''}"
 
 
 def _off(disabled: bool) -> str:

@@ -29,7 +29,7 @@ _SHOWN = 30
 @click.argument("workspace", type=click.Path(path_type=Path))
 @click.option(
     "-w", "--workflow", "workflow_file", type=click.Path(path_type=Path), required=True, metavar="FILE",
-    help="The workflow in ComfyUI's API format.",
+    help="The workflow in ComfyUI's API format; with --object-info also as the editor saves it.",
 )  # fmt: skip
 @click.option(
     "--editor-workflow", type=click.Path(path_type=Path), metavar="FILE", help="The same as the editor saves it."
@@ -79,14 +79,19 @@ def pack(
     from cpack_build.fetch.http import RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
+    from cpack_build.workflow.conversion import convert, is_ui_format
     from cpack_build.workspace import draft_pack, read_workflow_file, write_draft
 
     sources = Sources(Mirrors.parse(mirror), RequestsTransport(timeouts=(5.0, 20.0)))
+    info = read_workflow_file(object_info, what="/object_info") if object_info else None
+    api, drawing = read_workflow_file(workflow_file), read_workflow_file(editor_workflow) if editor_workflow else None
+    if is_ui_format(api):
+        converted = convert(api, info, name=str(workflow_file))
+        for note in converted.notes:
+            terminal.progress.note(note)
+        api, drawing = converted.prompt, drawing or api
     draft = draft_pack(
-        workspace,
-        read_workflow_file(workflow_file),
-        workflow=read_workflow_file(editor_workflow) if editor_workflow else None,
-        object_info=read_workflow_file(object_info, what="/object_info") if object_info else None,
+        workspace, api, workflow=drawing, object_info=info,
         python=python, extra_model_paths=extra_paths, models=models, inputs=inputs, all_models=all_models,
         exclude_nodes=exclude_node, comfyui_commit=comfyui_commit, progress=terminal.progress,
     )  # fmt: skip

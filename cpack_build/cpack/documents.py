@@ -1,4 +1,4 @@
-"""JSON from a stranger: bounded, UTF-8, without the values that would break whoever writes it again.
+"""JSON and YAML from a stranger: bounded, UTF-8, without the values that would break whoever writes it again.
 
 Beyond :func:`json.loads` this refuses nesting deeper than 100, NaN and infinities, and lone surrogates, because the
 same document is later written as canonical JSON, walked recursively, and sent to ComfyUI.
@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from cpack_build.errors import BadField, BadInput
 
-__all__ = ["DEPTH_LIMIT", "Field", "parse_json"]
+__all__ = ["DEPTH_LIMIT", "Field", "parse_json", "parse_yaml"]
 
 DEPTH_LIMIT = 100
 
@@ -30,6 +30,41 @@ def parse_json(data: bytes, *, name: str) -> Any:
         raise BadInput(f"{name} is not JSON: {error}.", hint=hint) from error
     _check(document, name)
     return document
+
+
+def parse_yaml(data: bytes, *, name: str) -> Any:
+    """The YAML document in *data*, with JSON's types only; a date is its text. Raises :class:`BadInput`.
+
+    Anchors and aliases are refused: they make a document of a few lines as big as one likes.
+    """
+    import yaml
+
+    hint = "Save it again from the program that wrote it."
+    try:
+        text = data.decode("utf-8-sig")
+        for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            if (anchor := getattr(event, "anchor", None)) is not None:
+                raise BadInput(f"{name} has a YAML anchor or alias, {anchor!r:.40}.", hint="Write it out in full.")
+        document = _plain(yaml.safe_load(text), name)
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{name} is not UTF-8 text (byte {error.start}).", hint=hint) from error
+    except RecursionError as error:
+        raise BadInput(f"{name} is nested deeper than {DEPTH_LIMIT} levels.", hint=hint) from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise BadInput(f"{name} is not YAML: {str(error).splitlines()[0]}.", hint=hint) from error
+    _check(document, name)
+    return document
+
+
+def _plain(value: Any, name: str) -> Any:
+    if isinstance(value, dict):
+        for key in value:
+            if not isinstance(key, str):
+                raise BadInput(f"{name} has the key {key!r:.40}, which is no text.", hint="Put it into quotes.")
+        return {key: _plain(below, name) for key, below in value.items()}
+    if isinstance(value, list):
+        return [_plain(below, name) for below in value]
+    return value if value is None or isinstance(value, str | bool | int | float) else str(value)
 
 
 def _no_constant(text: str) -> NoReturn:
@@ -69,16 +104,16 @@ class Field:
 
     def __init__(self, value: Any, document: str, path: str = "") -> None:
         self.value = value
-        self._document = document
+        self.document = document
         self.path = path
 
     def get(self, key: str) -> Field:
         """The member *key* of an object; its value is ``None`` when it is absent."""
-        return Field(self.object().get(key), self._document, f"{self.path}.{key}" if self.path else key)
+        return Field(self.object().get(key), self.document, f"{self.path}.{key}" if self.path else key)
 
     def members(self) -> list[tuple[str, Field]]:
         """The members of an object, in the document's order."""
-        return [(key, Field(value, self._document, f"{self.path}[{key!r}]")) for key, value in self.object().items()]
+        return [(key, Field(value, self.document, f"{self.path}[{key!r}]")) for key, value in self.object().items()]
 
     def items(self) -> list[Field]:
         """The items of a list; none when it is absent."""
@@ -86,7 +121,7 @@ class Field:
             return []
         if not isinstance(self.value, list):
             self.wrong("a list")
-        return [Field(value, self._document, f"{self.path}[{index}]") for index, value in enumerate(self.value)]
+        return [Field(value, self.document, f"{self.path}[{index}]") for index, value in enumerate(self.value)]
 
     def object(self) -> dict[str, Any]:
         """The value as an object; an empty one when it is absent."""
@@ -120,6 +155,14 @@ class Field:
             self.wrong("a whole number from 0 on")
         return self.value
 
+    def number(self) -> int | float | None:
+        """The value as a number, ``None`` when it is absent."""
+        if self.value is None:
+            return None
+        if not isinstance(self.value, int | float) or isinstance(self.value, bool):
+            self.wrong("a number")
+        return self.value
+
     def wrong(self, wanted: str) -> NoReturn:
         """Raise :class:`BadField`: this must be *wanted*."""
         shown = {type(None): "nothing", dict: "an object", list: "a list", bool: "true or false"}.get(type(self.value))
@@ -129,4 +172,4 @@ class Field:
 
     def refuse(self, problem: str) -> NoReturn:
         """Raise :class:`BadField` with *problem*."""
-        raise BadField(self._document, self.path or "the document", problem)
+        raise BadField(self.document, self.path or "the document", problem)

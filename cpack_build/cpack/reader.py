@@ -10,24 +10,32 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from cpack_build.cpack.archive import MEMBER_LIMIT, Archive, open_archive
 from cpack_build.cpack.documents import parse_json
 from cpack_build.cpack.schema import Snapshot
-from cpack_build.cpack.snapshot import read_snapshot
+from cpack_build.cpack.snapshot import read_first_weeks, read_snapshot
 from cpack_build.errors import BadInput, NotAPack, WorkflowError
 
 if TYPE_CHECKING:
     from cpack_build.workflow.interface import Workflow
 
-__all__ = ["Pack", "PackFile", "read_pack"]
+__all__ = ["Era", "Pack", "PackFile", "read_pack"]
+
+Era = Literal["0.0", "0.1", "0.4"]
+"""The first comfy-pack that wrote packs of this shape."""
 
 _DOCUMENT_LIMIT = 64 << 20
 """Bytes of a JSON document."""
 _SETTINGS_LIMIT = 1 << 20
 _IN_MEMORY_LIMIT = 256 << 20
-_DOCUMENTS = frozenset({"snapshot.json", "workflow_api.json", "workflow.json", "cpack.yaml", "requirements.txt"})
+_DOCUMENTS = frozenset(
+    {"snapshot.json", "workflow_api.json", "workflow.json", "cpack.yaml", "requirements.txt"}
+    | {"models.json", "custom_nodes.json"}
+)
+_INPUTS = ("input/", "inputs/")
+"""comfy-pack 0.0 wrote ``inputs/``."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,11 @@ class PackFile:
 
     name: str
     size: int
+
+    @property
+    def path(self) -> str:
+        """Its path below ComfyUI's ``input`` folder."""
+        return self.name.partition("/")[2]
 
 
 @dataclass(frozen=True)
@@ -48,6 +61,7 @@ class Pack:
 
     path: Path
     sha256: str
+    era: Era
     snapshot: Snapshot
     workflow_api: dict[str, Any]
     workflow: dict[str, Any] | None
@@ -69,6 +83,11 @@ class Pack:
         """
         from cpack_build.workflow.interface import read_workflow
 
+        if not self.workflow_api:
+            raise WorkflowError(
+                f"{self.path} has no workflow: it was made from a list of nodes and packages alone.",
+                hint="Put one in with `cpack-build import PACK -w WORKFLOW -o NEW`.",
+            )
         return read_workflow(self.workflow_api, name=f"{self.path}: workflow_api.json")
 
     def documents(self) -> dict[str, bytes]:
@@ -76,7 +95,8 @@ class Pack:
         names = [
             name for name in ("snapshot.json", "workflow_api.json", "workflow.json") if name in self._archive.sizes
         ]
-        return {name: self.open_member(name) for name in (*names, *(item.name for item in self.inputs))}
+        found = {name: self.open_member(name) for name in names}
+        return found | {f"input/{item.path}": self.open_member(item.name) for item in self.inputs}
 
     def open_member(self, name: str, *, limit: int = _IN_MEMORY_LIMIT) -> bytes:
         """The bytes of the entry *name*, at most *limit* of them.
@@ -91,7 +111,7 @@ class Pack:
 
 
 def read_pack(path: Path) -> Pack:
-    """Read the pack at *path*, of any era that can be read.
+    """Read the pack at *path*, of any era. An empty workflow is read, too: such a pack can be restored, not served.
 
     Raises :class:`NotAPack` (no zip, truncated, a document missing), :class:`BadField` (a value of the wrong type),
     :class:`WorkflowError` (a workflow in the editor's format), :class:`UnsafeInput` (names that leave their place, zip
@@ -99,30 +119,35 @@ def read_pack(path: Path) -> Pack:
     """
     archive = open_archive(path)
     names = archive.sizes
-    if "snapshot.json" not in names:
-        if "models.json" in names and "custom_nodes.json" in names:
-            raise NotAPack(
-                path,
-                "it was made by comfy-pack 0.0 (November 2024), which recorded neither ComfyUI nor Python versions",
-            )
-        raise NotAPack(path, "it holds no snapshot.json")
     if "workflow_api.json" not in names:
         raise NotAPack(path, "it holds no workflow_api.json")
     requirements = _text(archive, "requirements.txt") if "requirements.txt" in names else None
-    snapshot = read_snapshot(_json(archive, "snapshot.json"), requirements=requirements)
+    era: Era
+    if "snapshot.json" in names:
+        document = _json(archive, "snapshot.json")
+        era = "0.4" if isinstance(document, dict) and "pips" in document else "0.1"
+        snapshot = read_snapshot(document, requirements=requirements)
+    elif "models.json" in names and "custom_nodes.json" in names:
+        era = "0.0"
+        snapshot = read_first_weeks(
+            _json(archive, "models.json"), _json(archive, "custom_nodes.json"), requirements=requirements
+        )
+    else:
+        raise NotAPack(path, "it holds no snapshot.json")
     workflow = _json(archive, "workflow.json") if "workflow.json" in names else None
     if workflow is not None and not isinstance(workflow, dict):
         raise BadInput(f"{path}: workflow.json must be an object.", hint="Make the pack again.")
-    inputs = tuple(PackFile(name, names[name]) for name in sorted(names) if name.startswith("input/"))
+    inputs = tuple(PackFile(name, names[name]) for name in sorted(names) if name.startswith(_INPUTS))
     return Pack(
         path=path,
         sha256=_sha256(path),
+        era=era,
         snapshot=snapshot,
         workflow_api=_workflow_api(_json(archive, "workflow_api.json"), path),
         workflow=workflow,
         inputs=inputs,
         settings_text=_text(archive, "cpack.yaml") if "cpack.yaml" in names else None,
-        other=tuple(name for name in sorted(names) if name not in _DOCUMENTS and not name.startswith("input/")),
+        other=tuple(name for name in sorted(names) if name not in _DOCUMENTS and not name.startswith(_INPUTS)),
         _archive=archive,
     )
 
@@ -133,7 +158,7 @@ def _workflow_api(document: Any, path: Path) -> dict[str, Any]:
             f"{path}: workflow_api.json is in the editor's format, which cannot be executed.",
             hint="Export it with 'Workflow > Export (API)' in ComfyUI, or pack it again.",
         )
-    if not isinstance(document, dict) or not document:
+    if not isinstance(document, dict):
         raise WorkflowError(f"{path}: workflow_api.json holds no nodes.", hint="Pack a workflow that has some.")
     for key, node in document.items():
         if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):

@@ -58,9 +58,10 @@ class ModelEntry(_Document):
 
 
 class Snapshot(_Document):
-    """``snapshot.json`` of any era, normalised. *python* is the minor version, as ``"3.11"``."""
+    """``snapshot.json`` of any era, normalised. *python* is the minor version, as ``"3.11"``; ``None`` where a pack of
+    November 2024 or another tool's snapshot does not say."""
 
-    python: str
+    python: str | None
     comfyui: GitPin | None
     nodes: tuple[NodePin, ...] = ()
     registry_nodes: dict[str, str] = Field(default_factory=dict)

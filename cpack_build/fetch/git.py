@@ -28,9 +28,10 @@ from cpack_build.fetch.store import CHUNK, Store
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Tree", "TreeFile", "canonical_url", "fetch_tree", "open_locked"]
+__all__ = ["Tree", "TreeFile", "canonical_url", "fetch_tree", "named_commit", "open_locked"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_REFERENCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}")
 _SCP = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[^-\s:][^\s]*)")
 _URL = re.compile(r"(?P<scheme>https?|ssh)://(?P<host>[^/\s-][^/\s]*)/(?P<path>[^\s\x00-\x1f]+)")
 _COMFYUI = re.compile(r"https://github\.com/(comfyanonymous|Comfy-Org)/ComfyUI", re.IGNORECASE)
@@ -222,6 +223,35 @@ def open_locked(
 
 
 # -- fetching ----------------------------------------------------------------------------------------------------------
+
+
+def named_commit(url: str, reference: str, *, mirrors: Mirrors) -> str:
+    """The commit that the tag or branch *reference* of the repository names now; a tag wins over a branch.
+
+    Raises :class:`UnsafeInput`, :class:`NetworkError` and :class:`Unresolvable`, also when there is no such reference.
+    """
+    canonical = canonical_url(url)
+    if not _REFERENCE.fullmatch(reference) or ".." in reference:
+        raise UnsafeInput(f"{reference!r:.80} is no name of a tag or branch of {redact(canonical)}.")
+    wanted = (f"refs/tags/{reference}^{{}}", f"refs/tags/{reference}", f"refs/heads/{reference}")
+    problems = []
+    for place, mapped in _places(url, canonical, mirrors):
+        allowed = ["-c", "protocol.allow=never"]
+        for protocol in ("https", "http", "ssh", *(("file",) if mapped else ())):
+            allowed += ["-c", f"protocol.{protocol}.allow=always"]
+        result = subprocess.run(
+            [_program(), *allowed, "ls-remote", "--quiet", "--", place, *wanted],
+            stdin=subprocess.DEVNULL, capture_output=True, env=_environment(),
+        )  # fmt: skip
+        if result.returncode == 0:
+            lines = (line.split("\t") for line in result.stdout.decode("utf-8", "replace").splitlines())
+            found = {line[1]: line[0] for line in lines if len(line) == 2}
+            for name in wanted:
+                if _COMMIT.fullmatch(found.get(name, "")):
+                    return found[name]
+            raise Unresolvable(f"{redact(canonical)} has no tag or branch {reference}.", hint="Name a commit.")
+        problems.append(result.stderr.decode("utf-8", "replace"))
+    raise _explained(canonical, reference, problems)
 
 
 def _places(url: str, canonical: str, mirrors: Mirrors) -> list[tuple[str, bool]]:

@@ -16,7 +16,7 @@ from typing import Literal, Protocol, TypeVar
 import cpack_build
 from cpack_build.cpack.schema import Snapshot
 from cpack_build.cpack.settings import InterpreterArchive, Settings
-from cpack_build.errors import BadSettings, CpackError, NetworkError, StaleLock, Unresolvable, UsageError
+from cpack_build.errors import BadInput, BadSettings, CpackError, NetworkError, StaleLock, Unresolvable, UsageError
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.base import Base, open_base
@@ -59,6 +59,12 @@ def resolve(
     :class:`UnsafeInput`, :class:`BadInput`, :class:`ToolMissing`. *progress* is used from several threads.
     """
     snapshot = pack.snapshot
+    python_version = snapshot.python
+    if python_version is None:
+        raise BadInput(
+            "The pack does not say which Python it needs; packs of November 2024 did not.",
+            hint="Write it again with `cpack-build import PACK --python 3.11 -o NEW`.",
+        )
     target_platform = settings.platform or _this_platform()
     with ThreadPoolExecutor(4) as pool:
         trees_work = pool.submit(
@@ -70,13 +76,13 @@ def resolve(
         errors: list[CpackError] = []
         system = _caught(
             lambda: _system(
-                settings, python=snapshot.python, platform=target_platform, store=store, sources=sources,
+                settings, python=python_version, platform=target_platform, store=store, sources=sources,
                 progress=progress,
             ),
             errors,
         )  # fmt: skip
         glibc = system.glibc if system is not None else _UNKNOWN_GLIBC
-        target = Target(snapshot.python, target_platform, glibc)
+        target = Target(python_version, target_platform, glibc)
         find_links = settings.python.find_links
         index_url, extra_index_urls = settings.python.index_url, settings.python.extra_index_urls
         service_work = pool.submit(

@@ -16,6 +16,7 @@ from typing import Any, Literal
 from cpack_build.errors import WorkflowError
 
 __all__ = [
+    "HOW_TO_EXPORT",
     "VALUE_KEYS",
     "Input",
     "InputType",
@@ -60,7 +61,7 @@ _NOT_VALUES: Mapping[str, frozenset[str]] = {
 # 2**63 as JavaScript rounds it is 9223372036854776000; a bound out there (or 2**64 - 1, that of seeds) is none.
 _NO_BOUND = 2**63 - 2**12
 
-_HOW_TO_EXPORT = (
+HOW_TO_EXPORT = (
     "Export it again in the API format: in ComfyUI choose Workflow > Export (API), "
     "or with older versions enable Dev mode and use Save (API Format)."
 )
@@ -139,7 +140,7 @@ def read_workflow(data: bytes | Mapping[str, Any], *, name: str) -> Workflow:
     _refuse_ui_format(document, name)
     nodes = {node_id: _node(node_id, node, name) for node_id, node in document.items()}
     if not nodes:
-        raise WorkflowError(f"{name} has no nodes.", hint=_HOW_TO_EXPORT)
+        raise WorkflowError(f"{name} has no nodes.", hint=HOW_TO_EXPORT)
     return Workflow(name=name, nodes=nodes, interface=_interface(nodes, name))
 
 
@@ -147,9 +148,9 @@ def _parse(data: bytes | Mapping[str, Any], name: str) -> dict[str, Any]:
     try:
         document = json.loads(data) if isinstance(data, bytes | bytearray | str) else dict(data)
     except (ValueError, RecursionError) as error:
-        raise WorkflowError(f"{name} is not JSON: {error}.", hint=_HOW_TO_EXPORT) from None
+        raise WorkflowError(f"{name} is not JSON: {error}.", hint=HOW_TO_EXPORT) from None
     if not isinstance(document, dict):
-        raise WorkflowError(f"{name} holds no JSON object but a {type(document).__name__}.", hint=_HOW_TO_EXPORT)
+        raise WorkflowError(f"{name} holds no JSON object but a {type(document).__name__}.", hint=HOW_TO_EXPORT)
     return document
 
 
@@ -157,7 +158,7 @@ def _refuse_ui_format(document: Mapping[str, Any], name: str) -> None:
     if "last_node_id" in document or isinstance(document.get("nodes"), list):
         raise WorkflowError(
             f"{name} is in the UI format, which holds the drawing of a workflow rather than what to run.",
-            hint=_HOW_TO_EXPORT,
+            hint=HOW_TO_EXPORT,
         )
     wrapped = document.get("prompt")
     if isinstance(wrapped, Mapping) and "class_type" not in document["prompt"]:
@@ -169,16 +170,16 @@ def _refuse_ui_format(document: Mapping[str, Any], name: str) -> None:
 
 def _node(node_id: object, node: object, name: str) -> dict[str, Any]:
     if not isinstance(node_id, str):
-        raise WorkflowError(f"{name}: the id {node_id!r} of a node is no string.", hint=_HOW_TO_EXPORT)
+        raise WorkflowError(f"{name}: the id {node_id!r} of a node is no string.", hint=HOW_TO_EXPORT)
     if not isinstance(node, Mapping):
-        raise WorkflowError(f"{name}: node {node_id} is no object.", hint=_HOW_TO_EXPORT)
+        raise WorkflowError(f"{name}: node {node_id} is no object.", hint=HOW_TO_EXPORT)
     class_type, inputs, meta = node.get("class_type"), node.get("inputs"), node.get("_meta", {})
     if not isinstance(class_type, str) or not class_type:
-        raise WorkflowError(f"{name}: node {node_id} has no class_type.", hint=_HOW_TO_EXPORT)
+        raise WorkflowError(f"{name}: node {node_id} has no class_type.", hint=HOW_TO_EXPORT)
     if inputs is None:
         inputs = {}
     if not isinstance(inputs, Mapping) or not all(isinstance(key, str) for key in inputs):
-        raise WorkflowError(f"{name}: the inputs of node {node_id} ({class_type}) are no object.", hint=_HOW_TO_EXPORT)
+        raise WorkflowError(f"{name}: the inputs of node {node_id} ({class_type}) are no object.", hint=HOW_TO_EXPORT)
     # Only what ComfyUI runs is kept: other fields (`is_changed`, …) come from dumps and may hold NaN.
     kept = {"class_type": class_type, "inputs": dict(inputs), "_meta": dict(meta) if isinstance(meta, Mapping) else {}}
     try:

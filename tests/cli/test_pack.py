@@ -74,6 +74,36 @@ def test_local_nodes_are_shown_and_need_consent(call: Caller, root: Path, workfl
     assert read_pack(tmp_path / "upscale.cpack.zip").other == ()
 
 
+def test_a_drawing_is_converted_where_the_nodes_are_known(
+    call: Caller, root: Path, workflow: Path, tmp_path: Path
+) -> None:
+    drawing = {
+        "nodes": [
+            {"id": 1, "type": "LoadImage", "widgets_values": ["example.png", "image"],
+             "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}]},
+            {"id": 2, "type": "CPackOutputImage", "widgets_values": ["x"],
+             "inputs": [{"name": "images", "type": "IMAGE", "link": 1}]},
+        ],
+        "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+    }  # fmt: skip
+    known = {
+        "LoadImage": {"input": {"required": {"image": [["example.png"], {"image_upload": True}]}},
+                      "output": ["IMAGE"], "output_name": ["IMAGE"]},
+        "CPackOutputImage": {"input": {"required": {"images": ["IMAGE"], "filename_prefix": ["STRING", {}]}},
+                             "output": [], "output_name": []},
+    }  # fmt: skip
+    workflow.write_text(json.dumps(drawing))
+    (tmp_path / "info.json").write_text(json.dumps(known))
+    refused = call("pack", root, "-w", workflow, "--offline")
+    assert refused.code == 3
+    assert "Export (API)" in refused.err
+    done = call("pack", root, "-w", workflow, "--object-info", tmp_path / "info.json", "--offline")
+    assert done.code == 0, done.err
+    pack = read_pack(tmp_path / "upscale.cpack.zip")
+    assert pack.workflow == drawing
+    assert [item.name for item in pack.inputs] == ["input/example.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "said"),
     [

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import struct
+import tempfile
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from cpack_build.cpack import archive as archive_module
 from cpack_build.cpack.archive import open_archive
 from cpack_build.cpack.reader import read_pack
 from cpack_build.cpack.schema import COMFYUI_URL, FileNode, GitPin
 from cpack_build.errors import BadField, BadInput, CpackError, NotAPack, UnsafeInput, WorkflowError
+from cpack_build.workflow import references
 from tests.cpack.packs import COMMIT, SHA256, WORKFLOW, add, make_pack, model, snapshot
+
+FIXTURE = Path(__file__).parents[3] / "shared" / "fixtures" / "upscale.cpack.zip"
 
 
 @pytest.fixture
@@ -28,6 +36,7 @@ def test_a_pack_of_comfy_pack_0_4_is_read(path: Path) -> None:
     pack = read_pack(make_pack(path, files={"cpack.yaml": b"base: scratch\n", "service.py": b"raise SystemExit"}))
 
     assert pack.name == "upscale"
+    assert pack.era == "0.4"
     assert pack.snapshot.python == "3.11"
     assert pack.snapshot.comfyui == GitPin(url=COMFYUI_URL, commit=COMMIT)
     assert [(node.name, node.commit, node.disabled) for node in pack.snapshot.nodes] == [("some-node", COMMIT, False)]
@@ -73,10 +82,38 @@ def test_a_pack_of_comfy_pack_0_1_is_read(path: Path) -> None:
     assert any("--no-index" in note for note in pack.snapshot.notes)
 
 
-def test_a_pack_of_the_first_weeks_is_refused_by_its_era(path: Path) -> None:
-    make_pack(path, without=["snapshot.json"], files={"models.json": b"[]", "custom_nodes.json": b"[]"})
-    with pytest.raises(NotAPack, match=r"comfy-pack 0\.0"):
-        read_pack(path)
+def test_a_pack_of_the_first_weeks_is_read(path: Path) -> None:
+    """As comfy-pack's first commits wrote it: GitHub names, no sizes, ``inputs/``, neither ComfyUI nor Python."""
+    models = [{"filename": "models/vae/x.pt", "sha256": SHA256}]
+    nodes = [{"repo": "someone/some-node", "commit_hash": COMMIT}, {"repo": "unknown", "commit_hash": COMMIT}]
+    files = {
+        "models.json": json.dumps(models).encode(),
+        "custom_nodes.json": json.dumps(nodes).encode(),
+        "requirements.txt": b"aiohttp==3.11.0\n",
+        "inputs/sub/a.png": b"picture",
+    }
+    pack = read_pack(make_pack(path, without=["snapshot.json", "input/example.png"], files=files))
+    assert pack.era == "0.0"
+    assert (pack.snapshot.python, pack.snapshot.comfyui) == (None, None)
+    assert [(node.name, node.url) for node in pack.snapshot.nodes] == [
+        ("some-node", "https://github.com/someone/some-node.git")
+    ]
+    assert [model.filename for model in pack.snapshot.models] == ["models/vae/x.pt"]
+    assert pack.snapshot.requirements == ("aiohttp==3.11.0",)
+    assert pack.documents()["input/sub/a.png"] == b"picture"
+    assert any("unknown has no git remote" in note for note in pack.snapshot.notes)
+
+
+def test_the_first_snapshots_named_no_python(path: Path) -> None:
+    old = {"comfyui": COMMIT, "models": [], "custom_nodes": []}
+    pack = read_pack(make_pack(path, snapshot_document=old, files={"requirements.txt": b""}))
+    assert (pack.era, pack.snapshot.python) == ("0.1", None)
+
+
+def test_a_pack_without_a_workflow_is_read_but_not_served(path: Path) -> None:
+    pack = read_pack(make_pack(path, workflow_api={}))
+    with pytest.raises(WorkflowError, match="has no workflow"):
+        pack.served()
 
 
 @pytest.mark.parametrize(
@@ -256,7 +293,6 @@ def test_packages_installed_from_files_keep_their_version_if_it_is_known(path: P
     [
         ({"last_node_id": 3, "nodes": [], "links": []}, "editor's format"),
         ({"nodes": [{"id": 1}]}, "editor's format"),
-        ({}, "no nodes"),
         ([], "no nodes"),
         ({"1": {"inputs": {}}}, "node '1' has no class_type"),
         ({"1": []}, "node '1' has no class_type"),
@@ -446,3 +482,98 @@ def test_damage_anywhere_is_an_error_of_ours_or_harmless(path: Path) -> None:
                 pack.open_member(item.name)
         except CpackError:
             continue
+
+
+def test_a_hundred_thousand_entries_are_refused_quickly_and_nothing_is_written(path: Path) -> None:
+    """A central directory of 6 MB and more is not even listed."""
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0) + b"x"
+    listing = entry * 100_000
+    local = struct.pack("<4s5H3L2H", b"PK\3\4", 20, 0, 0, 0, 33, 0, 0, 0, 1, 0) + b"x"
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, len(listing), len(local), 0)
+    path.write_bytes(local + listing + end)
+    with pytest.raises(UnsafeInput, match="more than 10000 entries"):
+        read_pack(path)
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_names_in_another_encoding_are_names_or_an_error(path: Path) -> None:
+    """Without the UTF-8 flag zipfile takes a name for code page 437; with it, bytes that are no UTF-8 are refused."""
+    add(make_pack(path), "input/größe.png")
+    data = path.read_bytes()
+    path.write_bytes(data.replace("größe".encode(), b"gr\xff\xfe\xfd\xfce"))
+    with pytest.raises(NotAPack, match="damaged"):
+        read_pack(path)
+
+
+def test_a_huge_document_is_refused_before_it_is_parsed(path: Path) -> None:
+    add(make_pack(path, without=["snapshot.json"]), "snapshot.json", b" " * ((64 << 20) + 1))
+    with pytest.raises(UnsafeInput, match="bigger than 64 MiB"):
+        read_pack(path)
+
+
+@pytest.mark.parametrize("name", ["snapshot.json", "workflow_api.json", "workflow.json"])
+@pytest.mark.parametrize("text", [b"[" * 200_000, b'{"a":' * 5000, b"\xff", b'"\\ud800"', b"{", b"[1e999]"])
+def test_no_document_of_a_pack_can_break_the_reader(path: Path, name: str, text: bytes) -> None:
+    with pytest.raises(BadInput, match=name):
+        read_pack(make_pack(path, files={name: text}))
+
+
+def _real() -> bytes:
+    """The fixture written by comfy-pack 0.4 itself, less the bulk of its package list, or a pack like it."""
+    if FIXTURE.is_file():
+        return FIXTURE.read_bytes()
+    with tempfile.TemporaryDirectory() as folder:
+        return make_pack(Path(folder) / "x.zip").read_bytes()
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    edits=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=6), st.integers(0, 8)), max_size=5),
+    cut=st.none() | st.floats(0, 1),
+)
+def test_a_mutated_real_pack_is_read_or_refused(
+    path: Path, edits: list[tuple[float, bytes, int]], cut: float | None
+) -> None:
+    """Bytes are replaced, put in and taken out anywhere in the zip."""
+    data = bytearray(_real())
+    for place, new, gone in edits:
+        start = int(place * len(data))
+        data[start : start + gone] = new
+    path.write_bytes(data[: int(cut * len(data))] if cut is not None else data)
+    _read_all(path)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["snapshot.json", "workflow_api.json", "workflow.json"]),
+    edits=st.lists(
+        st.tuples(
+            st.floats(0, 1, exclude_max=True), st.sampled_from(['"', "{", "}", "[1]", "null", "7", "..", "\\", "é"])
+        ),
+        min_size=1,
+        max_size=4,
+    ),
+)
+def test_a_real_pack_with_a_mutated_document_is_read_or_refused(
+    path: Path, name: str, edits: list[tuple[float, str]]
+) -> None:
+    """The zip is sound and its JSON is not what it was."""
+    with zipfile.ZipFile(io.BytesIO(_real())) as archive:
+        entries = {item: archive.read(item) for item in archive.namelist()}
+    text = entries[name].decode()
+    for place, new in edits:
+        start = int(place * len(text))
+        text = text[:start] + new + text[start + 1 :]
+    with zipfile.ZipFile(path, "w") as archive:
+        for item, content in entries.items():
+            archive.writestr(item, text.encode() if item == name else content)
+    _read_all(path)
+
+
+def _read_all(path: Path) -> None:
+    with suppress(CpackError):
+        pack = read_pack(path)
+        for item in pack.inputs:
+            pack.open_member(item.name)
+        references(pack.workflow_api)
+        pack.served()

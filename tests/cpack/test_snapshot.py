@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import re
 from typing import Any
 
+import jsonschema
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.requirements import Requirement
 
 from cpack_build.cpack.archive import unsafe_name
-from cpack_build.cpack.schema import Snapshot
-from cpack_build.cpack.snapshot import read_snapshot
-from cpack_build.errors import CpackError
+from cpack_build.cpack.published import pack_schema
+from cpack_build.cpack.schema import COMFYUI_URL, FileNode, GitPin, ModelEntry, NodePin, Snapshot
+from cpack_build.cpack.snapshot import read_snapshot, snapshot_document
+from cpack_build.errors import BadInput, CpackError
 from tests.cpack.packs import COMMIT, SHA256, model, snapshot
 
 _TEXT = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
@@ -88,7 +92,7 @@ def test_any_requirements_are_read_or_refused(text: str) -> None:
 
 
 def _keeps_its_promises(found: Snapshot) -> None:
-    assert re.fullmatch(r"3\.[0-9]{1,2}", found.python)
+    assert found.python is None or re.fullmatch(r"3\.[0-9]{1,2}", found.python)
     for node in found.nodes:
         assert not unsafe_name(node.name)
         assert "/" not in node.name
@@ -102,3 +106,58 @@ def _keeps_its_promises(found: Snapshot) -> None:
         assert all(url.startswith(("https://", "http://")) and url.isprintable() for url in entry.urls)
     for requirement in found.requirements:
         assert Requirement(requirement).name
+
+
+_URLS = st.builds(
+    "https://hub.example/{}/{}.git".format, st.sampled_from("abc"), st.from_regex(r"[a-z]{1,5}", fullmatch=True)
+)
+_NAME = st.from_regex(r"[A-Za-z0-9_ ñ-]{1,8}", fullmatch=True)
+_COMMITS = st.from_regex(r"[0-9a-f]{40}", fullmatch=True)
+_SNAPSHOTS = st.builds(
+    Snapshot,
+    python=st.sampled_from(["3.9", "3.11", "3.13"]),
+    comfyui=st.none() | st.builds(GitPin, url=st.just(COMFYUI_URL), commit=_COMMITS),
+    nodes=st.lists(
+        st.builds(NodePin, name=_NAME, url=_URLS, commit=_COMMITS, disabled=st.booleans()),
+        max_size=4,
+        unique_by=(lambda pin: pin.url, lambda pin: pin.name.casefold()),
+    ).map(lambda pins: tuple(sorted(pins, key=lambda pin: (pin.name, pin.url)))),
+    registry_nodes=st.dictionaries(_NAME, st.from_regex(r"[0-9]\.[0-9]", fullmatch=True), max_size=2),
+    file_nodes=st.lists(st.builds(FileNode, filename=_NAME, disabled=st.booleans()), max_size=2).map(tuple),
+    requirements=st.sampled_from(
+        [(), ("a==1.0", "b[x]==2"), ("kornia @ git+https://hub.example/k.git@main", 'z==1; python_version < "3.13"')]
+    ),
+    models=st.lists(
+        st.builds(
+            ModelEntry,
+            filename=st.builds("models/{}/{}.bin".format, _NAME, _NAME),
+            size=st.none() | st.integers(0, 2**62),
+            sha256=st.none() | st.from_regex(r"[0-9a-f]{64}", fullmatch=True),
+            disabled=st.booleans(),
+            urls=st.lists(
+                st.builds("https://hub.example/{}".format, st.sampled_from("xyz")), max_size=3, unique=True
+            ).map(tuple),
+        ),
+        max_size=3,
+        unique_by=lambda model: model.filename,
+    ).map(tuple),
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(pinned=_SNAPSHOTS)
+def test_what_is_written_is_read_back(pinned: Snapshot) -> None:
+    document = json.loads(json.dumps(snapshot_document(pinned)))
+    assert read_snapshot(document) == pinned
+    jsonschema.Draft202012Validator(pack_schema()).validate({"snapshot.json": document, "workflow_api.json": {}})
+
+
+def test_what_a_pack_has_no_room_for_is_refused() -> None:
+    pin = NodePin(name="a", url="https://hub.example/a/b", commit=COMMIT)
+    for changes, words in (
+        ({"python": None}, "no version of Python"),
+        ({"comfyui": GitPin(url="https://fork.example/ComfyUI.git", commit=COMMIT)}, "comes from"),
+        ({"nodes": (pin, pin.model_copy(update={"name": "c"}))}, "Two custom nodes"),
+    ):
+        with pytest.raises(BadInput, match=words):
+            snapshot_document(Snapshot(python="3.11", comfyui=None).model_copy(update=changes))

@@ -18,7 +18,7 @@ import pytest
 
 from cpack_build.cpack.schema import GitPin, ModelEntry, NodePin, Snapshot
 from cpack_build.cpack.settings import Settings
-from cpack_build.errors import BadSettings, HashMismatch, NetworkError, StaleLock, Unresolvable
+from cpack_build.errors import BadInput, BadSettings, HashMismatch, NetworkError, StaleLock, Unresolvable
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
@@ -191,6 +191,13 @@ def test_a_python_that_cannot_be_had_says_what_to_do(world: World, locked: Lock)
             pack, settings=world.settings, store=Store(world.root / "store"),
             sources=Sources(Mirrors(world.settings.mirrors)),
         )  # fmt: skip
+
+
+def test_a_pack_that_names_no_python_says_how_to_name_one(world: World, tmp_path: Path) -> None:
+    pack = FakePack("1" * 64, world.snapshot.model_copy(update={"python": None}))
+    with pytest.raises(BadInput, match="which Python") as caught:
+        resolve(pack, settings=world.settings, store=Store(tmp_path), sources=Sources(Mirrors(world.settings.mirrors)))
+    assert "cpack-build import" in caught.value.hint
 
 
 def test_scratch_has_no_python_of_its_own(world: World, locked: Lock) -> None:
