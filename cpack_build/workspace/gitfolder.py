@@ -71,9 +71,17 @@ def observe(folder: Path, *, untracked: bool = True, outside: tuple[str, ...] = 
     if url and others:
         notes.append(f"has several remotes; {remote} ({url}) is taken, not {', '.join(others)}")
     commit = repository.published(head, remote) if url else head
-    if commit != head:
-        notes.append(f"has commits that {remote} does not have; they are captured as a patch over {commit[:12]}")
-    patch, changed = repository.changes(commit, untracked=untracked, outside=outside, prefix="", notes=notes)
+    patch, changed = b"", list[str]()
+    try:
+        patch, changed = repository.changes(commit, untracked=untracked, outside=outside, prefix="", notes=notes)
+        if commit != head:
+            notes.append(f"has commits that {remote} does not have; they are captured as a patch over {commit[:12]}")
+    except BrokenRepository as error:
+        # A partial clone lacks what was never checked out; the commit is known all the same.
+        notes.append(f"may have changes that cannot be captured, for its repository is not whole ({error})")
+        if commit != head:
+            notes.append(f"has commits that {remote} does not have: push them, or nobody else can have {head[:12]}")
+            commit = head
     for below, pinned in repository.submodules(commit):
         part, names = _submodule(folder, below, pinned, untracked=untracked, depth=0, notes=notes)
         patch += part
@@ -350,13 +358,15 @@ class _Repository:
         """Whether the working tree's own index can be used: it knows which files need not be read again."""
         index = self.git_dir / "index"
         try:
-            data = index.read_bytes()
+            data, info = index.read_bytes(), index.stat()
         except OSError:
             return False
         # A split index, one of a sparse checkout, or one that leaves answers to a file system monitor needs more.
         if any(extension in data for extension in (b"link\0", b"sdir\0", b"FSMN\0")):
             return False
         (home / "git/index").write_bytes(data)
+        # By its own time git knows which entries are too young to be believed (gitformat-index, racy git).
+        os.utime(home / "git/index", ns=(info.st_mtime_ns, info.st_mtime_ns))
         return git.succeeds("ls-files", "--stage") and not git("ls-files", "--unmerged")
 
     def _ask(self, *arguments: str) -> str:

@@ -228,6 +228,18 @@ def test_a_broken_repository_is_named_and_captured_whole(root: Path, how: str) -
     assert [file.name for file in node.files] == ["nodes/node/a.py"]
 
 
+def test_a_partial_clone_is_still_its_commit(root: Path) -> None:
+    folder = root / "custom_nodes/node"
+    commit = make_git_node(folder, url=f"{HUB}/node.git", files={"a.py": "a\n", "b.py": "b\n"})
+    oid = git(folder, "rev-parse", "HEAD:a.py")
+    (folder / ".git/objects" / oid[:2] / oid[2:]).unlink()
+    (folder / "a.py").unlink()
+    node = only(root)
+    assert node.git is not None
+    assert (node.kind, node.git.commit) == ("git", commit)
+    assert "cannot be captured" in node.notes[0]
+
+
 def test_a_registry_node_is_its_id_and_version(root: Path) -> None:
     make_registry_node(root / "custom_nodes/node", name="Some-Node")
     (root / "custom_nodes/node/mine.py").write_text("")
