@@ -59,6 +59,7 @@ _titles = {
     "parameter": "parameters",
     "result": "results",
     "setting": "settings",
+    "record": "other records of snapshot.json",
     "file": "other files",
 }
 

@@ -223,7 +223,7 @@ def _write(
 
     write_pack(
         target,
-        snapshot_document=snapshot_document(snapshot),
+        snapshot_document={**(before.extra if before else {}), **snapshot_document(snapshot)},
         workflow_api=api,
         workflow=drawing,
         inputs={item.path: before.open_member(item.name) for item in before.inputs} if before else None,

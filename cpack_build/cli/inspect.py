@@ -73,6 +73,7 @@ def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) 
         "settings": pack.settings_text is not None,
         "settings_text": pack.settings_text,
         "other": list(pack.other),
+        "extra": pack.extra,
     }
 
 
@@ -132,6 +133,8 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
     if pack.settings_text is not None:
         lines += ["  settings (cpack.yaml)", *(f"    {line}" for line in pack.settings_text.splitlines())]
     shown = pack.other if everything else pack.other[:_OTHER_SHOWN]
+    if pack.extra:
+        lines.append(f"  also in snapshot.json: {', '.join(sorted(pack.extra))} (--json shows it)")
     lines += _table("other files, not used", [(name, "", "") for name in shown])
     if hidden := len(pack.other) - len(shown):
         lines.append(f"    and {hidden} more (--all shows them)")

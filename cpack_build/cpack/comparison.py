@@ -28,8 +28,8 @@ class Change:
     """One difference. *before* or *after* is None when *name* is only in the other pack.
 
     *section* is one of ``python``, ``comfyui``, ``node``, ``registry node``, ``single-file node``, ``package``,
-    ``model``, ``input file``, ``parameter``, ``result``, ``workflow``, ``setting`` and ``file``; *field* names the part
-    that changed, empty when that is the thing itself.
+    ``model``, ``input file``, ``parameter``, ``result``, ``workflow``, ``setting``, ``record`` (what else is noted)
+    and ``file``; *field* names the part that changed, empty when that is the thing itself.
     """
 
     section: str
@@ -63,6 +63,7 @@ def compare(one: Pack, other: Pack) -> tuple[Change, ...]:
         "result": lambda pack: _interface(pack)[1],
         "workflow": _workflow,
         "setting": _settings,
+        "record": lambda pack: pack.extra,
         "file": lambda pack: {name: _digest(pack, name) for name in pack.other if not name.startswith(_IGNORED)},
     }
     for section, read in sections.items():

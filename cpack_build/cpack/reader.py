@@ -34,6 +34,9 @@ _DOCUMENTS = frozenset(
     {"snapshot.json", "workflow_api.json", "workflow.json", "cpack.yaml", "requirements.txt"}
     | {"models.json", "custom_nodes.json"}
 )
+_KNOWN = frozenset(
+    {"comfyui", "git_custom_nodes", "cnr_custom_nodes", "file_custom_nodes", "pips", "python", "models", "custom_nodes"}
+)
 _INPUTS = ("input/", "inputs/")
 """comfy-pack 0.0 wrote ``inputs/``."""
 
@@ -68,6 +71,8 @@ class Pack:
     inputs: tuple[PackFile, ...]
     settings_text: str | None
     other: tuple[str, ...]
+    extra: dict[str, Any]
+    """What ``snapshot.json`` holds besides, by its top keys: ``cpack`` is our own, others are anyone's."""
     _archive: Archive = field(repr=False, compare=False)
 
     @property
@@ -123,6 +128,7 @@ def read_pack(path: Path) -> Pack:
         raise NotAPack(path, "it holds no workflow_api.json")
     requirements = _text(archive, "requirements.txt") if "requirements.txt" in names else None
     era: Era
+    document: Any = None
     if "snapshot.json" in names:
         document = _json(archive, "snapshot.json")
         era = "0.4" if isinstance(document, dict) and "pips" in document else "0.1"
@@ -148,6 +154,7 @@ def read_pack(path: Path) -> Pack:
         inputs=inputs,
         settings_text=_text(archive, "cpack.yaml") if "cpack.yaml" in names else None,
         other=tuple(name for name in sorted(names) if name not in _DOCUMENTS and not name.startswith(_INPUTS)),
+        extra={key: value for key, value in document.items() if key not in _KNOWN} if document else {},
         _archive=archive,
     )
 

@@ -127,7 +127,8 @@ def snapshot_document(snapshot: Snapshot) -> dict[str, Any]:
                 "filename": model.filename,
                 "size": model.size,
                 "disabled": model.disabled,
-                "sha256": model.sha256,
+                # comfy-pack joins it to a path before it asks whether the model is disabled: null would end it.
+                "sha256": model.sha256 or "",
                 # comfy-pack takes the first; the others are ours.
                 "source": {"download_url": model.urls[0], "urls": list(model.urls)} if model.urls else {},
             }

@@ -180,11 +180,17 @@ def test_an_old_pack_becomes_a_new_one_with_all_that_it_has(call: Caller, tmp_pa
 
 def test_the_code_of_nodes_that_a_pack_carries_is_kept_and_comfy_packs_own_is_not(call: Caller, tmp_path: Path) -> None:
     files = {"nodes/mine/a.py": b"a", "patches/x.patch": b"p", "service.py": b"s", "cpack.lock": b"{}"}
-    old = make_pack(tmp_path / "old.cpack.zip", files=files | {"cpack.yaml": b"base: scratch\n"})
+    document = snapshot(cpack={"nodes": {"mine": {"sha256": SHA256}}})
+    files["cpack.yaml"] = b"base: scratch\n"
+    old = make_pack(tmp_path / "old.cpack.zip", snapshot_document=document, files=files)
     assert call("import", old, "-o", tmp_path / "new.cpack.zip").code == 0
     new = read_pack(tmp_path / "new.cpack.zip")
     assert new.other == ("nodes/mine/a.py", "patches/x.patch")
     assert new.settings_text == "base: scratch\n"
+    assert new.extra == {"cpack": document["cpack"]} == call("inspect", old, "--json").document["extra"]
+    changed = make_pack(tmp_path / "changed.cpack.zip", snapshot_document=snapshot(cpack={}), files=files)
+    (told,) = call("diff", old, changed, "--json").document["changes"]
+    assert (told["section"], told["name"], told["field"]) == ("record", "cpack", "nodes")
     assert (new.snapshot.nodes, new.snapshot.models) == (read_pack(old).snapshot.nodes, read_pack(old).snapshot.models)
 
 
