@@ -13,6 +13,7 @@ import pytest
 
 from cpack_build.cli.schema import schema_of
 from tests.cpack.packs import COMMIT, make_pack
+from tests.workspace.installs import WORKFLOW, make_install
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -20,6 +21,8 @@ DOCS = Path(__file__).resolve().parents[1] / "docs"
 def test_the_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     make_pack(tmp_path / "upscale.cpack.zip")
+    make_install(tmp_path / "ComfyUI")
+    (tmp_path / "upscale_api.json").write_text(json.dumps(WORKFLOW))
     git_nodes = {"https://hub.example/a/b": {"hash": COMMIT, "disabled": False}}
     (tmp_path / "snapshot.json").write_text(json.dumps({"comfyui": COMMIT, "git_custom_nodes": git_nodes}))
     text = (DOCS / "python-api.md").read_text()

@@ -15,6 +15,7 @@ import click
 __all__ = ["VERBS", "cli", "main", "run"]
 
 VERBS: dict[str, tuple[str, str]] = {
+    "pack": ("cpack_build.cli.pack:pack", "Pack a workflow with what it uses of a ComfyUI install."),
     "lock": ("cpack_build.cli.lock:lock", "Pin every byte that a pack's image needs, in NAME.cpack.lock."),
     "plan": ("cpack_build.cli.plan:plan", "Show the layers that a build would make, and which are known already."),
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),

@@ -12,16 +12,17 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
+from typing import IO, Any
 
-from cpack_build.cpack.archive import unsafe_name
-from cpack_build.errors import StorageError, UnsafeInput
+from cpack_build.cpack.archive import MEMBER_LIMIT, unsafe_name
+from cpack_build.errors import BadInput, StorageError, UnsafeInput
 
 __all__ = ["write_pack"]
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 """The earliest that a zip can hold (APPNOTE 4.4.6)."""
 _UNIX = 3
+_CHUNK = 1 << 20
 
 
 def write_pack(
@@ -30,16 +31,21 @@ def write_pack(
     snapshot_document: Mapping[str, Any],
     workflow_api: Mapping[str, Any],
     workflow: Mapping[str, Any] | None = None,
-    inputs: Mapping[str, bytes] | None = None,
+    inputs: Mapping[str, bytes | Path] | None = None,
     settings: str | None = None,
-    other: Mapping[str, bytes] | None = None,
+    other: Mapping[str, bytes | Path] | None = None,
 ) -> None:
     """Write a pack at *path*. *snapshot_document* is ``snapshot.json`` as it shall stand, *inputs* are named relative
-    to ``input/``, *settings* is the text of ``cpack.yaml``, *other* are further entries by name.
+    to ``input/``, *settings* is the text of ``cpack.yaml``, *other* are further entries by name. Content that is a path
+    is copied from that file, whatever its size, without being held in memory.
 
-    Raises :class:`UnsafeInput` for a name that would leave its place, :class:`StorageError` when it cannot be written.
+    Raises :class:`UnsafeInput` for a name that would leave its place, :class:`BadInput` for a file that cannot be read
+    or is larger than a pack may hold, :class:`StorageError` when it cannot be written.
     """
-    entries = {"snapshot.json": _json(snapshot_document), "workflow_api.json": _json(workflow_api)}
+    entries: dict[str, bytes | Path] = {
+        "snapshot.json": _json(snapshot_document),
+        "workflow_api.json": _json(workflow_api),
+    }
     if workflow is not None:
         entries["workflow.json"] = _json(workflow)
     if settings is not None:
@@ -56,7 +62,7 @@ def write_pack(
                         info = zipfile.ZipInfo(name, _DATE)
                         info.create_system = _UNIX
                         info.external_attr = 0o100644 << 16
-                        archive.writestr(info, entries[name])
+                        _add(archive, info, entries[name])
                 file.flush()
                 os.fsync(file.fileno())
                 os.fchmod(file.fileno(), 0o644)
@@ -68,6 +74,39 @@ def write_pack(
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}.", hint="Free some space, or name another place."
         ) from error
+
+
+def _add(archive: zipfile.ZipFile, info: zipfile.ZipInfo, content: bytes | Path) -> None:
+    if not isinstance(content, Path):
+        archive.writestr(info, content)
+        return
+    try:
+        source = content.open("rb")
+    except OSError as error:
+        raise _unreadable(content, error) from error
+    with source, archive.open(info, "w") as member:
+        count = 0
+        while chunk := _read(source, content):
+            count += len(chunk)
+            if count > MEMBER_LIMIT:
+                raise BadInput(
+                    f"{content} is larger than the {MEMBER_LIMIT >> 30} GiB that a file in a pack may have.",
+                    hint="Leave it out of the pack, and keep it as a model.",
+                )
+            member.write(chunk)
+
+
+def _read(source: IO[bytes], path: Path) -> bytes:
+    try:
+        return source.read(_CHUNK)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> BadInput:
+    return BadInput(
+        f"{path} cannot be read: {(error.strerror or str(error)).lower()}.", hint="Make it readable, or leave it out."
+    )
 
 
 def _json(document: Mapping[str, Any]) -> bytes:

@@ -1,0 +1,213 @@
+"""``cpack-build pack WORKSPACE -w WORKFLOW``: a ComfyUI install and a workflow become a pack."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cpack_build.cli.options import terminal_options
+from cpack_build.cli.terminal import Terminal, amount, printable
+
+if TYPE_CHECKING:
+    from cpack_build.workspace import Draft, Written
+    from cpack_build.workspace.nodes import Node
+
+__all__ = ["pack"]
+
+_SHOWN = 30
+"""Files of a captured node that are shown; -v shows all."""
+
+
+@click.command(
+    epilog="Example: cpack-build pack ~/ComfyUI -w upscale_api.json -o upscale.cpack.zip    (exit codes: "
+    "docs/exit-codes.md)"
+)
+@click.argument("workspace", type=click.Path(path_type=Path))
+@click.option(
+    "-w", "--workflow", "workflow_file", type=click.Path(path_type=Path), required=True, metavar="FILE",
+    help="The workflow in ComfyUI's API format; with --object-info also as the editor saves it.",
+)  # fmt: skip
+@click.option(
+    "--editor-workflow", type=click.Path(path_type=Path), metavar="FILE", help="The same as the editor saves it."
+)
+@click.option(
+    "--object-info", type=click.Path(path_type=Path), metavar="FILE", help="ComfyUI's answer to /object_info."
+)
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="By default NAME.cpack.zip here.")
+@click.option("--model", "models", metavar="GLOB", multiple=True, help="Also these models: 'loras/*.safetensors'.")
+@click.option("--input", "inputs", metavar="GLOB", multiple=True, help="Also these files of input/.")
+@click.option("--all-models", is_flag=True, help="All models, not only those that the workflow uses.")
+@click.option("--include-local", is_flag=True, help="Capture nodes that have no remote, without asking.")
+@click.option("--exclude-node", metavar="NAME", multiple=True, help="Leave a custom node out.")
+@click.option("--python", type=click.Path(path_type=Path), metavar="PATH", help="The Python that runs this ComfyUI.")
+@click.option(
+    "--extra-model-paths-config", "extra_paths", type=click.Path(path_type=Path), metavar="FILE", multiple=True,
+    help="As ComfyUI's own option.",
+)  # fmt: skip
+@click.option("--comfyui-commit", metavar="COMMIT", help="Which commit a ComfyUI without git is.")
+@click.option("--mirror", metavar="PREFIX=PREFIX", help="Ask the second instead of the first.", multiple=True)
+@click.option("--offline", is_flag=True, help="Ask nobody where models can be had.")
+@click.option("--dry-run", is_flag=True, help="Say what would be packed; read no model, and write nothing.")
+@terminal_options
+def pack(
+    workspace: Path,
+    workflow_file: Path,
+    editor_workflow: Path | None,
+    object_info: Path | None,
+    output: Path | None,
+    models: tuple[str, ...],
+    inputs: tuple[str, ...],
+    all_models: bool,
+    include_local: bool,
+    exclude_node: tuple[str, ...],
+    python: Path | None,
+    extra_paths: tuple[Path, ...],
+    comfyui_commit: str | None,
+    mirror: tuple[str, ...],
+    offline: bool,
+    dry_run: bool,
+    terminal: Terminal,
+) -> None:
+    """Pack a workflow with the ComfyUI, nodes, packages, models and inputs that it uses of WORKSPACE.
+
+    WORKSPACE is the folder of a ComfyUI install; it need not run, and nothing of it is run.
+    """
+    from cpack_build.fetch.http import RequestsTransport, Sources
+    from cpack_build.fetch.mirrors import Mirrors
+    from cpack_build.fetch.store import Store
+    from cpack_build.workflow.conversion import convert, is_ui_format
+    from cpack_build.workspace import draft_pack, read_workflow_file, write_draft
+
+    sources = Sources(Mirrors.parse(mirror), RequestsTransport(timeouts=(5.0, 20.0)))
+    info = read_workflow_file(object_info, what="/object_info") if object_info else None
+    api, drawing = read_workflow_file(workflow_file), read_workflow_file(editor_workflow) if editor_workflow else None
+    if is_ui_format(api):
+        converted = convert(api, info, name=str(workflow_file))
+        for note in converted.notes:
+            terminal.progress.note(note)
+        api, drawing = converted.prompt, drawing or api
+    draft = draft_pack(
+        workspace, api, workflow=drawing, object_info=info,
+        python=python, extra_model_paths=extra_paths, models=models, inputs=inputs, all_models=all_models,
+        exclude_nodes=exclude_node, comfyui_commit=comfyui_commit, progress=terminal.progress,
+    )  # fmt: skip
+    target = output or Path(_name(workflow_file) + ".cpack.zip")
+    for line in (*draft.notes, *(f"Missing: {what}." for what in draft.missing)):
+        terminal.progress.note(line)
+    for finding in draft.findings:
+        terminal.progress.note(f"{finding}: remove it, unless everybody may have it.")
+    if draft.captured:
+        _show_captured(draft, terminal)
+        if not dry_run and not include_local:
+            _ask(draft, terminal)
+    if dry_run:
+        terminal.result(_document(draft, target, None))
+        _say(draft, target, terminal, dry_run=True)
+        return
+    written = write_draft(draft, target, store=Store(), sources=sources, offline=offline, progress=terminal.progress)
+    for note in written.notes:
+        terminal.progress.note(note)
+    terminal.result(_document(draft, target, written))
+    _say(draft, target, terminal, dry_run=False)
+
+
+def _name(workflow: Path) -> str:
+    """What a pack of that file is called: without ``.json`` and ``_api``."""
+    return re.sub(r"([ _.-]api)?\.json$", "", workflow.name, flags=re.IGNORECASE) or "workflow"
+
+
+def _show_captured(draft: Draft, terminal: Terminal) -> None:
+    """The size and files of the nodes that are captured whole."""
+    for node in draft.captured:
+        terminal.progress.note(
+            f"{node.name} would be captured whole ({node.reason}): {len(node.files)} files, "
+            f"{amount(node.size, None, 'B')}."
+        )
+        shown = node.files if terminal.verbose else node.files[:_SHOWN]
+        for file in shown:
+            terminal.progress.note(f"  {file.name}  {amount(file.size, None, 'B')}")
+        if len(shown) < len(node.files):
+            terminal.progress.note(f"  and {len(node.files) - len(shown)} more (-v shows all)")
+
+
+def _ask(draft: Draft, terminal: Terminal) -> None:
+    """Have the user agree that captured nodes travel. Raises :class:`UnsafeInput` where there is nobody to ask."""
+    from cpack_build.errors import UnsafeInput
+
+    names = ", ".join(
+        f"{node.name} ({len(node.files)} files, {amount(node.size, None, 'B')})" for node in draft.captured
+    )
+    asked = not terminal.json and sys.stdin.isatty() and sys.stderr.isatty()
+    if asked and click.confirm(printable(f"Put the code of {names} into the pack?"), err=True):
+        return
+    raise UnsafeInput(
+        f"Only this machine has the code of {names}, so it would have to travel in the pack.",
+        hint=f"Allow it with --include-local, or leave it out: --exclude-node {draft.captured[0].name}. "
+        "--dry-run lists its files.",
+    )
+
+
+def _document(draft: Draft, target: Path, written: Written | None) -> dict[str, Any]:
+    """The result as one object."""
+    hashes = written.hashes if written else {}
+    return {
+        "pack": str(target),
+        "written": written is not None,
+        "sha256": written.sha256 if written else None,
+        "size": written.size if written else None,
+        "comfyui": {
+            "commit": draft.source.commit or None,
+            "patched": bool(draft.source.patch),
+            **draft.source.document(),
+        },
+        "python": {"version": draft.environment.version, "kind": draft.environment.kind},
+        "packages": len(draft.packages.pins),
+        "nodes": [_node(node) for node in draft.nodes],
+        "models": [
+            {
+                "filename": file.name,
+                "size": file.size,
+                "sha256": hashes.get(file.name),
+                "source": dict(written.sources[file.name]) if written else None,
+            }
+            for file in draft.models
+        ],
+        "models_not_chosen": len(draft.listing.files) - len(draft.models),
+        "inputs": [{"filename": file.name, "size": file.size} for file in draft.inputs],
+        "missing": list(draft.missing),
+        "notes": [*draft.notes, *(written.notes if written else ())],
+        "findings": [{"file": item.file, "line": item.line, "kind": item.kind} for item in draft.findings],
+    }
+
+
+def _node(node: Node) -> dict[str, Any]:
+    said: dict[str, Any] = {"name": node.name, "kind": node.kind, "disabled": node.disabled}
+    if node.git is not None and node.kind == "git":
+        said |= {"url": node.git.url, "commit": node.git.commit, "changed": list(node.git.changed)}
+    if node.version:
+        said |= {"id": node.registry_id, "version": node.version}
+    if node.files:
+        said |= {"captured": [{"filename": file.name, "size": file.size} for file in node.files], "size": node.size}
+    return said
+
+
+def _say(draft: Draft, target: Path, terminal: Terminal, *, dry_run: bool) -> None:
+    """One line, and what is missing."""
+    what = "would be written" if dry_run else "is written"
+    version = draft.source.version or draft.source.commit[:12] or "of unknown version"
+    enabled = sum(not node.disabled for node in draft.nodes)
+    size = amount(sum(file.size for file in draft.models), None, "B")
+    terminal.say(
+        f"{target} {what}: ComfyUI {version}, Python {draft.environment.version}, {len(draft.packages.pins)} packages, "
+        f"{enabled} custom nodes, {len(draft.models)} of {len(draft.listing.files)} models ({size}), "
+        f"{len(draft.inputs)} inputs."
+    )
+    if dry_run:
+        for file in draft.models:
+            terminal.say(f"  {file.name}  {amount(file.size, None, 'B')}")
+        for item in draft.inputs:
+            terminal.say(f"  {item.name}  {amount(item.size, None, 'B')}")

@@ -1,0 +1,127 @@
+"""Hugging Face: where a file with a known hash lies, from an address, a name, or the cache on this machine.
+
+It has no look-up by hash, so a repository is found by name and then asked for its files: one of them must be stored
+(LFS) under that very sha256. The cache of ``huggingface_hub`` names its blobs by it, and needs no network.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from cpack_build.fetch.asking import Asker
+
+__all__ = ["cache_folders", "in_cache", "in_repository", "parse_address", "search", "source"]
+
+_SITE = "https://huggingface.co"
+_ADDRESS = re.compile(r"/((?:datasets/)?[\w.-]+/[\w.-]+)/(?:resolve|blob|raw)/([\w.%-]+)/(.+)")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_NAMES_TRIED = 5
+"""Repositories looked into for one name."""
+
+
+def source(repo: str, commit: str, path: str) -> dict[str, Any]:
+    """A file of a repository, as a pack says it. *repo* begins with ``datasets/`` where it is one."""
+    below = f"{quote(commit, safe='')}/{quote(path)}"
+    return {
+        "download_url": f"{_SITE}/{repo}/resolve/{below}",
+        "url": f"{_SITE}/{repo}/blob/{below}",
+        "repo": repo,
+        "commit": commit,
+        "path": path,
+        "source": "huggingface",
+    }
+
+
+def parse_address(url: str) -> tuple[str, str, str] | None:
+    """Repository, revision and path of a file's address; ``None`` for other addresses."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    if parts.hostname not in ("huggingface.co", "www.huggingface.co", "hf.co"):
+        return None
+    match = _ADDRESS.fullmatch(parts.path)
+    if match is None:
+        return None
+    path = unquote(match[3])
+    return None if ".." in path.split("/") or not path.isprintable() else (match[1], unquote(match[2]), path)
+
+
+def in_repository(repo: str, revision: str, *, sha256: str, asker: Asker) -> dict[str, Any] | None:
+    """The file with that hash in a repository, pinned to the commit that *revision* now is."""
+    kind, name = ("datasets", repo.removeprefix("datasets/")) if repo.startswith("datasets/") else ("models", repo)
+    answer = asker.get(f"{_SITE}/api/{kind}/{name}/revision/{quote(revision, safe='')}?blobs=true")
+    if not isinstance(answer, Mapping):
+        return None
+    commit, files = answer.get("sha"), answer.get("siblings")
+    if not isinstance(commit, str) or not _COMMIT.fullmatch(commit) or not isinstance(files, list):
+        return None
+    for file in files:
+        lfs = file.get("lfs") if isinstance(file, Mapping) else None
+        path = file.get("rfilename") if isinstance(file, Mapping) else None
+        if not isinstance(lfs, Mapping) or lfs.get("sha256") != sha256:
+            continue
+        if isinstance(path, str) and path.isprintable() and ".." not in path.split("/"):
+            return source(repo, commit, path)
+    return None
+
+
+def search(name: str, *, sha256: str, asker: Asker) -> dict[str, Any] | None:
+    """The file with that hash in a repository that is called about like the file *name*."""
+    stem = Path(name).stem
+    words = [
+        stem,
+        *(part for part in [re.split(r"[-_.](?:fp\d+|bf16|q\d|v\d|e\d+m\d+|pruned|emaonly)", stem)[0]] if part),
+    ]
+    tried: set[str] = set()
+    for word in dict.fromkeys(words):
+        answer = asker.get(f"{_SITE}/api/models?search={quote(word, safe='')}&limit={_NAMES_TRIED}&sort=downloads")
+        for item in answer if isinstance(answer, list) else ():
+            repo = item.get("id") if isinstance(item, Mapping) else None
+            if not isinstance(repo, str) or repo in tried or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+                continue
+            if len(tried) >= _NAMES_TRIED:
+                return None
+            tried.add(repo)
+            if (found := in_repository(repo, "main", sha256=sha256, asker=asker)) is not None:
+                return found
+    return None
+
+
+def cache_folders() -> tuple[Path, ...]:
+    """Where ``huggingface_hub`` keeps its cache on this machine, by its own environment variables."""
+    places = [os.environ.get("HF_HUB_CACHE"), os.environ.get("HUGGINGFACE_HUB_CACHE")]
+    places.append(os.path.join(os.environ["HF_HOME"], "hub") if os.environ.get("HF_HOME") else None)
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    places.append(os.path.join(cache, "huggingface", "hub"))
+    return tuple(Path(place) for place in dict.fromkeys(filter(None, places)))
+
+
+def in_cache(sha256: str, folders: tuple[Path, ...]) -> dict[str, Any] | None:
+    """The file with that hash, as the caches in *folders* know it: ``blobs/<sha256>``, linked from a commit's files."""
+    for folder in folders:
+        for repository in sorted(folder.glob("*--*--*")):
+            if not (repository / "blobs" / sha256).exists():
+                continue
+            kind, _, name = repository.name.partition("--")
+            repo = {"models": "", "datasets": "datasets/"}.get(kind)
+            if repo is None:
+                continue
+            for commit, path in _linked(repository, sha256):
+                return source(repo + name.replace("--", "/", 1), commit, path)
+    return None
+
+
+def _linked(repository: Path, sha256: str) -> Iterator[tuple[str, str]]:
+    """Commits, and paths in them, that a blob of the cache is linked from."""
+    for commit in sorted((repository / "snapshots").glob("*")):
+        if not _COMMIT.fullmatch(commit.name):
+            continue
+        for path in sorted(commit.rglob("*")):
+            if path.is_symlink() and os.path.basename(os.readlink(path)) == sha256:
+                yield commit.name, path.relative_to(commit).as_posix()

@@ -1,0 +1,291 @@
+"""The custom nodes of a workspace, each by what it is: git, registry, a single file, or somebody's own folder.
+
+ComfyUI-Manager's ways are known (``.disabled`` as suffix and as folder, ``.tracking``, ``.git/.cnr-id``), but it need
+not be there. A node is only looked at: its code is neither imported nor run.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from cpack_build.cpack.archive import unsafe_name
+from cpack_build.errors import BadInput
+from cpack_build.workspace.gitfolder import BrokenRepository, GitFolder, observe
+from cpack_build.workspace.place import Comfyui
+
+__all__ = ["CapturedFile", "Node", "find_nodes"]
+
+_OWN_FILES = frozenset({"websocket_image_save.py"})
+"""Single-file nodes that come with ComfyUI itself."""
+_SKIPPED = frozenset(
+    {"__pycache__", ".git", ".venv", "venv", "node_modules", ".DS_Store", ".mypy_cache", ".ruff_cache"}
+)
+_COMPILED = (".pyc", ".pyo")
+_TOML_LIMIT = 1 << 20
+_DEPTH_LIMIT = 32
+_REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_REGISTRY_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}")
+
+Kind = Literal["git", "registry", "file", "local"]
+
+
+@dataclass(frozen=True)
+class CapturedFile:
+    """A file that goes into the pack as it is: its name in the pack, where it lies, and its size in bytes."""
+
+    name: str
+    path: Path
+    size: int
+
+
+@dataclass(frozen=True)
+class Node:
+    """One custom node, called *name* as its folder (or file) is without ``.disabled``.
+
+    A ``git`` node has *git*; a ``registry`` node *registry_id* and *version*; a ``local`` one, and a ``file`` that is
+    not ComfyUI's own, *files* that a pack would capture whole. *notes* are for people, *reason* says why it is local.
+    """
+
+    name: str
+    kind: Kind
+    disabled: bool = False
+    git: GitFolder | None = None
+    registry_id: str = ""
+    version: str = ""
+    files: tuple[CapturedFile, ...] = ()
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Bytes that would be captured."""
+        return sum(file.size for file in self.files)
+
+
+@dataclass
+class _Capture:
+    files: list[CapturedFile] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def find_nodes(comfyui: Comfyui, *, exclude: tuple[str, ...] = ()) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+    """Every custom node, sorted by name, but those named in *exclude*; and notes about what is none.
+
+    Raises :class:`BadInput` for an excluded name that is not there.
+    """
+    nodes: list[Node] = []
+    notes: list[str] = []
+    left_out = set()
+    for folder in comfyui.node_folders:
+        for path, name, disabled in _entries(folder, notes):
+            if name in exclude:
+                left_out.add(name)
+                continue
+            if problem := unsafe_name(name):
+                notes.append(f"The custom node {name!a:.80} is passed over: its name {problem}.")
+                continue
+            try:
+                is_folder = path.is_dir()
+            except OSError as error:
+                notes.append(f"The custom node {name} is passed over: {(error.strerror or str(error)).lower()}.")
+                continue
+            nodes.append(_folder_node(path, name, disabled) if is_folder else _file_node(path, name, disabled))
+    if unknown := sorted(set(exclude) - left_out):
+        raise BadInput(
+            f"--exclude-node {unknown[0]!r} is no custom node of the workspace.",
+            hint=f"It has: {', '.join(node.name for node in nodes) or 'none'}.",
+        )
+    return tuple(sorted(nodes, key=lambda node: (node.name, node.disabled))), tuple(notes)
+
+
+def _entries(folder: Path, notes: list[str]) -> list[tuple[Path, str, bool]]:
+    """Path, name and whether it is disabled, of what lies in a folder of custom nodes."""
+    found = []
+    for path in _listed(folder, notes):
+        name = path.name
+        if name == ".disabled" and path.is_dir():
+            # ComfyUI-Manager 3 moves nodes there, as NAME@1_2_3 or NAME@nightly.
+            found += [(below, below.name.partition("@")[0], True) for below in _listed(path, notes)]
+            continue
+        disabled = name.lower().endswith(".disabled")
+        name = name[: -len(".disabled")] if disabled else name
+        if name.startswith(".") or name in _SKIPPED or name.lower().endswith((".example", *_COMPILED)):
+            continue
+        if path.is_dir() or name.endswith(".py"):
+            found.append((path, name, disabled))
+        elif path.is_symlink() and not path.exists():
+            notes.append(f"The custom node {name!a:.80} is passed over: a link that leads nowhere.")
+    return found
+
+
+def _listed(folder: Path, notes: list[str]) -> list[Path]:
+    try:
+        return sorted((Path(entry.path) for entry in os.scandir(folder)), key=lambda path: os.fsencode(path.name))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        notes.append(f"{folder.name} cannot be listed: {(error.strerror or str(error)).lower()}.")
+        return []
+
+
+def _file_node(path: Path, name: str, disabled: bool) -> Node:
+    if name in _OWN_FILES:
+        return Node(name, "file", disabled)
+    size = path.stat().st_size if path.is_file() else 0
+    files = (CapturedFile(f"nodes/{name}", path, size),) if path.is_file() and os.access(path, os.R_OK) else ()
+    notes = () if files else (f"{name} cannot be read; its content is not in the pack.",)
+    return Node(name, "file", disabled, files=() if disabled else files, reason="a single file", notes=notes)
+
+
+def _folder_node(path: Path, name: str, disabled: bool) -> Node:
+    reason = "no git repository, and not from the registry"
+    notes: list[str] = []
+    project = _project(path, notes)
+    if os.path.lexists(path / ".git"):
+        try:
+            git = observe(path)
+        except BrokenRepository as error:
+            reason = f"its git repository is broken: {error}"
+        else:
+            if git.url:
+                told = [f"{name} {note}." for note in git.notes]
+                if git.private:
+                    told.append(f"{name} comes from {git.url}: whoever builds the pack needs access to it.")
+                if git.changed:
+                    told.append(f"{name} has uncommitted changes, captured as a patch: {_some(git.changed)}.")
+                return Node(name, "git", disabled, git=git, notes=tuple(told))
+            reason = "its git repository has no remote that others can reach"
+    elif (path / ".tracking").is_file():
+        if (found := _registered(project)) is not None:
+            changed = _beyond_tracking(path)
+            if changed:
+                notes.append(f"{name} has files that did not come from the registry, not captured: {_some(changed)}.")
+            return Node(name, "registry", disabled, registry_id=found[0], version=found[1], notes=tuple(notes))
+        reason = "it was installed from the registry, but its pyproject.toml does not say which version it is"
+    if home := _repository_hint(project):
+        notes.append(f"{name} names {home} as its repository; a clone of it would be packed by its commit.")
+    if disabled:
+        return Node(name, "local", True, reason=reason, notes=tuple(notes))
+    capture = _captured(path, f"nodes/{name}")
+    return Node(name, "local", files=tuple(capture.files), reason=reason, notes=(*notes, *capture.notes))
+
+
+# -- the registry ------------------------------------------------------------------------------------------------------
+
+
+def _project(path: Path, notes: list[str]) -> Mapping[str, Any]:
+    """``[project]`` of a node's pyproject.toml."""
+    import sys
+
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    file = path / "pyproject.toml"
+    try:
+        if not file.is_file() or file.stat().st_size > _TOML_LIMIT:
+            return {}
+        document = tomllib.loads(file.read_bytes().decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
+        notes.append(f"{path.name}: its pyproject.toml cannot be read ({(str(error).splitlines() or ['?'])[0]:.80}).")
+        return {}
+    project = document.get("project")
+    return project if isinstance(project, dict) else {}
+
+
+def _registered(project: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Id and version, as ComfyUI-Manager's ``cnr_utils.read_cnr_info`` takes them."""
+    name, version = project.get("name"), project.get("version")
+    if not isinstance(name, str) or not isinstance(version, str):
+        return None
+    name, version = name.strip().lower(), version.strip()
+    if not _REGISTRY_ID.fullmatch(name) or not _REGISTRY_VERSION.fullmatch(version):
+        return None
+    return name, version
+
+
+def _repository_hint(project: Mapping[str, Any]) -> str:
+    from cpack_build.workspace.gitfolder import public_url
+
+    urls = project.get("urls")
+    value = urls.get("Repository") if isinstance(urls, dict) else None
+    return public_url(value) if isinstance(value, str) else ""
+
+
+def _beyond_tracking(path: Path) -> list[str]:
+    """Files that ``.tracking`` does not list."""
+    try:
+        text = (path / ".tracking").read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return []
+    listed = {line.strip().replace("\\", "/") for line in text.splitlines()} | {".tracking"}
+    prefix = f"nodes/{path.name}/"
+    return [
+        file.name[len(prefix) :]
+        for file in _captured(path, prefix[:-1]).files
+        if file.name[len(prefix) :] not in listed
+    ]
+
+
+# -- capturing ---------------------------------------------------------------------------------------------------------
+
+
+def _captured(top: Path, prefix: str) -> _Capture:
+    """The regular files below *top*; links count as what they lead to within it, and are left out otherwise."""
+    capture = _Capture()
+    root = Path(os.path.realpath(top))
+
+    def leave(path: Path, why: str) -> None:
+        capture.notes.append(
+            f"{prefix.removeprefix('nodes/')}: {path.relative_to(top).as_posix()!r:.80} is left out: {why}."
+        )
+
+    def below(folder: Path, name: str, above: tuple[tuple[int, int], ...]) -> None:
+        try:
+            entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
+        except OSError as error:
+            leave(folder, (error.strerror or str(error)).lower())
+            return
+        for entry in entries:
+            path, inner = Path(entry.path), f"{name}/{entry.name}"
+            if entry.name in _SKIPPED or entry.name.endswith(_COMPILED):
+                continue
+            if problem := unsafe_name(inner):
+                leave(path, f"its name {problem}")
+                continue
+            try:
+                info = path.stat()
+            except OSError as error:
+                leave(path, "a link that leads nowhere" if entry.is_symlink() else (error.strerror or "?").lower())
+                continue
+            if entry.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
+                leave(path, "a link that leads out of the node")
+            elif stat.S_ISDIR(info.st_mode):
+                key = (info.st_dev, info.st_ino)
+                if key in above or len(above) >= _DEPTH_LIMIT:
+                    leave(path, "a link to a folder that holds it" if key in above else "too deep")
+                else:
+                    below(path, inner, (*above, key))
+            elif not stat.S_ISREG(info.st_mode):
+                leave(path, "no regular file")
+            elif not os.access(path, os.R_OK):
+                leave(path, "permission denied")
+            else:
+                capture.files.append(CapturedFile(inner, path, info.st_size))
+
+    info = top.stat()
+    below(top, prefix, ((info.st_dev, info.st_ino),))
+    return capture
+
+
+def _some(names: tuple[str, ...] | list[str]) -> str:
+    """The first few of *names*."""
+    shown = ", ".join(name.encode("utf-8", "backslashreplace").decode() for name in names[:5])
+    return shown + (f" and {len(names) - 5} more" if len(names) > 5 else "")

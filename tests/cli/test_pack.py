@@ -1,0 +1,127 @@
+"""``cpack-build pack`` says what it would do, asks before it captures, and ends in the documented ways."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cpack_build.cpack.reader import read_pack
+from tests.cli.calling import Caller
+from tests.workspace.installs import WORKFLOW, make_install
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = make_install(tmp_path / "ComfyUI")
+    shutil.rmtree(root / "custom_nodes")
+    return root
+
+
+@pytest.fixture
+def workflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "upscale_api.json"
+    path.write_text(json.dumps(WORKFLOW))
+    return path
+
+
+def test_a_pack_is_written_and_inspected(call: Caller, root: Path, workflow: Path, tmp_path: Path) -> None:
+    done = call("pack", root, "-w", workflow, "--offline")
+    assert done.code == 0, done.err
+    assert "upscale.cpack.zip is written: ComfyUI" in done.out
+    assert "source unknown" in done.err
+    seen = call("inspect", tmp_path / "upscale.cpack.zip", "--json")
+    assert seen.code == 0, seen.err
+    assert read_pack(tmp_path / "upscale.cpack.zip").served().interface.input("photo") is not None
+
+
+def test_a_dry_run_writes_nothing(call: Caller, root: Path, workflow: Path, tmp_path: Path) -> None:
+    done = call("pack", root, "-w", workflow, "--dry-run", "--json")
+    assert done.code == 0, done.err
+    assert done.document["written"] is False
+    assert [model["filename"] for model in done.document["models"]] == ["models/upscale_models/tiny.safetensors"]
+    assert not (tmp_path / "upscale.cpack.zip").exists()
+    assert not (tmp_path / "store").exists()
+
+
+def test_without_a_network_it_is_no_error(call: Caller, root: Path, workflow: Path) -> None:
+    nowhere = (
+        "--mirror",
+        "https://civitai.com=http://127.0.0.1:9",
+        "--mirror",
+        "https://huggingface.co=http://127.0.0.1:9",
+    )
+    done = call("pack", root, "-w", workflow, *nowhere, "--json")
+    assert done.code == 0, done.err
+    assert done.document["models"][0]["source"] == {}
+    assert "source unknown" in done.err
+
+
+def test_local_nodes_are_shown_and_need_consent(call: Caller, root: Path, workflow: Path, tmp_path: Path) -> None:
+    (root / "custom_nodes/mine").mkdir(parents=True)
+    (root / "custom_nodes/mine/__init__.py").write_text("x = 1\n")
+    refused = call("pack", root, "-w", workflow, "--offline")
+    assert refused.code == 8
+    assert "nodes/mine/__init__.py  6 B" in refused.err
+    assert "--include-local" in refused.err
+    assert not (tmp_path / "upscale.cpack.zip").exists()
+    assert call("pack", root, "-w", workflow, "--offline", "--include-local").code == 0
+    assert read_pack(tmp_path / "upscale.cpack.zip").other == ("nodes/mine/__init__.py",)
+    assert call("pack", root, "-w", workflow, "--offline", "--exclude-node", "mine").code == 0
+    assert read_pack(tmp_path / "upscale.cpack.zip").other == ()
+
+
+def test_a_drawing_is_converted_where_the_nodes_are_known(
+    call: Caller, root: Path, workflow: Path, tmp_path: Path
+) -> None:
+    drawing = {
+        "nodes": [
+            {"id": 1, "type": "LoadImage", "widgets_values": ["example.png", "image"],
+             "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}]},
+            {"id": 2, "type": "CPackOutputImage", "widgets_values": ["x"],
+             "inputs": [{"name": "images", "type": "IMAGE", "link": 1}]},
+        ],
+        "links": [[1, 1, 0, 2, 0, "IMAGE"]],
+    }  # fmt: skip
+    known = {
+        "LoadImage": {"input": {"required": {"image": [["example.png"], {"image_upload": True}]}},
+                      "output": ["IMAGE"], "output_name": ["IMAGE"]},
+        "CPackOutputImage": {"input": {"required": {"images": ["IMAGE"], "filename_prefix": ["STRING", {}]}},
+                             "output": [], "output_name": []},
+    }  # fmt: skip
+    workflow.write_text(json.dumps(drawing))
+    (tmp_path / "info.json").write_text(json.dumps(known))
+    refused = call("pack", root, "-w", workflow, "--offline")
+    assert refused.code == 3
+    assert "Export (API)" in refused.err
+    done = call("pack", root, "-w", workflow, "--object-info", tmp_path / "info.json", "--offline")
+    assert done.code == 0, done.err
+    pack = read_pack(tmp_path / "upscale.cpack.zip")
+    assert pack.workflow == drawing
+    assert [item.name for item in pack.inputs] == ["input/example.png"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["{root}"], 2, "Missing option '-w'"),
+        (["{root}", "-w", "{root}/nowhere.json"], 3, "nowhere.json cannot be read: no such file"),
+        (["{root}", "-w", "{root}/main.py"], 3, "is not JSON"),
+        (["{root}/input", "-w", "{workflow}"], 3, "holds no ComfyUI"),
+        (["{root}", "-w", "{workflow}", "--model", "x*"], 4, "--model 'x*' matches no model"),
+        (["{root}", "-w", "{workflow}", "--input", "x*"], 4, "--input 'x*' matches no file"),
+        (["{root}", "-w", "{workflow}", "--python", "{root}/input"], 3, "is no Python environment"),
+        (["{root}", "-w", "{workflow}", "--comfyui-commit", "v1"], 3, "is no commit"),
+        (["{root}", "-w", "{workflow}", "-o", "{root}/main.py"], 8, "is there and is no pack"),
+        (["{root}", "-w", "{workflow}", "--offline", "-o", "{root}/nowhere/x.zip"], 9, "cannot be written"),
+    ],
+)
+def test_each_mistake_is_named(
+    call: Caller, root: Path, workflow: Path, arguments: list[str], code: int, said: str
+) -> None:
+    done = call("pack", *(argument.format(root=root, workflow=workflow) for argument in arguments))
+    assert (done.code, said in done.err) == (code, True), done.err
+    assert "Traceback" not in done.err
