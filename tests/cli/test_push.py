@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 
@@ -13,7 +19,7 @@ from cpack_build.oci.reference import parse_reference
 from tests.cli.calling import Caller
 from tests.engines import Registry
 from tests.oci.images import image_of, small_image, text_layer
-from tests.oci.misbehaving import Fault, run_misbehaving
+from tests.oci.misbehaving import Fault, Request, run_misbehaving
 
 
 @pytest.fixture(autouse=True)
@@ -108,3 +114,31 @@ def test_the_password_in_the_environment_is_for_one_registry(
         assert "secret" not in done.out + done.err
         monkeypatch.delenv("CPACK_REGISTRY")
         assert call("push", f"oci:{tmp_path}/x.oci", f"{other.host}/x:v1").code == 0
+
+
+def test_ctrl_c_gives_the_upload_up(tmp_path: Path) -> None:
+    image = image_of([text_layer({"large": b"\0" * (32 << 20)})])
+    write_layout(image, tmp_path / "x.oci")
+    with run_misbehaving() as fake:
+        command = [sys.executable, "-m", "cpack_build", "push", f"oci:{tmp_path}/x.oci", f"{fake.host}/x:v1"]
+        environment = os.environ | {"CPACK_HOME": str(tmp_path / "store")}
+        started = Event()
+
+        sent: list[int] = []
+
+        def interrupt(request: Request) -> None:
+            if int(request.headers.get("content-length", "0")) > 1 << 20 and not sent:
+                sent.append(request.number)
+                started.wait(10)
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.5)  # Its buffers fill, and it waits to send more.
+
+        fake.fault = interrupt
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
+        started.set()
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 130, err
+        assert "Stopped." in err
+        assert sent
+        assert not fake.uploads
+        assert not fake.manifests

@@ -31,6 +31,8 @@ class Fault:
     headers: dict[str, str] = field(default_factory=dict)
     """Of the answer to *status*; without a status, put over those of the right answer."""
     body: bytes = b""
+    early: bool = False
+    """Answer *status* without reading the request's body, and break the connection."""
     take: int | None = None
     """Take so many bytes of the body, keep them, and break the connection."""
     forget: bool = False
@@ -130,6 +132,10 @@ class _Handler(BaseHTTPRequestHandler):
         self._left = int(headers.get("content-length", "0"))
         self._fault = fault or Fault()
         try:
+            if self._fault.status is not None and self._fault.early:
+                self._answer(self._fault.status, self._fault.headers, self._fault.body)
+                self.wfile.flush()
+                raise _Broken
             if self._fault.status is not None:
                 for _ in self._body():
                     pass

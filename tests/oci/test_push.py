@@ -226,6 +226,21 @@ def test_a_whole_body_that_is_refused_goes_in_pieces_no_smaller_than_asked_for(
     assert set(pieces[:-1]) == {150_000}
 
 
+@pytest.mark.parametrize("status", [413, 503])
+def test_an_answer_in_the_middle_of_a_body_is_taken_for_what_it_is(
+    fake: Misbehaving, tmp_path: Path, status: int
+) -> None:
+    """A proxy that has seen the Content-Length does not wait for what it will not take."""
+    image = image_of([model_layer(tmp_path, 8_000_000)])
+    fake.fault = lambda request: (
+        Fault(status=status, early=True)
+        if request.method == "PUT" and int(request.headers["content-length"]) > 1 << 20
+        else None
+    )
+    push(image, [parse_reference(f"{fake.host}/x:v1")], piece=1 << 20)
+    assert holds(fake, image)
+
+
 def test_after_416_the_registry_is_asked_how_far_it_is(fake: Misbehaving, tmp_path: Path) -> None:
     image = image_of([model_layer(tmp_path, 300_000)])
     answers = [Fault(status=413), Fault(status=416)]
