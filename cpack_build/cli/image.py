@@ -64,6 +64,7 @@ def image(
     dry_run: bool,
     chosen: Chosen,
     jobs: int,
+    blob_limit: int | None,
     insecure: tuple[str, ...],
     ca: Path | None,
     terminal: Terminal,
@@ -103,7 +104,15 @@ def image(
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
-        pushed = push_image(built, targets, jobs=jobs, access=access, memo=Store(), progress=terminal.progress)
+        pushed = push_image(
+            built,
+            targets,
+            jobs=jobs,
+            blob_limit=None if blob_limit is None else blob_limit << 20,
+            access=access,
+            memo=Store(),
+            progress=terminal.progress,
+        )
         terminal.result(
             {
                 "image_id": built.id,

@@ -26,9 +26,15 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def registry_options(function: F) -> F:
-    """``--jobs``, ``--insecure-registry`` and ``--ca``, passed as *jobs*, *insecure* and *ca*."""
+    """The options *jobs*, *blob_limit* (MiB), *insecure* and *ca*."""
     options = (
         click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs to send at once."),
+        click.option(
+            "--blob-limit",
+            type=click.IntRange(0),
+            metavar="MIB",
+            help="The largest blob that the registry takes; by default what is known of it, 0 for none.",
+        ),
         click.option(
             "--insecure-registry",
             "insecure",
@@ -67,6 +73,7 @@ def push(
     platform: str | None,
     dry_run: bool,
     jobs: int,
+    blob_limit: int | None,
     insecure: tuple[str, ...],
     ca: Path | None,
     terminal: Terminal,
@@ -88,6 +95,7 @@ def push(
         found,
         targets,
         jobs=jobs,
+        blob_limit=None if blob_limit is None else blob_limit << 20,
         access=access,
         mount_from=[name] if isinstance(name, Reference) else [],
         memo=Store(),

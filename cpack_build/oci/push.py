@@ -17,6 +17,7 @@ from typing import Protocol
 
 from cpack_build.errors import Cancelled, HashMismatch, UsageError
 from cpack_build.oci.connection import Access, Connection
+from cpack_build.oci.limits import check_blobs
 from cpack_build.oci.reference import Reference, is_digest
 from cpack_build.oci.registry import ACCEPT
 from cpack_build.oci.types import Blob, Image
@@ -61,13 +62,15 @@ def push(
     mount_from: Sequence[Reference] = (),
     memo: Memo | None = None,
     piece: int = PIECE,
+    blob_limit: int | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Pushed, ...]:
     """Give *image* to each of *references*, one after the other.
 
     *mount_from* are repositories that may have its blobs; those of *references* are looked in as well. With *dry_run*
-    the registries are only asked what they have, and ``sent`` is what would be. Raises :class:`UsageError`,
+    the registries are only asked what they have, and ``sent`` is what would be. *blob_limit* in bytes takes the place
+    of what is known of a registry (0: none). Raises :class:`UsageError`,
     :class:`HashMismatch`, :class:`NetworkError`, :class:`UnsafeInput`; the names then stand for what they stood for.
     """
     for reference in references:
@@ -76,6 +79,7 @@ def push(
                 f"{reference}: the image is {image.digest}, so that it cannot be pushed under another digest.",
                 hint="Leave the @… out.",
             )
+        check_blobs((image.config, *image.layers), reference, limit=blob_limit)
     done: list[Pushed] = []
     known = list(mount_from)
     for reference in references:

@@ -16,6 +16,7 @@ import pytest
 from cpack_build.errors import Cancelled, CpackError, HashMismatch, NetworkError, UnsafeInput, UsageError
 from cpack_build.fetch.store import Store
 from cpack_build.oci.layout import write_layout
+from cpack_build.oci.limits import blob_limit
 from cpack_build.oci.modellayer import ModelLayer, hash_model
 from cpack_build.oci.push import push
 from cpack_build.oci.reference import LayoutName, parse_reference
@@ -493,6 +494,23 @@ def test_a_dry_run_sends_nothing(fake: Misbehaving) -> None:
 def test_a_digest_that_the_image_does_not_have_is_refused() -> None:
     with pytest.raises(UsageError, match="another digest"):
         push(small_image(), [parse_reference("r.example/x@sha256:" + "0" * 64)])
+
+
+def test_a_blob_too_large_for_a_registry_is_told_before_any_byte_moves(fake: Misbehaving, tmp_path: Path) -> None:
+    layer = replace(model_layer(tmp_path, 10), size=11_000 << 20)
+    image = image_of([layer])
+    with pytest.raises(
+        UsageError, match=rf"models/model \({layer.digest}\) has 11000 MiB, and public.ecr.aws takes 10000"
+    ):
+        push(image, [parse_reference("public.ecr.aws/x/y:1")])
+    for limit in (0, 12_000 << 20):
+        push(image, [parse_reference(f"{fake.host}/x:1")], blob_limit=limit, dry_run=True)
+    before = len(fake.seen)
+    with pytest.raises(UsageError, match="takes 5 MiB"):
+        push(image, [parse_reference(f"{fake.host}/x:1")], blob_limit=5 << 20)
+    assert len(fake.seen) == before
+    assert blob_limit("123456789012.dkr.ecr.eu-west-1.amazonaws.com") == 52_000 << 20
+    assert blob_limit("evil.example") is None
 
 
 def test_the_layout_on_disk_has_the_digest_that_was_pushed(fake: Misbehaving, tmp_path: Path) -> None:
