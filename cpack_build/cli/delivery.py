@@ -52,6 +52,8 @@ class Destination:
         if isinstance(self.place, LayoutName):
             tagged = f"oci:{self.place.path}:{self.place.tag or self.reference.tag or 'latest'}"
             return f"podman run --rm {_PUBLISH} {shlex.quote(tagged)}"
+        if isinstance(self.place, Reference):
+            return f"docker run --rm {_PUBLISH} {name}"
         assert isinstance(self.place, ArchiveName)
         return f"docker load -i {shlex.quote(str(self.place.path))} && docker run --rm {_PUBLISH} {name}"
 
@@ -63,28 +65,33 @@ def default_reference(pack: Path) -> Reference:
     return parse_reference(f"{name or 'workflow'}:latest")
 
 
-def choose(outputs: Sequence[str], *, tag: str | None, pack: Path) -> tuple[Destination, ...]:
-    """The places that ``--output`` and ``-t`` ask for; without ``--output`` Docker if it answers, else podman, else
-    ``NAME.oci/`` beside the pack.
+def choose(
+    outputs: Sequence[str], *, tag: str | None, pack: Path, pushes: Sequence[str] = ()
+) -> tuple[Destination, ...]:
+    """The places that ``--output``, ``--push`` and ``-t`` ask for; without the first two Docker if it answers, else
+    podman, else ``NAME.oci/`` beside the pack.
 
-    Raises :class:`UsageError` for a name that is none, for a registry (pushing comes later) or a place named twice.
+    Raises :class:`UsageError` for a name that is none or a place named twice.
     """
     reference = parse_reference(tag) if tag else default_reference(pack)
     if reference.digest:
         raise UsageError(f"-t {tag!r}: an image that is being built has no digest yet.", hint="Leave the @… out.")
     if not reference.tag:
         reference = Reference(reference.registry, reference.repository, "latest")
-    if not outputs:
+    if not outputs and not pushes:
         return (_default(reference, pack),)
-    chosen = tuple(_destination(text, reference) for text in outputs)
+    chosen = tuple(_destination(text, reference) for text in outputs) + tuple(_pushed(text) for text in pushes)
     for index, destination in enumerate(chosen):
         if destination.shown in (other.shown for other in chosen[:index]):
-            raise UsageError(f"--output {destination.shown} is given twice.")
+            raise UsageError(f"{destination.shown} is given twice.")
     return chosen
 
 
 def deliver(image: Image, destination: Destination, *, progress: Progress) -> None:
-    """Put *image* where *destination* says. Raises what the engine, layout or archive raises."""
+    """Put *image* where *destination* says, which is not a registry: those are pushed to together.
+
+    Raises what the engine, layout or archive raises.
+    """
     from cpack_build.oci.archive import write_archive
     from cpack_build.oci.engines import open_engine
     from cpack_build.oci.layout import write_layout
@@ -102,15 +109,25 @@ def deliver(image: Image, destination: Destination, *, progress: Progress) -> No
 def _destination(text: str, reference: Reference) -> Destination:
     place = parse_image_name(text)
     if isinstance(place, Reference):
-        raise UsageError(
-            f"--output {text!r} names a registry, and this cpack-build cannot push yet.",
-            hint="Write docker, podman, oci:DIR, oci-archive:FILE or docker-archive:FILE, and push it from there.",
-        )
+        if "/" not in text:
+            raise UsageError(
+                f"--output {text!r} names no place.",
+                hint=f"Write docker, podman, oci:DIR, oci-archive:FILE or docker-archive:FILE; or --push {text}.",
+            )
+        return _pushed(text)
     if isinstance(place, LayoutName) and place.digest:
         raise UsageError(f"--output {text!r}: the image has no digest yet.", hint="Leave the @… out.")
     if isinstance(place, EngineName) and place.reference is not None:
         return Destination(place, place.reference)
     return Destination(place, reference)
+
+
+def _pushed(text: str) -> Destination:
+    reference = parse_reference(text)
+    if reference.digest:
+        raise UsageError(f"--push {text!r}: the image has no digest yet.", hint="Leave the @… out.")
+    reference = Reference(reference.registry, reference.repository, reference.tag or "latest")
+    return Destination(reference, reference)
 
 
 def _default(reference: Reference, pack: Path) -> Destination:

@@ -12,6 +12,7 @@ import click
 from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.lock import lock_beside, make_lock, write_lock
 from cpack_build.cli.options import Chosen, documents_of, pack_argument, places_of, settings_options, terminal_options
+from cpack_build.cli.push import access_for, push_document, push_line, registry_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -34,8 +35,9 @@ __all__ = ["image"]
     "outputs",
     multiple=True,
     metavar="WHERE",
-    help="docker, podman, oci:DIR, oci-archive:FILE or docker-archive:FILE; may be given several times.",
+    help="docker, podman, oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's; may be given several times.",
 )
+@click.option("--push", "pushes", multiple=True, metavar="REF", help="A registry to push it to; as --output REF.")
 @click.option(
     "--lock",
     "lock_file",
@@ -49,33 +51,43 @@ __all__ = ["image"]
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @settings_options
+@registry_options
 @terminal_options
 def image(
     pack: Path,
     tag: str | None,
     outputs: tuple[str, ...],
+    pushes: tuple[str, ...],
     lock_file: Path | None,
     locked: bool,
     trust: bool,
     dry_run: bool,
     chosen: Chosen,
+    jobs: int,
+    blob_limit: int | None,
+    insecure: tuple[str, ...],
+    ca: Path | None,
     terminal: Terminal,
 ) -> None:
-    """Build the image of PACK, and give it to Docker, podman, a folder or a file.
+    """Build the image of PACK, and give it to Docker, podman, a folder, a file or a registry.
 
-    Locks first when there is no lock. Without --output the image goes to Docker if it answers, else to podman, else to
-    NAME.oci/ beside PACK.
+    Locks first when there is no lock. Without --output and --push the image goes to Docker if it answers, else to
+    podman, else to NAME.oci/ beside PACK.
     """
     from cpack_build.cpack.reader import read_pack
+    from cpack_build.fetch.store import Store
     from cpack_build.oci.engines import open_engine
-    from cpack_build.oci.reference import EngineName
+    from cpack_build.oci.push import push as push_image
+    from cpack_build.oci.reference import EngineName, Reference
 
     read = read_pack(pack)
     read.served()
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
     found = _find_lock(read, settings, path, must=locked or lock_file is not None)
-    destinations = choose(outputs, tag=tag, pack=pack)
+    destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
+    targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
+    access = access_for(targets, insecure=insecure, ca=ca)
     for destination in destinations:
         # An engine that does not answer is better known now than after the build.
         if outputs and isinstance(destination.place, EngineName) and not dry_run:
@@ -90,7 +102,17 @@ def image(
         write_lock(found, path)
     with _built(found, read, settings, trust=trust, terminal=terminal) as built:
         for destination in destinations:
-            deliver(built, destination, progress=terminal.progress)
+            if destination.place not in targets:
+                deliver(built, destination, progress=terminal.progress)
+        pushed = push_image(
+            built,
+            targets,
+            jobs=jobs,
+            blob_limit=None if blob_limit is None else blob_limit << 20,
+            access=access,
+            memo=Store(),
+            progress=terminal.progress,
+        )
         terminal.result(
             {
                 "image_id": built.id,
@@ -100,9 +122,12 @@ def image(
                 "layers": len(built.layers),
                 "lock": str(path),
                 "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],
+                **({"pushed": [push_document(one) for one in pushed]} if pushed else {}),
             }
         )
         terminal.say(f"{built.id}  {amount(built.size, None, 'B')} in {len(built.layers)} layers, {built.platform}")
+    for one in pushed:
+        terminal.say(push_line(one))
     for destination in destinations:
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
 

@@ -110,12 +110,19 @@ class ModelLayer:
         return Descriptor(LAYER, self.digest, layer_size(self.size), annotations)
 
     def chunks(self) -> Iterator[bytes]:
-        yield prefix(self.sha256, self.size)
-        left = self.size
+        return self.chunks_from(0)
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]:
+        """The bytes from *offset* on, without reading those before it."""
+        if offset < DATA_OFFSET:
+            yield prefix(self.sha256, self.size)[offset:]
+        begin = min(max(offset - DATA_OFFSET, 0), self.size)
+        left = self.size - begin
         with self.path.open("rb") as file:
+            file.seek(begin)
             while left and (chunk := file.read(min(CHUNK, left))):
                 left -= len(chunk)
                 yield chunk
         if left:
             raise Unresolvable(f"Model {self.path} became shorter while it was read.", hint="Lock again.")
-        yield bytes(tar.padding(self.size)) + tar.trailer()
+        yield (bytes(tar.padding(self.size)) + tar.trailer())[max(0, offset - DATA_OFFSET - self.size) :]

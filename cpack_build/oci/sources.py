@@ -15,7 +15,7 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from cpack_build.errors import BadImage, HashMismatch, Unresolvable, UsageError
 from cpack_build.oci.files import FolderFiles, LayoutFiles, TarFiles
@@ -42,6 +42,9 @@ from cpack_build.oci.types import (
     canonical_json,
     digest_of,
 )
+
+if TYPE_CHECKING:
+    from cpack_build.oci.connection import Access
 
 __all__ = ["DOCUMENT_LIMIT", "BlobStore", "Document", "ImageSource", "Mirror", "Origin", "open_source"]
 
@@ -100,7 +103,13 @@ class Mirror(Protocol):
     def apply(self, url: str) -> str: ...
 
 
-def open_source(name: ImageName, *, mirrors: Mirror | None = None, store: BlobStore | None = None) -> ImageSource:
+def open_source(
+    name: ImageName,
+    *,
+    mirrors: Mirror | None = None,
+    store: BlobStore | None = None,
+    access: Access | None = None,
+) -> ImageSource:
     """The image called *name*. What a registry sends is kept in *store* and taken from there the next time.
 
     *mirrors* maps prefixes of a registry reference (``docker.io/``) to another registry's (``localhost:5000/hub/``),
@@ -129,7 +138,7 @@ def open_source(name: ImageName, *, mirrors: Mirror | None = None, store: BlobSt
 
     plain = place.startswith("http://")
     target = parse_reference(place.removeprefix("https://").removeprefix("http://") + version)
-    return ImageSource(str(name), RegistryOrigin(target, plain=plain), store)
+    return ImageSource(str(name), RegistryOrigin(target, plain=plain, access=access), store)
 
 
 class ImageSource:

@@ -18,6 +18,7 @@ import pytest
 from cpack_build.cpack.schema import COMFYUI_URL
 from tests.cli.calling import Caller, Outcome
 from tests.cpack.packs import WORKFLOW, make_pack, model, snapshot
+from tests.engines import Registry
 from tests.standin.repository import make_model, make_repository
 
 pytestmark = pytest.mark.network
@@ -192,6 +193,21 @@ def test_an_engine_that_does_not_answer_is_told_before_anything_is_built(
     assert done.code == 7
     assert "Docker is needed" in done.err
     assert scene.made() == set()
+
+
+def test_a_build_is_pushed_as_it_is_written(
+    scene: Scene, registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker-config"))
+    names = [f"{registry.host}/scene:{tag}" for tag in ("1", "2")]
+    done = scene.image("--push", names[0], "--output", names[1], "--json")
+    assert done.code == 0, done.err
+    assert {one["reference"] for one in done.document["pushed"]} == {f"{registry.host}/scene@{done.document['digest']}"}
+    assert [one["sent"] > 0 for one in done.document["pushed"]] == [True, False]
+    again = scene.call("image", scene.pack, "--push", names[0], *scene.flags, "--locked", "--json")
+    assert again.code == 0, again.err
+    [pushed] = again.document["pushed"]
+    assert (pushed["changed"], pushed["requests"]) == (False, 1)
 
 
 def test_the_image_line_runs_what_was_built(scene: Scene) -> None:

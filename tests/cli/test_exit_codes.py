@@ -136,7 +136,12 @@ def test_a_missing_pack_is_named(call: Caller) -> None:
     [
         (["lock"], "Missing argument 'PACK'"),
         (["lock", "--no-such-flag", "x"], "--no-such-flag"),
-        (["image", "PACK", "--output", "registry.example/x"], "cannot push yet"),
+        (["image", "PACK", "--output", "registry.example/x@sha256:" + "0" * 64], "no digest yet"),
+        (["image", "PACK", "--output", "dokcer"], "--output 'dokcer' names no place"),
+        (["image", "PACK", "--push", "r.example/x", "--output", "r.example/x:latest"], "given twice"),
+        (["push", "oci:a"], "Missing argument 'REF'"),
+        (["push", "docker:a", "r.example/x"], "cannot be read from here"),
+        (["push", "oci:a", "r.example/x", "--insecure-registry", "http://r.example"], "is no host"),
         (["image", "PACK", "--output", "oci:"], "names no file or folder"),
         (["image", "PACK", "--output", "oci:a", "--output", "oci:a"], "given twice"),
         (["image", "PACK", "--output", "oci:a", "-t", "Bad Name"], "Bad Name"),

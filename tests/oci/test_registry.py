@@ -17,9 +17,10 @@ import pytest
 from cpack_build.errors import BadImage, HashMismatch, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.oci.credentials import credentials_for
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.reference import parse_reference
-from cpack_build.oci.registry import RegistryOrigin, credentials_for
+from cpack_build.oci.registry import RegistryOrigin
 from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import LAYER_GZIP, Image, canonical_json
 from cpack_build.oci.uncompressed import uncompressed
@@ -32,8 +33,9 @@ PLATFORM = f"linux/{machine()}"
 
 @pytest.fixture(autouse=True)
 def _quick_and_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("cpack_build.oci.registry._pause", lambda attempt, after: None)
+    monkeypatch.setattr("cpack_build.oci.connection.pause", lambda attempt, after, stop: None)
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker-config"))
+    monkeypatch.setenv("REGISTRY_AUTH_FILE", str(tmp_path / "auth.json"))
 
 
 def push(image: Image, registry: Registry, name: str, tmp_path: Path, *options: str) -> None:

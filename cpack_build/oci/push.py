@@ -1,0 +1,234 @@
+"""Pushing an image straight from its recipes: nothing is stored on the way, and nothing is sent that is there already.
+
+If the name already stands for this image that is all that is asked: one request. Else each blob is looked for, mounted
+from a repository of the same registry that has it, or sent (:mod:`cpack_build.oci.upload`), several at once and the
+largest first; the manifest comes last, so that no name ever stands for half an image.
+
+Specification: distribution-spec v1.1, "Push".
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+from cpack_build.errors import Cancelled, HashMismatch, UsageError
+from cpack_build.oci.connection import Access, Connection
+from cpack_build.oci.limits import check_blobs
+from cpack_build.oci.reference import Reference, is_digest
+from cpack_build.oci.registry import ACCEPT
+from cpack_build.oci.types import Blob, Image
+from cpack_build.oci.upload import PIECE, upload
+from cpack_build.progress import SILENT, Progress, Task
+
+__all__ = ["JOBS", "Memo", "Pushed", "push"]
+
+JOBS = 4
+"""Blobs under way at once."""
+_MEMO = "pushed"
+
+
+class Memo(Protocol):
+    """What is needed of ``fetch.store.Store``: where blobs were pushed to, to mount them from there."""
+
+    def recall(self, kind: str, key: str) -> str | None: ...
+
+    def remember(self, kind: str, key: str, value: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Pushed:
+    """What a push to one name did. *sent*, *mounted* and *present* are bytes of blobs."""
+
+    reference: Reference
+    """With the digest."""
+    sent: int = 0
+    mounted: int = 0
+    present: int = 0
+    requests: int = 0
+    changed: bool = True
+    """``False`` when the name stood for this image already."""
+
+
+def push(
+    image: Image,
+    references: Sequence[Reference],
+    *,
+    jobs: int = JOBS,
+    access: Access | None = None,
+    mount_from: Sequence[Reference] = (),
+    memo: Memo | None = None,
+    piece: int = PIECE,
+    blob_limit: int | None = None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[Pushed, ...]:
+    """Give *image* to each of *references*, one after the other.
+
+    *mount_from* are repositories that may have its blobs; those of *references* are looked in as well. With *dry_run*
+    the registries are only asked what they have, and ``sent`` is what would be. *blob_limit* in bytes takes the place
+    of what is known of a registry (0: none). Raises :class:`UsageError`,
+    :class:`HashMismatch`, :class:`NetworkError`, :class:`UnsafeInput`; the names then stand for what they stood for.
+    """
+    for reference in references:
+        if reference.digest not in (None, image.digest):
+            raise UsageError(
+                f"{reference}: the image is {image.digest}, so that it cannot be pushed under another digest.",
+                hint="Leave the @… out.",
+            )
+        check_blobs((image.config, *image.layers), reference, limit=blob_limit)
+    done: list[Pushed] = []
+    known = list(mount_from)
+    for reference in references:
+        sources = [one.repository for one in known if one.registry == reference.registry]
+        done.append(
+            _Push(image, reference, sources, access, memo, piece, progress).run(jobs=max(1, jobs), dry_run=dry_run)
+        )
+        known.insert(0, reference)
+    return tuple(done)
+
+
+class _Push:
+    """One image on its way to one name."""
+
+    def __init__(
+        self,
+        image: Image,
+        reference: Reference,
+        sources: Sequence[str],
+        access: Access | None,
+        memo: Memo | None,
+        piece: int,
+        progress: Progress,
+    ) -> None:
+        self._image = image
+        self._reference = reference
+        self._sources = sources
+        self._memo = memo
+        self._piece = piece
+        self._progress = progress
+        self._stop = threading.Event()
+        self._connection = Connection(reference, verb="Pushing", actions="pull,push", access=access, stop=self._stop)
+        self._version = reference.tag or image.digest if reference.digest else reference.tag or "latest"
+
+    def run(self, *, jobs: int, dry_run: bool) -> Pushed:
+        image = self._image
+        blobs = {blob.descriptor.digest: blob for blob in (image.config, *image.layers)}
+        total = sum(blob.descriptor.size for blob in blobs.values())
+        named = replace(self._reference, digest=image.digest)
+        if self._has_manifest(self._version):
+            return Pushed(named, present=total, requests=self._connection.requests, changed=False)
+        counts = {"sent": 0, "mounted": 0, "present": 0}
+        if self._version != image.digest and self._has_manifest(image.digest):
+            counts["present"] = total
+        else:
+            with self._progress.task(f"Pushing {self._reference}", total=total) as task:
+                counts |= self._blobs(list(blobs.values()), task, jobs=jobs, dry_run=dry_run)
+        if not dry_run:
+            self._put_manifest()
+        return Pushed(named, counts["sent"], counts["mounted"], counts["present"], requests=self._connection.requests)
+
+    # -- manifests -----------------------------------------------------------------------------------------------------
+
+    def _has_manifest(self, version: str) -> bool:
+        url = f"{self._connection.base}manifests/{version}"
+        what = f"manifest {version}"
+        with self._connection.ask("HEAD", url, what=what, ok=(200, 404), headers={"Accept": ACCEPT}) as response:
+            if response.status_code == 404:
+                return False
+            own = self._image.manifest.descriptor
+            size = response.headers.get("Content-Length", str(own.size))
+            return response.headers.get("Docker-Content-Digest") == own.digest and size == str(own.size)
+
+    def _put_manifest(self) -> None:
+        manifest = self._image.manifest
+        own = manifest.descriptor
+        what = f"manifest {own.digest}"
+        url = f"{self._connection.base}manifests/{self._version}"
+        headers = {"Content-Type": own.media_type}
+        response = self._connection.ask("PUT", url, what=what, ok=(201,), headers=headers, body=manifest.data)
+        response.close()
+        told = response.headers.get("Docker-Content-Digest", "")
+        if is_digest(told) and told != own.digest:
+            raise HashMismatch(
+                f"What {self._reference} has stored as {what}",
+                expected=own.digest,
+                actual=told,
+                hint="Tell the registry's owner.",
+            )
+
+    # -- blobs ---------------------------------------------------------------------------------------------------------
+
+    def _blobs(self, blobs: list[Blob], task: Task, *, jobs: int, dry_run: bool) -> Mapping[str, int]:
+        """Every blob, the largest first; bytes by what was done. The first failure stops the others."""
+        counts = {"sent": 0, "mounted": 0, "present": 0}
+        lock = threading.Lock()
+
+        def advance(count: int) -> None:
+            with lock:
+                task.advance(count)
+
+        def one(blob: Blob) -> None:
+            if self._stop.is_set():
+                raise Cancelled
+            how = self._blob(blob, advance, dry_run=dry_run)
+            with lock:
+                counts[how] += blob.descriptor.size
+
+        blobs.sort(key=lambda blob: (-blob.descriptor.size, blob.descriptor.digest))
+        with ThreadPoolExecutor(jobs) as pool:
+            futures = [pool.submit(one, blob) for blob in blobs]
+            try:
+                wait(futures, return_when=FIRST_EXCEPTION)
+            finally:
+                self._end(futures)
+        failures = [error for future in futures if not future.cancelled() and (error := future.exception())]
+        for failure in sorted(failures, key=lambda error: isinstance(error, Cancelled)):
+            raise failure
+        return counts
+
+    def _end(self, futures: list[Future[None]]) -> None:
+        """Unless all is done, have all stop: each upload under way is given up."""
+        if not all(future.done() and future.exception() is None for future in futures if not future.cancelled()):
+            self._stop.set()
+            for future in futures:
+                future.cancel()
+
+    def _blob(self, blob: Blob, advance: Callable[[int], None], *, dry_run: bool) -> str:
+        own = blob.descriptor
+        url = f"{self._connection.base}blobs/{own.digest}"
+        with self._connection.ask("HEAD", url, what=f"blob {own.digest}", ok=(200, 404)) as response:
+            size = response.headers.get("Content-Length", str(own.size))
+            if response.status_code == 200 and size == str(own.size):
+                self._remember(own.digest)
+                advance(own.size)
+                return "present"
+        if dry_run:
+            advance(own.size)
+            return "sent"
+        title = own.annotations.get("io.cpack.model.path") or own.annotations.get("io.cpack.layer.name") or own.digest
+        with self._progress.task(title, total=own.size) as task:
+            left = own.size
+
+            def moved(count: int) -> None:
+                nonlocal left
+                left -= count
+                task.advance(count)
+                advance(count)
+
+            how = upload(self._connection, blob, sources=self._mountable(own.digest), piece=self._piece, moved=moved)
+        self._remember(own.digest)
+        return how
+
+    def _mountable(self, digest: str) -> list[str]:
+        """Repositories of this registry that may have the blob, the likeliest first."""
+        known = self._memo.recall(_MEMO, f"{self._reference.registry} {digest}") if self._memo is not None else None
+        names = [*self._sources, *([known] if known else [])]
+        return [name for name in dict.fromkeys(names) if name != self._reference.repository]
+
+    def _remember(self, digest: str) -> None:
+        if self._memo is not None:
+            self._memo.remember(_MEMO, f"{self._reference.registry} {digest}", self._reference.repository)
