@@ -17,6 +17,7 @@ __all__ = ["VERBS", "cli", "main", "run"]
 VERBS: dict[str, tuple[str, str]] = {
     "lock": ("cpack_build.cli.lock:lock", "Pin every byte that a pack's image needs, in NAME.cpack.lock."),
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
+    "serve": ("cpack_build.cli.serve:serve", "Serve a pack or workflow here, with a ComfyUI of this machine."),
     "inspect": ("cpack_build.cli.inspect:inspect", "Show what a pack holds and what its workflow asks for."),
     "completion": ("cpack_build.cli.completion:completion", "Print the line that turns on completion in your shell."),
     "version": ("cpack_build.cli.version:version", "Print the version."),
