@@ -5,3 +5,12 @@ entrypoint answers ``POST /generate``, and a workspace again. ``docs/`` and each
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> object:
+    """``cpack_build.Client``, imported when it is first asked for: the package itself imports nothing."""
+    if name == "Client":
+        from cpack_build.serve.caller import Client
+
+        return Client
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -23,6 +23,7 @@
     │   ├── EngineDied                  ComfyUI ended while the request ran
     │   ├── PromptRefused               ComfyUI found the filled-in workflow invalid
     │   └── NodeFailed                  a node failed while it ran
+    │       └── OutOfMemory                 for want of memory
     └── Cancelled                 130   Ctrl-C
 
 The number is the exit code of the command line (``docs/exit-codes.md``).
@@ -49,6 +50,7 @@ __all__ = [
     "NetworkError",
     "NodeFailed",
     "NotAPack",
+    "OutOfMemory",
     "PromptRefused",
     "RunError",
     "StaleLock",
@@ -212,6 +214,18 @@ class PromptRefused(RunError):
 
 class NodeFailed(RunError):
     """A node failed while it ran."""
+
+
+class OutOfMemory(NodeFailed):
+    """A node failed because the memory of its device was exhausted."""
+
+    def __init__(self, message: str, *, node_id: str, node_class: str) -> None:
+        super().__init__(
+            message,
+            hint="Ask for less (a smaller picture), or serve it with more memory.",
+            node_id=node_id,
+            node_class=node_class,
+        )
 
 
 class Cancelled(CpackError):

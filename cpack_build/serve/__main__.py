@@ -53,7 +53,7 @@ def _point_at(folders: Folders) -> None:
 
 
 async def _serve(settings: Settings, folders: Folders) -> int:
-    from cpack_build.serve.comfyui import make_engine
+    from cpack_build.serve.comfyui import make_engines
     from cpack_build.serve.service import Server
     from cpack_build.workflow import read_workflow
 
@@ -69,23 +69,35 @@ async def _serve(settings: Settings, folders: Folders) -> int:
     assert starting is not None
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, starting.cancel)
-    engine = make_engine(settings, folders, log=_log)
-    await engine.start()  # ComfyUI takes seconds to start; BentoML is imported meanwhile
+    engines = make_engines(settings, folders, log=_log)
     try:
-        server = await asyncio.to_thread(Server, workflow, engine, settings, folders, log=_log)
+        for engine in engines:
+            await engine.start()  # ComfyUI takes seconds to start; BentoML is imported meanwhile
+        server = await asyncio.to_thread(Server, workflow, engines, settings, folders, log=_log)
         return await _serve_http(server, settings)
     finally:
-        await engine.stop()
+        for engine in engines:
+            await engine.stop()
 
 
 async def _serve_http(server: Any, settings: Settings) -> int:
     import uvicorn
 
+    from cpack_build.serve.front import Front
+    from cpack_build.serve.routes import make_routes
     from cpack_build.serve.service import make_service
 
-    service = await asyncio.to_thread(make_service, server, name="cpack", timeout=settings.timeout)
-    _configure_logging()
-    app = service.to_asgi()
+    # Ours is the limit that is told and takes the request back; BentoML's is behind it.
+    service = await asyncio.to_thread(make_service, server, name="cpack", timeout=settings.timeout + 60)
+    _configure_logging(quiet=settings.json_log)
+    app = Front(
+        service.to_asgi(),
+        make_routes(server),
+        settings=settings,
+        gate=server.gate,
+        metrics=server.metrics,
+        log=_log_as_json if settings.json_log else _log,
+    )
 
     class Uvicorn(uvicorn.Server):
         """Leaves the signals to this module: uvicorn would raise them again at the end, and skip what follows."""
@@ -156,10 +168,18 @@ def _zombies() -> list[int]:
     return found
 
 
-def _configure_logging() -> None:
+def _configure_logging(*, quiet: bool) -> None:
+    import logging
+
     from bentoml._internal.log import configure_server_logging
 
     configure_server_logging()  # type: ignore[no-untyped-call]
+    if quiet:  # one line a request, and that is ours
+        logging.getLogger("bentoml.access").setLevel(logging.WARNING)
+
+
+def _log_as_json(line: str) -> None:
+    print(line, flush=True)
 
 
 def _log(message: str) -> None:

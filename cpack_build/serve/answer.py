@@ -1,4 +1,7 @@
-"""What a caller gets back: a file, several in a zip, or an error that names the node and says no more than it should.
+"""What a caller gets back: a file, several by ``Accept``, or an error that names the node and no more than it should.
+
+Several files come in a zip, as ``multipart/mixed``, or as JSON with base64 or with links (``application/json;
+files=links``). One file comes as it is, unless JSON with ``files=`` is asked for.
 
 Answers do not need the request's files any more once they are made: small ones are in memory, larger ones are read
 from an open file that has no name.
@@ -7,9 +10,13 @@ from an open file that has no name.
 from __future__ import annotations
 
 import asyncio
+import base64
+import json
 import mimetypes
 import re
+import shutil
 import tempfile
+import uuid
 import zipfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -18,12 +25,22 @@ from urllib.parse import quote
 
 from cpack_build.errors import PromptRefused, RunError
 from cpack_build.serve.exchange import Produced
+from cpack_build.serve.kept import Kept, Result
 from cpack_build.workflow import Workflow
 
 if TYPE_CHECKING:
     from starlette.responses import Response
 
-__all__ = ["answer_with_error", "answer_with_files", "choose_file", "media_type", "names_of"]
+__all__ = [
+    "answer_with_error",
+    "answer_with_files",
+    "choose_bundle",
+    "choose_file",
+    "describe_error",
+    "describe_result",
+    "media_type",
+    "names_of",
+]
 
 _IN_MEMORY = 4 << 20
 _BLOCK = 1 << 18
@@ -58,37 +75,60 @@ def media_type(path: Path) -> str:
 
 
 def names_of(files: Sequence[Produced]) -> list[str]:
-    """The name of each of *files* for the caller: its output's, numbered where an output has several."""
+    """The name of each of *files* for the caller: its output's, numbered where an output has several; all differ."""
     names: list[str] = []
     for file in files:
         group = [other for other in files if other.output is file.output]
         number = f"_{group.index(file) + 1}" if len(group) > 1 else ""
         stem = re.sub(r"[/\\\0-\x1f]", "_", file.output.name)
-        names.append(f"{stem}{number}{file.path.suffix.lower()}")
+        name = f"{stem}{number}{file.path.suffix.lower()}"
+        while name in names:
+            name = f"_{name}"
+        names.append(name)
     return names
 
 
+_BUNDLES = {"application/zip": "zip", "multipart/mixed": "multipart", "application/json": "base64"}
+
+
+def _accepted(accept: str) -> list[tuple[str, str]]:
+    """The media types that *accept* names, the most wanted first, each with its parameter ``files``."""
+    wanted = []
+    for position, item in enumerate(accept.split(",")):
+        kind, *parameters = (part.strip().lower() for part in item.split(";"))
+        values = dict(part.partition("=")[::2] for part in parameters)
+        quality = _quality(values.get("q", "1"))
+        if "/" in kind and "*" not in kind.partition("/")[0] and quality > 0:
+            wanted.append((-quality, position, kind, values.get("files", "").strip('"')))
+    return [(kind, files) for _, _, kind, files in sorted(wanted)]
+
+
 def choose_file(files: Sequence[Produced], accept: str) -> Produced | None:
-    """Which of *files* is the answer by itself; None for all of them in a zip.
+    """Which of *files* is the answer by itself; None for all of them together.
 
     An only file is; of several, the first of a type that *accept* (the request's header) names.
     """
     if len(files) == 1:
-        return files[0]
-    wanted = []
-    for position, item in enumerate(accept.split(",")):
-        kind, *parameters = (part.strip().lower() for part in item.split(";"))
-        quality = next((_quality(p[2:]) for p in parameters if p.startswith("q=")), 1.0)
-        if "/" in kind and "*" not in kind.partition("/")[0] and quality > 0:
-            wanted.append((-quality, position, kind))
-    for _, _, kind in sorted(wanted):
-        if kind == "application/zip":
+        in_json = any(kind == "application/json" and how for kind, how in _accepted(accept))
+        return None if in_json else files[0]
+    for kind, how in _accepted(accept):
+        if kind in ("application/zip", "multipart/mixed") or (kind == "application/json" and how):
             return None
         for file in files:
             own = media_type(file.path)
             if own == kind or (kind.endswith("/*") and own.startswith(kind[:-1])):
                 return file
+        if kind == "application/json":
+            return None
     return None
+
+
+def choose_bundle(accept: str) -> str:
+    """How several files come together: ``zip``, ``multipart``, ``base64`` or ``links``."""
+    for kind, how in _accepted(accept):
+        if kind in _BUNDLES:
+            return "links" if kind == "application/json" and how == "links" else _BUNDLES[kind]
+    return "zip"
 
 
 def _quality(text: str) -> float:
@@ -98,29 +138,90 @@ def _quality(text: str) -> float:
         return 0.0
 
 
-async def answer_with_files(files: Sequence[Produced], *, accept: str, title: str, scratch: Path) -> Response:
-    """The response for *files*; *title* names the zip, *scratch* is where it is made."""
+async def answer_with_files(
+    files: Sequence[Produced], *, accept: str, title: str, scratch: Path, kept: Kept | None = None
+) -> Response:
+    """The response for *files*; *title* names the zip, *scratch* is where it is made, *kept* holds what links name."""
     chosen = choose_file(files, accept)
     names = names_of(files)
     if chosen is not None:
         name = names[list(files).index(chosen)]
         return await _respond(chosen.path.open("rb"), kind=media_type(chosen.path), name=name)
+    bundle = choose_bundle(accept)
+    if bundle == "links" and kept is not None:
+        from starlette.responses import JSONResponse
+
+        return JSONResponse(describe_result(await kept.put(files, names)))
+    if bundle == "multipart":
+        boundary = uuid.uuid4().hex
+        body = await asyncio.to_thread(_multipart, files, names, scratch, boundary)
+        return await _respond(body, kind=f"multipart/mixed; boundary={boundary}", name="")
+    if bundle in ("base64", "links"):
+        return await _respond(await asyncio.to_thread(_base64, files, names, scratch), kind="application/json", name="")
     archive = await asyncio.to_thread(_zip, files, names, scratch)
     return await _respond(archive, kind="application/zip", name=f"{title}.zip")
+
+
+def describe_result(result: Result) -> dict[str, Any]:
+    """*result* as JSON: each file with its name, output, media type, size and link."""
+    return {
+        "id": result.id,
+        "outputs": [
+            {**_described(file, name), "url": result.url(name)}
+            for file, name in zip(result.files, result.names, strict=True)
+        ],
+    }
+
+
+def _described(file: Produced, name: str) -> dict[str, Any]:
+    size = file.path.stat().st_size
+    return {"name": name, "output": file.output.name, "media_type": media_type(file.path), "size": size}
 
 
 def _zip(files: Sequence[Produced], names: Sequence[str], scratch: Path) -> IO[bytes]:
     archive = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - it is read after this function
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_STORED, strict_timestamps=False) as into:
-        taken: set[str] = set()
         for file, name in zip(files, names, strict=True):
-            unique = name
-            while unique in taken:
-                unique = f"_{unique}"
-            taken.add(unique)
-            into.write(file.path, unique)
+            into.write(file.path, name)
     archive.seek(0)
     return archive
+
+
+def _multipart(files: Sequence[Produced], names: Sequence[str], scratch: Path, boundary: str) -> IO[bytes]:
+    body = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - it is read after this function
+    for file, name in zip(files, names, strict=True):
+        head = {
+            "Content-Type": media_type(file.path),
+            "Content-Disposition": _disposition("attachment", name),
+            "Content-Length": str(file.path.stat().st_size),
+        }
+        lines = "".join(f"{key}: {value}\r\n" for key, value in head.items())
+        body.write(f"--{boundary}\r\n{lines}\r\n".encode())
+        with file.path.open("rb") as source:
+            shutil.copyfileobj(source, body, _BLOCK)
+        body.write(b"\r\n")
+    body.write(f"--{boundary}--\r\n".encode())
+    return body
+
+
+def _base64(files: Sequence[Produced], names: Sequence[str], scratch: Path) -> IO[bytes]:
+    body = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115 - it is read after this function
+    body.write(b'{"outputs": [')
+    for number, (file, name) in enumerate(zip(files, names, strict=True)):
+        described = json.dumps(_described(file, name))
+        body.write(f'{", " if number else ""}{described[:-1]}, "data": "'.encode())
+        with file.path.open("rb") as source:
+            while block := source.read(3 << 16):  # whole groups of three bytes, so that nothing is padded between
+                body.write(base64.b64encode(block))
+        body.write(b'"}')
+    body.write(b"]}")
+    return body
+
+
+def _disposition(how: str, name: str) -> str:
+    plain = re.sub(r'[^\x20-\x7e]|["\\]', "_", name)
+    value = f'{how}; filename="{plain}"'
+    return value if plain == name else f"{value}; filename*=utf-8''{quote(name)}"
 
 
 async def _respond(file: IO[bytes], *, kind: str, name: str) -> Response:
@@ -128,15 +229,9 @@ async def _respond(file: IO[bytes], *, kind: str, name: str) -> Response:
 
     size = file.seek(0, 2)
     file.seek(0)
-    plain = re.sub(r'[^\x20-\x7e]|["\\]', "_", name)
-    disposition = f'{"inline" if _INLINE.match(kind) else "attachment"}; filename="{plain}"'
-    if plain != name:
-        disposition += f"; filename*=utf-8''{quote(name)}"
-    headers = {
-        "content-disposition": disposition,
-        "content-length": str(size),
-        "x-content-type-options": "nosniff",
-    }
+    headers = {"content-length": str(size), "x-content-type-options": "nosniff"}
+    if name:
+        headers["content-disposition"] = _disposition("inline" if _INLINE.match(kind) else "attachment", name)
     if size <= _IN_MEMORY:
         with file:
             return Response(file.read(), headers=headers, media_type=kind)
@@ -153,6 +248,13 @@ def answer_with_error(error: RunError, workflow: Workflow) -> Response:
     """The response for *error*: JSON that names the node of *workflow* that is at fault, if one is."""
     from starlette.responses import JSONResponse
 
+    status, body = describe_error(error, workflow)
+    headers = {"retry-after": "2"} if status in (429, 503) else None
+    return JSONResponse(body, status_code=status, headers=headers)
+
+
+def describe_error(error: RunError, workflow: Workflow) -> tuple[int, dict[str, Any]]:
+    """The HTTP status for *error* and what is said of it."""
     message = _without_paths(error.message)
     body: dict[str, Any] = {"error": message, "type": type(error).__name__}
     if error.hint:
@@ -165,8 +267,7 @@ def answer_with_error(error: RunError, workflow: Workflow) -> Response:
     status = error.status
     if isinstance(error, PromptRefused) and not body.get("parameters"):
         status = 500  # nothing that the caller gave is at fault: a model or a node is missing
-    headers = {"retry-after": "2"} if status == 503 else None
-    return JSONResponse(body, status_code=status, headers=headers)
+    return status, body
 
 
 def _parameters_of(node_id: str, workflow: Workflow) -> list[str]:

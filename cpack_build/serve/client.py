@@ -11,18 +11,22 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpack_build.errors import EngineDied, EngineUnavailable, NodeFailed, PromptRefused, RunError
+from cpack_build.errors import EngineDied, EngineUnavailable, NodeFailed, OutOfMemory, PromptRefused, RunError
 from cpack_build.serve.comfyui import Engine
 
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["Client", "Outputs"]
+__all__ = ["Client", "Outputs", "Watch"]
+
+Watch = Callable[[str, Mapping[str, Any]], None]
+"""Is told what happens to a prompt: ``queued`` {position}, ``started`` {}, ``cached`` {nodes}, ``node`` {node},
+``step`` {node, step, steps}, ``preview`` {media_type, data}."""
 
 Outputs = Mapping[str, Mapping[str, Any]]
 """Node id → what the node reported for display, such as ``{"images": [{"filename", "subfolder", "type"}]}``."""
@@ -39,6 +43,14 @@ class _Job:
     done: asyncio.Future[None]
     outputs: dict[str, Mapping[str, Any]] = field(default_factory=dict)
     unseen: int = 0  # times in a row that ComfyUI knew nothing of it
+    watch: Watch | None = None
+    began: Callable[[], None] | None = None
+    started: bool = False
+    position: int | None = None
+
+    def tell(self, event: str, **data: Any) -> None:
+        if self.watch is not None:
+            self.watch(event, data)
 
 
 class Client:
@@ -53,6 +65,7 @@ class Client:
         self._session: aiohttp.ClientSession | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._background: set[asyncio.Task[None]] = set()
+        self._current: str | None = None  # the prompt of ours that runs, as far as events have told
 
     async def start(self) -> None:
         """Open the connections; returns at once, whether or not ComfyUI is there yet."""
@@ -78,8 +91,12 @@ class Client:
 
     # -- running a prompt
 
-    async def run(self, prompt: Mapping[str, Any]) -> Outputs:
-        """Have ComfyUI run *prompt* and return what its nodes reported.
+    async def run(
+        self, prompt: Mapping[str, Any], *, watch: Watch | None = None, began: Callable[[], None] | None = None
+    ) -> Outputs:
+        """Have ComfyUI run *prompt* and return what its nodes reported; *watch* is told how it goes on.
+
+        *began* is called when ComfyUI begins with it, if its events say so.
 
         Raises :class:`EngineUnavailable`, :class:`PromptRefused`, :class:`NodeFailed` or :class:`EngineDied`. When the
         caller is cancelled, so is the prompt: taken from the queue, or interrupted.
@@ -89,10 +106,12 @@ class Client:
             raise EngineUnavailable(self._engine.trouble)
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._connected.wait(), _CONNECT_SECONDS)
-        job = _Job(str(uuid.uuid4()), address, asyncio.get_running_loop().create_future())
+        job = _Job(str(uuid.uuid4()), address, asyncio.get_running_loop().create_future(), watch=watch, began=began)
         self._jobs[job.prompt_id] = job
         try:
             await self._submit(job, prompt)
+            if watch is not None and not job.started:
+                await self._tell_positions()
             await job.done
         except asyncio.CancelledError:
             self._spawn(self._cancel(job))
@@ -174,6 +193,8 @@ class Client:
                     async for message in socket:
                         if message.type is aiohttp.WSMsgType.TEXT:
                             self._on_event(json.loads(message.data), address)
+                        elif message.type is aiohttp.WSMsgType.BINARY:
+                            self._on_frame(message.data)
             except (aiohttp.ClientError, OSError, ValueError):
                 pass  # what matters is noticed by _notice_death, or found by _look_up after the next connection
             self._connected.clear()
@@ -184,17 +205,56 @@ class Client:
         if not isinstance(data, dict):
             return
         prompt_id = data.get("prompt_id")
+        if kind == "status" and any(job.watch is not None and not job.started for job in self._jobs.values()):
+            self._spawn(self._tell_positions())
         if kind == "executing" and data.get("node") is None and isinstance(prompt_id, str):
             self._spawn(self._forget(address, prompt_id))
         job = self._jobs.get(prompt_id) if isinstance(prompt_id, str) else None
         if job is None:
             return
+        if kind in ("execution_start", "executing", "progress"):
+            self._current = job.prompt_id
+        if not job.started:
+            job.started = True
+            if job.began is not None:
+                job.began()
+            job.tell("started")
+        if kind == "execution_cached" and isinstance(data.get("nodes"), list):
+            job.tell("cached", nodes=[str(node) for node in data["nodes"]])
+        elif kind == "executing" and data.get("node") is not None:
+            job.tell("node", node=str(data["node"]))
+        elif kind == "progress":
+            job.tell("step", node=str(data.get("node") or ""), step=data.get("value"), steps=data.get("max"))
         if kind == "executed" and isinstance(data.get("output"), dict):
             job.outputs[str(data.get("node"))] = data["output"]
         elif kind == "execution_success" or (kind == "executing" and data.get("node") is None):
             _finish(job)
         elif kind in ("execution_error", "execution_interrupted"):
             _finish(job, _failure(kind, data))
+
+    def _on_frame(self, frame: bytes) -> None:
+        """A preview: event 1 (4 bytes, big-endian), format (4 bytes: 1 JPEG, 2 PNG), the picture."""
+        job = self._jobs.get(self._current or "")
+        if job is not None and len(frame) > 8 and frame[:4] == b"\0\0\0\1":
+            kind = "image/png" if frame[4:8] == b"\0\0\0\2" else "image/jpeg"
+            job.tell("preview", media_type=kind, data=bytes(frame[8:]))
+
+    async def _tell_positions(self) -> None:
+        """Tell each watcher whose prompt waits how many are before it (1: it is the next)."""
+        import aiohttp
+
+        waiting = [job for job in self._jobs.values() if job.watch is not None and not job.started]
+        if not waiting:
+            return
+        with contextlib.suppress(aiohttp.ClientError, ValueError, TypeError, LookupError, AttributeError):
+            async with self._http.get(f"{waiting[0].address}/queue") as response:
+                queue = await response.json()
+            order = [item[1] for item in sorted(queue["queue_pending"], key=lambda item: item[0])]
+            for job in waiting:
+                position = order.index(job.prompt_id) + 1 if job.prompt_id in order else None
+                if position is not None and position != job.position and not job.started:
+                    job.position = position
+                    job.tell("queued", position=position)
 
     async def _look_up_regularly(self) -> None:
         while True:
@@ -285,6 +345,28 @@ class Client:
             raise EngineDied(self._engine.trouble or "it does not answer") from None
         return True
 
+    async def free_memory(self) -> None:
+        """Have ComfyUI unload its models; it does so before the next prompt."""
+        import aiohttp
+
+        with contextlib.suppress(aiohttp.ClientError):
+            body = {"unload_models": True, "free_memory": True}
+            async with self._http.post(f"{self._engine.address}/free", json=body):
+                pass
+
+    async def devices(self) -> list[Mapping[str, Any]]:
+        """What ComfyUI says of its devices (``name, vram_total, vram_free`` in bytes); none when it does not answer."""
+        import aiohttp
+
+        if self._engine.address is None:
+            return []
+        timeout = aiohttp.ClientTimeout(total=2)
+        with contextlib.suppress(aiohttp.ClientError, asyncio.TimeoutError, ValueError, AttributeError):
+            async with self._http.get(f"{self._engine.address}/system_stats", timeout=timeout) as response:
+                devices = (await response.json()).get("devices")
+                return [device for device in devices or () if isinstance(device, dict)]
+        return []
+
     async def knows(self, node_class: str) -> bool:
         """Whether ComfyUI has the node class *node_class*."""
         from urllib.parse import quote
@@ -340,6 +422,8 @@ def _failure(kind: str, data: Mapping[str, Any]) -> RunError:
         return RunError("The request was interrupted.", status=503, node_id=node_id, node_class=node_class)
     message = str(data.get("exception_message") or "").strip()
     kind_of_error = str(data.get("exception_type") or "").rpartition(".")[2]
+    if "OutOfMemory" in kind_of_error or "out of memory" in message.lower():
+        return OutOfMemory(message.partition("\n")[0] or kind_of_error, node_id=node_id, node_class=node_class)
     return NodeFailed(message or kind_of_error or "it gave no reason", node_id=node_id, node_class=node_class)
 
 

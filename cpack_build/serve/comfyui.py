@@ -27,7 +27,7 @@ from cpack_build.serve.device import choose_device
 from cpack_build.serve.folders import Folders
 from cpack_build.serve.settings import Settings
 
-__all__ = ["AttachedComfyUI", "ChildComfyUI", "Engine", "command_line", "make_engine"]
+__all__ = ["AttachedComfyUI", "ChildComfyUI", "Engine", "command_line", "make_engines"]
 
 _PROBE_SECONDS = 0.1
 _BACKOFF_SECONDS = (0.5, 1, 2, 4, 8, 15, 30)
@@ -48,6 +48,7 @@ class Engine:
         self.log = log
         self.address: str | None = None
         self.trouble = "it is starting"
+        self.losses = 0  # how often it was there and then was not
         self.input_dir: Path | None = None
         self.output_dir: Path | None = None
         self.temp_dir: Path | None = None
@@ -74,6 +75,7 @@ class Engine:
         await self._changed.wait()
 
     def _tell(self, address: str | None, trouble: str) -> None:
+        self.losses += self.address is not None and address is None
         self.address, self.trouble = address, trouble
         event, self._changed = self._changed, asyncio.Event()
         event.set()
@@ -82,11 +84,11 @@ class Engine:
         raise NotImplementedError
 
 
-def make_engine(settings: Settings, folders: Folders, *, log: Callable[[str], None]) -> Engine:
-    """The engine that *settings* name. Raises :class:`UsageError` when there is no ComfyUI where they say."""
+def make_engines(settings: Settings, folders: Folders, *, log: Callable[[str], None]) -> list[Engine]:
+    """The engines that *settings* name. Raises :class:`UsageError` when there is no ComfyUI where they say."""
     if settings.server is not None:
-        return AttachedComfyUI(settings.server, log=log)
-    return ChildComfyUI(settings, folders, log=log)
+        return [AttachedComfyUI(server, log=log) for server in settings.server.replace(",", " ").split()]
+    return [ChildComfyUI(settings, folders, log=log)]
 
 
 class ChildComfyUI(Engine):
@@ -216,6 +218,7 @@ def command_line(
         "--user-directory": str(folders.user),
         "--database-url": f"sqlite:///{folders.user / 'comfyui.db'}",
         "--max-upload-size": str(settings.max_upload_mib),
+        "--preview-method": "auto",
     }
     command = [str(python), "-u", "main.py"]
     for option, value in options.items():

@@ -21,7 +21,8 @@ __all__ = ["Folders", "prepare_folders"]
 
 @dataclass(frozen=True)
 class Folders:
-    """The folders under *root*. *scratch* is for files that live as long as a request (and is ``TMPDIR``)."""
+    """The folders under *root*. *scratch* is for files that live as long as a request (and is ``TMPDIR``), *kept* for
+    results that are fetched later."""
 
     root: Path
     input: Path
@@ -29,6 +30,7 @@ class Folders:
     temp: Path
     user: Path
     scratch: Path
+    kept: Path
     bentoml: Path
     metrics: Path
 
@@ -45,13 +47,28 @@ def prepare_folders(root: Path, inputs: Path) -> Folders:
         temp=root / "temp",
         user=root / "user",
         scratch=root / "scratch",
+        kept=root / "kept",
         bentoml=root / "bentoml",
         metrics=root / "bentoml" / "prometheus",
     )
     try:
-        for left_over in (folders.scratch, folders.metrics, folders.output / "cpack", folders.input / "cpack"):
+        for left_over in (
+            folders.scratch,
+            folders.kept,
+            folders.metrics,
+            folders.output / "cpack",
+            folders.input / "cpack",
+        ):
             shutil.rmtree(left_over, ignore_errors=True)  # of a run that was killed
-        for folder in (folders.input, folders.output, folders.temp, folders.user, folders.scratch, folders.metrics):
+        for folder in (
+            folders.input,
+            folders.output,
+            folders.temp,
+            folders.user,
+            folders.scratch,
+            folders.metrics,
+            folders.kept,
+        ):
             folder.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=folder):
                 pass

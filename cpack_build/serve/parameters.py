@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import FiniteFloat
 
+from cpack_build.errors import RunError
 from cpack_build.serve.exchange import safe_name
+from cpack_build.serve.remote import Remote
 from cpack_build.workflow import FILE_TYPES, Input, Interface
 
 if TYPE_CHECKING:
@@ -75,17 +77,25 @@ def request_folder(request: Request) -> Path | None:
 class Parameters:
     """The parameters of *interface*; those in *defaults* are files that need not be given.
 
-    Uploads are put into *scratch*; a request larger than *max_upload_mib* MiB is refused.
+    Uploads are put into *scratch*; a request larger than *max_upload_mib* MiB is refused. Files that are given by URL
+    are fetched by *remote*.
     """
 
     def __init__(
-        self, interface: Interface, *, defaults: Mapping[str, Path], scratch: Path, max_upload_mib: int = 1024
+        self,
+        interface: Interface,
+        *,
+        defaults: Mapping[str, Path],
+        scratch: Path,
+        max_upload_mib: int = 1024,
+        remote: Remote | None = None,
     ) -> None:
         self._most = max_upload_mib << 20
         self._inputs = interface.inputs
         self._by_name = {item.name: item for item in interface.inputs}
         self._defaults = defaults
         self._scratch = scratch
+        self._remote = remote
         # A parameter may be called anything; a field of a model may not. So fields are numbered and names are aliases.
         self._fields = {f"input_{number}": item for number, item in enumerate(interface.inputs)}
         self.model = self._model()
@@ -215,7 +225,14 @@ class Parameters:
         return given
 
     async def _from_text(self, request: Request, item: Input, value: object) -> Path:
-        """A file that is given as text: a ``data:`` URL."""
+        """A file that is given as text: a ``data:`` URL, or one that it is fetched from."""
+        if isinstance(value, str) and self._remote is not None and re.match(r"https?://", value, re.IGNORECASE):
+            path = self._place(request, self._remote.name(value) or item.name)
+            try:
+                await self._remote.fetch(value, path, most=self._most)
+            except RunError as error:
+                raise _Wrong((item.name,), str(error), status=error.status) from None
+            return path
         match = re.fullmatch(r"data:([\w.+-]+/[\w.+-]+)?((?:;[^;,]*)*?)(;base64),(.*)", str(value), flags=re.DOTALL)
         if not isinstance(value, str) or match is None:
             raise _Wrong(

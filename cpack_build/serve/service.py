@@ -11,18 +11,27 @@ import asyncio
 import contextlib
 import errno
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpack_build.errors import RunError, WorkflowError
-from cpack_build.serve.answer import answer_with_error, answer_with_files
-from cpack_build.serve.client import Client
+from cpack_build.errors import EngineUnavailable, OutOfMemory, RunError, WorkflowError
+from cpack_build.serve.answer import answer_with_error, answer_with_files, describe_error, describe_result, names_of
+from cpack_build.serve.client import Client, Outputs, Watch
 from cpack_build.serve.comfyui import Engine
-from cpack_build.serve.exchange import Exchange, Inbox, shipped_file
+from cpack_build.serve.exchange import Exchange, Inbox, Produced, shipped_file
 from cpack_build.serve.folders import Folders
+from cpack_build.serve.front import request_id
+from cpack_build.serve.gate import Gate
+from cpack_build.serve.kept import Kept, Result, sweep
+from cpack_build.serve.metrics import Metrics
 from cpack_build.serve.parameters import Parameters, refusal, request_folder
+from cpack_build.serve.remote import Remote
 from cpack_build.serve.settings import Settings
+from cpack_build.serve.tasks import Tasks
+from cpack_build.serve.webhook import Webhook
 from cpack_build.workflow import FILE_TYPES, Workflow, fill, json_schema
 
 if TYPE_CHECKING:
@@ -32,39 +41,42 @@ if TYPE_CHECKING:
 
 __all__ = ["Server", "make_service"]
 
-# BentoML's own page has a tracker of Google's in it. The files are those that BentoML brings along.
-_PAGE = """<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<title>cpack</title>
-<link rel="icon" href="static_content/favicon-light-32x32.png">
-<link rel="stylesheet" href="static_content/swagger-ui.css">
-<link rel="stylesheet" href="static_content/index.css">
-</head>
-<body>
-<div id="swagger-ui"></div>
-<script src="static_content/swagger-ui-bundle.js"></script>
-<script src="static_content/swagger-ui-standalone-preset.js"></script>
-<script src="static_content/swagger-initializer.js"></script>
-</body>
-</html>
-"""
-_PAGE_POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:"
+_SWEEP_SECONDS = 60
+
+
+@dataclass
+class _Backend:
+    """One ComfyUI. *busy*: requests that were given to it; *running*: 1 while it works on one of them."""
+
+    engine: Engine
+    client: Client
+    inbox: Inbox
+    busy: int = 0
+    running: int = 0
 
 
 class Server:
-    """What runs the requests for *workflow* on *engine*."""
+    """What runs the requests for *workflow* on *engines*, each request on the least busy one."""
 
     def __init__(
-        self, workflow: Workflow, engine: Engine, settings: Settings, folders: Folders, *, log: Callable[[str], None]
+        self,
+        workflow: Workflow,
+        engines: Sequence[Engine],
+        settings: Settings,
+        folders: Folders,
+        *,
+        log: Callable[[str], None],
     ) -> None:
         self.workflow = workflow
-        self.engine = engine
-        self.client = Client(engine)
-        self._inbox = Inbox(engine, self.client)
-        self._folders = folders
+        self._backends = []
+        for engine in engines:
+            client = Client(engine)
+            self._backends.append(_Backend(engine, client, Inbox(engine, client)))
+        self.folders = folders
         self._log = log
+        self._timeout = settings.timeout
+        self._retry_out_of_memory = settings.retry_out_of_memory
+        self._output_most = settings.output_mib << 20 if settings.server is None else None
         self.workflow_file = settings.workflow_file
         self._inputs = settings.app / "input"
         self._shipped = {
@@ -72,23 +84,65 @@ class Server:
             for item in workflow.interface.inputs
             if item.type in FILE_TYPES and (path := shipped_file(self._inputs, item.default)) is not None
         }
+        remote = Remote(settings.url_hosts, private=settings.url_private)
         self.parameters = Parameters(
-            workflow.interface, defaults=self._shipped, scratch=folders.scratch, max_upload_mib=settings.max_upload_mib
+            workflow.interface,
+            defaults=self._shipped,
+            scratch=folders.scratch,
+            max_upload_mib=settings.max_upload_mib,
+            remote=remote,
         )
-        self._checking: asyncio.Task[None] | None = None
+        self.gate = Gate(settings.max_requests)
+        self.metrics = Metrics()
+        self.kept = Kept(folders.kept, seconds=settings.keep_seconds, most=settings.keep_mib << 20)
+        webhook = Webhook(remote, secret=settings.webhook_secret, log=log)
+        self.tasks = Tasks(self, seconds=settings.keep_seconds, webhook=webhook)
+        self._chores: list[asyncio.Task[None]] = []
+
+    async def ready(self) -> bool:
+        """Whether a ComfyUI answers: all are asked at once, and none is waited for longer than its client does."""
+        return any(await asyncio.gather(*(backend.client.answers() for backend in self._backends)))
 
     async def start(self) -> None:
         """Start ComfyUI and the client; returns at once."""
-        await self.engine.start()
-        await self.client.start()
-        self._checking = asyncio.create_task(self._check_nodes())
+        for backend in self._backends:
+            await backend.engine.start()
+            await backend.client.start()
+            self._chores.append(asyncio.create_task(self._check_nodes(backend)))
+        self._chores.append(asyncio.create_task(self._tidy()))
 
     async def stop(self) -> None:
-        """End the client and ComfyUI."""
-        if self._checking is not None:
-            self._checking.cancel()
-        await self.client.close()
-        await self.engine.stop()
+        """End the tasks, the clients and ComfyUI."""
+        for chore in self._chores:
+            chore.cancel()
+        await self.tasks.close()
+        for backend in self._backends:
+            await backend.client.close()
+            await backend.engine.stop()
+
+    async def metrics_text(self) -> str:
+        """Our part of ``/metrics``."""
+        devices = [device for backend in self._backends for device in await backend.client.devices()]
+        running = sum(backend.running for backend in self._backends)
+        return self.metrics.text(
+            waiting=sum(backend.busy for backend in self._backends) - running,
+            running=running,
+            losses=sum(backend.engine.losses for backend in self._backends),
+            ready=sum(backend.engine.address is not None for backend in self._backends),
+            devices=devices,
+        )
+
+    # -- one request
+
+    async def read(self, request: Request) -> dict[str, Any] | Response:
+        """The values of *request*, or the answer that says what is wrong with them."""
+        from starlette.responses import JSONResponse
+
+        model = self.parameters.model
+        item = await model.from_http_request(request, None)
+        if (refused := refusal(request)) is not None:
+            return JSONResponse(refused.body, status_code=refused.status)
+        return self.parameters.values({field: getattr(item, field) for field in model.model_fields})
 
     async def generate(self, request: Request, fields: dict[str, Any]) -> Response:
         """Run the workflow with the model's *fields* and answer *request*; errors become responses here."""
@@ -96,74 +150,164 @@ class Server:
 
         if (refused := refusal(request)) is not None:
             return JSONResponse(refused.body, status_code=refused.status)
-        exchange = Exchange(
-            self.engine, self.client, self._inbox, workflow=self.workflow, scratch=self._folders.scratch
-        )
+        work = asyncio.ensure_future(self._answer(request, self.parameters.values(fields)))
+        gone = asyncio.ensure_future(_disconnected(request))
         try:
-            work = asyncio.ensure_future(self._run(exchange, self.parameters.values(fields)))
-            gone = asyncio.ensure_future(_disconnected(request))
-            try:
-                await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            finally:
-                gone.cancel()
-                if not work.done():
-                    work.cancel()
-                    with contextlib.suppress(asyncio.CancelledError, Exception):
-                        await work
-            if work.cancelled():
-                raise RunError("The caller went away; the request was taken back.", status=499)
-            files = work.result()
-            accept = request.headers.get("accept", "*/*")
-            return await answer_with_files(files, accept=accept, title="outputs", scratch=self._folders.scratch)
-        except RunError as error:
-            if error.status >= 500:
-                node = f" (node {error.node_id}, {error.node_class})" if error.node_id else ""
-                self._log(f"A request failed with {error.status}: {error}{node}")
+            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            gone.cancel()
+            if not work.done():
+                work.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await work
+        if work.cancelled():
+            error = RunError("The caller went away; the request was taken back.", status=499)
             return answer_with_error(error, self.workflow)
-        except WorkflowError as error:
-            return answer_with_error(RunError(error.message, hint=error.hint, status=400), self.workflow)
+        return work.result()
+
+    async def _answer(self, request: Request, given: dict[str, Any]) -> Response:
+        accept = request.headers.get("accept", "*/*")
+        try:
+            async with self._produced(request, given) as files:
+                return await answer_with_files(
+                    files, accept=accept, title="outputs", scratch=self.folders.scratch, kept=self.kept
+                )
+        except RunError as error:
+            self._note(error)
+            return answer_with_error(error, self.workflow)
+
+    async def keep(
+        self, request: Request, given: dict[str, Any], *, watch: Watch
+    ) -> tuple[Result | None, str, Mapping[str, Any]]:
+        """Run the workflow, keep its files: the result, and the last event, ``result`` or ``error``, with its data."""
+        try:
+            async with self._produced(request, given, watch=watch) as files:
+                result = await self.kept.put(files, names_of(files))
+                return result, "result", describe_result(result)
+        except RunError as error:
+            self._note(error)
+            status, body = describe_error(error, self.workflow)
+            return None, "error", {"status": status, **body}
+        except Exception as error:
+            self._log(f"A request failed ({request_id.get()}): {error!r}")
+            return None, "error", {"status": 500, "error": "An unexpected error; the service's log has it."}
+
+    def _note(self, error: RunError) -> None:
+        if error.status >= 500:
+            node = f" (node {error.node_id}, {error.node_class})" if error.node_id else ""
+            self._log(f"A request ({request_id.get()}) failed with {error.status}: {error}{node}")
+
+    @contextlib.asynccontextmanager
+    async def _produced(
+        self, request: Request, given: dict[str, Any], *, watch: Watch | None = None
+    ) -> AsyncIterator[list[Produced]]:
+        """The files that the workflow gives, for as long as the block runs. Raises :class:`RunError`."""
+        try:
+            backend = self._least_busy()
+            exchange = Exchange(
+                backend.engine, backend.client, backend.inbox, workflow=self.workflow, scratch=self.folders.scratch
+            )
+            backend.busy += 1
+            try:
+                yield await self._in_time(self._run(backend, exchange, given, watch))
+            finally:
+                backend.busy -= 1
+                exchange.close()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            self._log(f"A request failed: no space left in {self._folders.root}.")
-            return answer_with_error(
-                RunError("There is no space left here for the request's files.", status=507), self.workflow
-            )
+            self._log(f"There is no space left in {self.folders.root}.")
+            raise RunError("There is no space left here for the request's files.", status=507) from None
         finally:
-            exchange.close()
             folder = request_folder(request)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
 
-    async def _run(self, exchange: Exchange, given: dict[str, Any]) -> Any:
-        values: dict[str, Any] = {}
-        for item in self.workflow.interface.inputs:
-            if item.type not in FILE_TYPES:
-                if item.name in given:
-                    values[item.name] = given[item.name]
-            elif isinstance(path := given.get(item.name), Path):
-                values[item.name] = await exchange.put(item, path)
-            elif item.name in self._shipped:
-                shipped = self._shipped[item.name]
-                values[item.name] = exchange.default(item, shipped, self._inputs) or await exchange.put(item, shipped)
-        prompt = fill(self.workflow, values, prefixes=exchange.prefixes())
-        return await exchange.collect(await self.client.run(prompt))
+    async def _in_time(self, work: Coroutine[Any, Any, list[Produced]]) -> list[Produced]:
+        try:
+            return await asyncio.wait_for(work, self._timeout)
+        except asyncio.TimeoutError:
+            text = f"The request took longer than {self._timeout:g} s and was taken back."
+            raise RunError(text, status=504) from None
+        except WorkflowError as error:
+            raise RunError(error.message, hint=error.hint, status=400) from None
 
-    async def _check_nodes(self) -> None:
+    def _least_busy(self) -> _Backend:
+        there = [backend for backend in self._backends if backend.engine.address is not None]
+        if not there:
+            raise EngineUnavailable(self._backends[0].engine.trouble)
+        return min(there, key=lambda backend: backend.busy)
+
+    async def _run(
+        self, backend: _Backend, exchange: Exchange, given: dict[str, Any], watch: Watch | None
+    ) -> list[Produced]:
+        values: dict[str, Any] = {}
+        with self.metrics.timing("upload"):
+            for item in self.workflow.interface.inputs:
+                if item.type not in FILE_TYPES:
+                    if item.name in given:
+                        values[item.name] = given[item.name]
+                elif isinstance(path := given.get(item.name), Path):
+                    values[item.name] = await exchange.put(item, path)
+                elif item.name in self._shipped:
+                    shipped = self._shipped[item.name]
+                    own = exchange.default(item, shipped, self._inputs)
+                    values[item.name] = own or await exchange.put(item, shipped)
+        prompt = fill(self.workflow, values, prefixes=exchange.prefixes())
+        try:
+            reported = await self._run_prompt(backend, prompt, watch)
+        except OutOfMemory as error:
+            if not self._retry_out_of_memory:
+                raise
+            self._log(f"Out of memory ({error.message}); ComfyUI frees its memory and the request is run once more.")
+            await backend.client.free_memory()
+            reported = await self._run_prompt(backend, prompt, watch)
+        with self.metrics.timing("collect"):
+            return await exchange.collect(reported)
+
+    async def _run_prompt(self, backend: _Backend, prompt: Mapping[str, Any], watch: Watch | None) -> Outputs:
+        asked = time.perf_counter()
+        begun = 0.0
+
+        def began() -> None:
+            nonlocal begun
+            begun = time.perf_counter()
+            backend.running += 1
+            self.metrics.observe("queue", begun - asked)
+
+        try:
+            reported = await backend.client.run(prompt, watch=watch, began=began)
+            self.metrics.observe("run", time.perf_counter() - (begun or asked))
+            return reported
+        finally:
+            backend.running -= bool(begun)
+
+    # -- chores
+
+    async def _tidy(self) -> None:
+        """Now and then remove results that were kept long enough, and old files that nodes left in ComfyUI's output."""
+        while True:
+            await asyncio.sleep(_SWEEP_SECONDS)
+            self.kept.expire()
+            if self._output_most is not None:
+                for folder in (self.folders.output, self.folders.temp):
+                    await asyncio.to_thread(sweep, folder, most=self._output_most)
+
+    async def _check_nodes(self, backend: _Backend) -> None:
         """Each time ComfyUI has started, say which of the workflow's nodes it lacks: requests will fail on them."""
         import aiohttp
 
         wanted = sorted({node["class_type"] for node in self.workflow.nodes.values()})
         while True:
-            if self.engine.address is not None:
+            if backend.engine.address is not None:
                 with contextlib.suppress(aiohttp.ClientError):
-                    missing = [name for name in wanted if not await self.client.knows(name)]
+                    missing = [name for name in wanted if not await backend.client.knows(name)]
                     if missing:
                         self._log(
                             f"ComfyUI does not know these nodes of the workflow: {', '.join(missing)}. The log above "
                             "says which custom node could not be loaded."
                         )
-            await self.engine.changed()
+            await backend.engine.changed()
 
 
 async def _disconnected(request: Request) -> None:
@@ -176,7 +320,7 @@ def make_service(server: Server, *, name: str, timeout: float) -> bentoml.Servic
     """The BentoML service *name* around *server*; a request may take *timeout* seconds."""
     import bentoml
     from starlette.applications import Starlette
-    from starlette.responses import FileResponse, HTMLResponse, JSONResponse
+    from starlette.responses import FileResponse, JSONResponse
     from starlette.routing import Route
 
     schema = json_schema(server.workflow.interface)
@@ -186,9 +330,6 @@ def make_service(server: Server, *, name: str, timeout: float) -> bentoml.Servic
 
     async def interface_json(request: Request) -> Response:
         return JSONResponse(schema)
-
-    async def page(request: Request) -> Response:
-        return HTMLResponse(_PAGE, headers={"content-security-policy": _PAGE_POLICY})
 
     class Cpack:
         """Runs the workflow with the given parameters and returns its files."""
@@ -202,7 +343,10 @@ def make_service(server: Server, *, name: str, timeout: float) -> bentoml.Servic
             await server.stop()
 
         async def __is_ready__(self) -> bool:
-            return await server.client.answers()
+            return await server.ready()
+
+        async def __metrics__(self, text: str) -> str:
+            return text.rstrip("\n") + "\n" + await server.metrics_text()
 
         # BentoML knows its context by an annotation that it evaluates here, or by having none.
         @bentoml.api(input_spec=server.parameters.model)  # type: ignore[untyped-decorator]
@@ -212,8 +356,14 @@ def make_service(server: Server, *, name: str, timeout: float) -> bentoml.Servic
             ctx.response.status_code = response.status_code  # BentoML puts this over the response's own
             return response  # type: ignore[return-value]
 
+        @bentoml.task(input_spec=server.parameters.model)  # type: ignore[untyped-decorator]
+        async def generate_task(self, *, ctx, **fields: Any) -> Path:  # type: ignore[no-untyped-def]
+            """The same for later: submit it, ask for its status, get its result, or cancel it."""
+            response = await server.generate(ctx.request, fields)
+            ctx.response.status_code = response.status_code
+            return response  # type: ignore[return-value]
+
     routes = [
-        Route("/", page),
         Route("/workflow.json", workflow_json),
         Route("/comfy/workflow.json", workflow_json),  # where comfy-pack has it
         Route("/interface.json", interface_json),

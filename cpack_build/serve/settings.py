@@ -22,7 +22,11 @@ class Settings:
     """The service's environment. Times are seconds.
 
     *app* holds ``workflow_api.json`` and ``input/``. Either *comfyui_dir* (with *comfyui_python*) names the ComfyUI to
-    start, or *server* (``host:port``) the running one to use. *data* is the one folder that is written to.
+    start, or *server* (``host:port``, several with commas between) the running ones to use. *data* is the one folder
+    that is written to. *max_requests* is how many may be under way before 429 is answered; *keep_seconds* and
+    *keep_mib* bound the results of links and tasks, *output_mib* what other nodes leave in ComfyUI's output folder.
+    *url_hosts* are the hosts that files may be fetched from (``*`` for any, none by default), *url_private* lets them
+    be private addresses. *token* is asked for as ``Authorization: Bearer`` when it is set.
     """
 
     app: Path
@@ -36,6 +40,17 @@ class Settings:
     timeout: float
     shutdown: float
     max_upload_mib: int
+    max_requests: int = 256
+    body_seconds: float = 60
+    keep_seconds: float = 3600
+    keep_mib: int = 1024
+    output_mib: int = 4096
+    url_hosts: tuple[str, ...] = ()
+    url_private: bool = False
+    token: str = ""
+    webhook_secret: str = ""
+    retry_out_of_memory: bool = False
+    json_log: bool = False
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str], *, pid: int) -> Settings:
@@ -64,6 +79,17 @@ class Settings:
             timeout=_number(environ, "CPACK_TIMEOUT", default=3600, low=1),
             shutdown=_number(environ, "CPACK_SHUTDOWN_SECONDS", default=6, low=0),
             max_upload_mib=int(_number(environ, "CPACK_MAX_UPLOAD_MIB", default=1024, low=1)),
+            max_requests=int(_number(environ, "CPACK_MAX_REQUESTS", default=256, low=1)),
+            body_seconds=_number(environ, "CPACK_BODY_SECONDS", default=60, low=1),
+            keep_seconds=_number(environ, "CPACK_KEEP_SECONDS", default=3600, low=1),
+            keep_mib=int(_number(environ, "CPACK_KEEP_MIB", default=1024, low=1)),
+            output_mib=int(_number(environ, "CPACK_OUTPUT_MIB", default=4096, low=1)),
+            url_hosts=tuple(environ.get("CPACK_URL_HOSTS", "").lower().replace(",", " ").split()),
+            url_private=_flag(environ, "CPACK_URL_PRIVATE"),
+            token=environ.get("CPACK_TOKEN", ""),
+            webhook_secret=environ.get("CPACK_WEBHOOK_SECRET", ""),
+            retry_out_of_memory=_flag(environ, "CPACK_RETRY_OUT_OF_MEMORY"),
+            json_log=_choice(environ, "CPACK_LOG", "text", "json") == "json",
         )
 
     @property
@@ -84,6 +110,17 @@ def _number(environ: Mapping[str, str], name: str, *, default: float, low: float
         limits = f"at least {low:g}" if high == float("inf") else f"from {low:g} to {high:g}"
         raise UsageError(f"{name} is {text!r}.", hint=f"Set it to a number {limits}.")
     return value
+
+
+def _flag(environ: Mapping[str, str], name: str) -> bool:
+    return _choice(environ, name, "0", "1") == "1"
+
+
+def _choice(environ: Mapping[str, str], name: str, default: str, *others: str) -> str:
+    text = environ.get(name) or default
+    if text not in (default, *others):
+        raise UsageError(f"{name} is {text!r}.", hint=f"Set it to {' or '.join((default, *others))}.")
+    return text
 
 
 def _arguments(environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -289,7 +289,8 @@ def test_many_at_once_are_all_answered(service: Service) -> None:
 def test_the_documents_tell_the_interface(service: Service) -> None:
     assert service.get("/workflow.json").json() == everything()
     assert service.get("/comfy/workflow.json").json() == everything()
-    (route,) = service.get("/schema.json").json()["routes"]
+    route, task = service.get("/schema.json").json()["routes"]
+    assert (route["name"], task["name"], task["is_task"]) == ("generate", "generate_task", True)
     size = route["input"]["properties"]["size"]
     assert (size["minimum"], size["maximum"], size["default"]) == (16, 512, 64)
     assert route["input"]["properties"]["photo"]["type"] == "file"
