@@ -33,12 +33,17 @@ def lock(pack: Path, output: Path | None, dry_run: bool, chosen: Chosen, termina
     from cpack_build.cpack.reader import read_pack
 
     read = read_pack(pack)
+    from cpack_build.lock.target import driver_of
+    from cpack_build.lock.wheels import wheels_of
+
     target = output or lock_beside(pack)
     made = make_lock(read, chosen.settings(read), terminal=terminal)
     before = target.read_bytes() if target.is_file() else None
     changed = before != made.to_bytes()
     if not dry_run and changed:
         write_lock(made, target)
+    wheels = wheels_of(made.python)
+    known_bytes = sum(wheel.size or 0 for wheel in wheels)
     terminal.result(
         {
             "lock": str(target),
@@ -47,8 +52,12 @@ def lock(pack: Path, output: Path | None, dry_run: bool, chosen: Chosen, termina
             "written": changed and not dry_run,
             "platform": made.platform,
             "python": made.interpreter.version,
-            "wheels": _wheels(made),
+            "target": made.target,
+            "driver": driver_of(made.target),
+            "wheels": len(wheels),
+            "wheel_bytes": known_bytes,
             "debs": len(made.system),
+            "deb_bytes": sum(deb.size for deb in made.system),
             "nodes": len(made.nodes),
             "models": len(made.models),
         }
@@ -57,10 +66,13 @@ def lock(pack: Path, output: Path | None, dry_run: bool, chosen: Chosen, termina
         outcome = f"would be {'changed' if before is not None else 'written'}" if changed else "is up to date"
     else:
         outcome = "is written" if changed else "is up to date"
-    size = amount(sum(model.size for model in made.models), None, "B")
+    driver = f" (NVIDIA driver {needed} or newer)" if (needed := driver_of(made.target)) else ""
     terminal.say(
-        f"{target} {outcome}: {made.platform}, Python {made.interpreter.version}, {_wheels(made)} wheels, "
-        f"{len(made.system)} system packages, {len(made.nodes)} custom nodes, {len(made.models)} models ({size})."
+        f"{target} {outcome}: {made.platform}, {made.target}{driver}, Python {made.interpreter.version}, "
+        f"{len(wheels)} wheels ({amount(known_bytes, None, 'B')}), "
+        f"{len(made.system)} system packages ({amount(sum(deb.size for deb in made.system), None, 'B')}), "
+        f"{len(made.nodes)} custom nodes, "
+        f"{len(made.models)} models ({amount(sum(model.size for model in made.models), None, 'B')})."
     )
 
 
@@ -89,7 +101,3 @@ def write_lock(made: Lock, target: Path) -> None:
 
     with whole_file(target) as file:
         file.write(made.to_bytes())
-
-
-def _wheels(made: Lock) -> int:
-    return made.python.pylock.count("[[packages]]")

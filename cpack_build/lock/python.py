@@ -307,7 +307,10 @@ def _explained(said: str, target: Target, *, is_service: bool) -> Unresolvable |
             "and an index that has its pinned versions."
         )
     elif missing:
-        hint = f"Name where {missing[1]} {missing[2]} lies with --find-links or --extra-index-url."
+        hint = (
+            f"Name where {missing[1]} {missing[2]} lies with --find-links or --extra-index-url: wheels with a label "
+            "such as +cpu, +cu128 or +rocm6.4 are on their project's own index, one for each label."
+        )
     elif "no usable wheels" in said or "no wheels" in said:
         hint = (
             f"Only wheels for Python {target.python_version} on {target.uv_platform} are used: give one with "

@@ -8,10 +8,12 @@ machine, its folders or the order in which things were found.
 from __future__ import annotations
 
 import platform as host
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
+
+from packaging.utils import canonicalize_name
 
 import cpack_build
 from cpack_build.cpack.schema import Snapshot
@@ -24,9 +26,11 @@ from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources
 from cpack_build.lock.interpreter import archive_interpreter, base_interpreter, vouch
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.nodes import lock_trees
-from cpack_build.lock.python import Target, lock_environment, lock_service
-from cpack_build.lock.schema import Deb, DebInterpreter, Inputs, Interpreter, Lock, ScratchBase
+from cpack_build.lock.python import Target, lock_environment, lock_service, parse_requirements
+from cpack_build.lock.schema import Deb, DebInterpreter, Inputs, Interpreter, Lock, PythonEnvironment, ScratchBase
 from cpack_build.lock.service import service_code, service_requirements
+from cpack_build.lock.target import FAMILY, check_target, retarget, target_of
+from cpack_build.lock.wheels import wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["PackInput", "check_fresh", "resolve", "this_platform"]
@@ -84,8 +88,8 @@ def resolve(
             index_url=index_url, extra_index_urls=extra_index_urls, progress=reports,
         )  # fmt: skip
         python_work = pool.submit(
-            lock_environment, snapshot.requirements, target=target, store=store, sources=sources,
-            packages=settings.python.packages, exclude=settings.python.exclude, find_links=find_links,
+            _environment, snapshot.requirements, accelerator=settings.target, target=target, store=store,
+            sources=sources, packages=settings.python.packages, exclude=settings.python.exclude, find_links=find_links,
             index_url=index_url, extra_index_urls=extra_index_urls, progress=reports,
         )  # fmt: skip
         trees, models, service, python = (
@@ -106,6 +110,7 @@ def resolve(
         inputs=Inputs(pack=pack.sha256, settings=settings.digest()),
         source_date_epoch=max(tree.committed_at for tree in (trees.comfyui, *trees.nodes)),
         platform=target_platform,
+        target=target_of(wheels_of(python), platform=target_platform),
         base=system.base.record if system.base is not None else ScratchBase(),
         system=system.debs,
         interpreter=system.interpreter,
@@ -123,6 +128,23 @@ def resolve(
     if lock.bytecode == "compiled":  # else nobody has said that this Python may run here: a pack may have named it
         vouch(lock, store=store)
     return lock
+
+
+def _environment(
+    requirements: Sequence[str], *, accelerator: str | None, target: Target, progress: Progress, **options: Any
+) -> PythonEnvironment:
+    """The pack's packages, for another accelerator than the packer's where the user asks for one."""
+    if accelerator is not None:
+        own = {canonicalize_name(requirement.name) for requirement in parse_requirements(options["packages"])}
+        changed = retarget(requirements, accelerator, platform=target.platform)
+        requirements = changed.requirements
+        if not own.intersection(FAMILY):
+            for change in changed.changed:
+                progress.note(f"For {accelerator}, {change}.")
+    environment = lock_environment(requirements, target=target, progress=progress, **options)
+    if accelerator is not None:
+        check_target(wheels_of(environment), accelerator, platform=target.platform)
+    return environment
 
 
 def check_fresh(lock: Lock, pack: PackInput, settings: Settings, *, name: object = "The lock") -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from cpack_build.cpack.settings import Text, VariableName
+from cpack_build.cpack.settings import AcceleratorName, Text, VariableName
 from cpack_build.errors import BadField, BadInput
 
 __all__ = [
@@ -171,6 +171,8 @@ class Lock(_Document):
     inputs: Inputs
     source_date_epoch: Seconds
     platform: Literal["linux/amd64", "linux/arm64"]
+    target: AcceleratorName = "cpu"
+    """What the locked torch computes on."""
     base: Annotated[ScratchBase | BaseImage, Field(discriminator="kind")]
     system: tuple[Deb, ...]
     interpreter: Interpreter
