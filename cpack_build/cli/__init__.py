@@ -16,6 +16,10 @@ __all__ = ["VERBS", "cli", "main", "run"]
 
 VERBS: dict[str, tuple[str, str]] = {
     "lock": ("cpack_build.cli.lock:lock", "Pin every byte that a pack's image needs, in NAME.cpack.lock."),
+    "check": (
+        "cpack_build.cli.check:check",
+        "Name everything that stands in the way of an image, all at once.",
+    ),
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
     "verify": ("cpack_build.cli.verify:verify", "Make an image again from its lock, and name what differs."),
     "inspect": ("cpack_build.cli.inspect:inspect", "Show what a pack holds and what its workflow asks for."),

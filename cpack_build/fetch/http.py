@@ -26,7 +26,7 @@ from cpack_build.progress import SILENT, Progress
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["HttpTransport", "RequestsTransport", "Response", "Sources", "adopt_verified", "download"]
+__all__ = ["HttpTransport", "RequestsTransport", "Response", "Sources", "adopt_verified", "download", "probe"]
 
 _TRIES = 5
 _LONGEST_WAIT = 60.0
@@ -150,6 +150,32 @@ def download(
                 yield chunk
 
         return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size)
+
+
+def probe(url: str, *, sources: Sources, what: str = "") -> None:
+    """See that *url* answers, through the mirrors, without taking its bytes.
+
+    Raises :class:`NetworkError`, :class:`UnsafeInput` (no http URL, and not mapped), :class:`Unresolvable` (a mapped
+    file that is not there).
+    """
+    target = sources.mirrors.apply(url)
+    if target != url and local_path(target) is not None:
+        if _local_file(target) is None:
+            raise Unresolvable(
+                f"{redact(url)} is mapped to {redact(target.partition('?')[0])}, where no file is.",
+                hint="Correct --mirror, or put the file there.",
+            )
+        return
+    check_http(target, what=what or redact(url))
+    try:
+        with sources.http.get(target, headers={"Range": "bytes=0-0"}) as response:
+            if response.status not in (200, 206, 416):  # 416: an empty file has no first byte
+                raise _refused(target, response.status)
+    except (ConnectionError, TimeoutError) as error:
+        raise NetworkError(
+            f"{redact(target)} does not answer: {error}.",
+            hint="Check the network and try again, or map it to a local copy with --mirror.",
+        ) from error
 
 
 def _local_file(target: str) -> Path | None:

@@ -19,7 +19,7 @@ from cpack_build.lock.schema import Model
 from cpack_build.oci.modellayer import hash_model
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["fetch_model", "lock_models"]
+__all__ = ["fetch_model", "local_model", "lock_models"]
 
 _LAYER = "model-layer-1"
 
@@ -65,6 +65,14 @@ def fetch_model(
     entry = ModelEntry(filename=model.path, size=model.size, sha256=model.sha256, urls=model.sources)
     path = safe_model_path(model.path)
     return _find(path, entry, folders=folders, store=store, sources=sources, progress=progress)
+
+
+def local_model(model: Model, folders: Sequence[str]) -> Path | None:
+    """A file in *folders* that has the model's name and size; it is not read."""
+    for candidate, _ in _candidates(safe_model_path(model.path), folders):
+        if candidate.stat().st_size == model.size:
+            return candidate
+    return None
 
 
 def safe_model_path(name: str) -> str:

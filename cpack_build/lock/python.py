@@ -22,7 +22,16 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidName, canonicalize_name, parse_wheel_filename
 
-from cpack_build.errors import BadInput, HashMismatch, NetworkError, ToolMissing, Unresolvable, UnsafeInput
+from cpack_build.errors import (
+    BadInput,
+    CpackError,
+    HashMismatch,
+    NetworkError,
+    ToolMissing,
+    Unresolvable,
+    UnsafeInput,
+    together,
+)
 from cpack_build.fetch.http import Sources, adopt_verified, download
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
@@ -35,6 +44,8 @@ __all__ = ["Target", "lock_environment", "lock_service", "parse_requirements"]
 
 _UV_GLIBC = (40, 39, 38, 37, 36, 35, 34, 33, 32, 31, 28, 17)
 """Minor versions of glibc 2 for which uv knows a ``manylinux_2_N`` platform."""
+_MOST_NAMED = 20
+"""Packages that cannot be had and are named in one run."""
 _MANYLINUX = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 """PEP 600, "Legacy manylinux tags"."""
 
@@ -99,21 +110,31 @@ def parse_requirements(
     """
     left_out = {canonicalize_name(name) for name in (*exclude, *replaced)}
     found = []
+    refused: list[CpackError] = []
     for text in requirements:
         try:
             if re.search(r"[\r\n\x00]", text):
                 raise InvalidRequirement("it has more than one line")
             requirement = Requirement(text)
         except InvalidRequirement:
-            raise UnsafeInput(
-                f"The pack's requirement {redact(text)!r} is no package requirement and is not passed on.",
-                hint="Correct it in the pack.",
-            ) from None
+            hint = "Correct it in the pack."
+            refused.append(
+                UnsafeInput(
+                    f"The pack's requirement {redact(text)!r} is no package requirement: not passed on.", hint=hint
+                )
+            )
+            continue
         if canonicalize_name(requirement.name) in left_out:
             continue
         if requirement.url is not None:
-            _check_direct(requirement)
+            try:
+                _check_direct(requirement)
+            except (Unresolvable, UnsafeInput) as error:
+                refused.append(error)
+                continue
         found.append(requirement)
+    if refused:
+        raise together(refused)
     return found
 
 
@@ -172,13 +193,23 @@ def lock_environment(
     kept = parse_requirements(requirements, exclude=exclude, replaced=[requirement.name for requirement in added])
     wanted = sorted({str(requirement) for requirement in (*kept, *added)})
     never = [f'{canonicalize_name(name)} ; sys_platform == "never"' for name in exclude]
+    options = _options(find_links, index_url, extra_index_urls, sources)
+    missing: list[CpackError] = []
     with progress.task("Resolving Python packages", total=len(wanted), unit="packages"):
-        document = _compile(
-            wanted,
-            overrides=[*wanted, *never],
-            target=target,
-            options=_options(find_links, index_url, extra_index_urls, sources),
-        )
+        while True:
+            try:
+                document = _compile(wanted, overrides=[*wanted, *never], target=target, options=options)
+                break
+            except Unresolvable as error:
+                # uv stops at the first package that nobody has: ask again without it, to name the others as well
+                missing.append(error)
+                lost = _culprit(error.message, wanted)
+                if lost is None or len(missing) == _MOST_NAMED:
+                    raise together(missing) from None
+                wanted.remove(lost)
+                never.append(f'{canonicalize_name(Requirement(lost).name)} ; sys_platform == "never"')
+    if missing:
+        raise together(missing)
     return _environment(document, target=target, store=store, sources=sources, progress=progress)
 
 
@@ -223,6 +254,19 @@ def _hashed(text: str) -> Iterator[tuple[str, list[str]]]:
         if line and not line.startswith("#"):
             requirement, *hashes = re.split(r"\s+--hash=sha256:", line)
             yield requirement, [value.strip() for value in hashes]
+
+
+def _culprit(message: str, wanted: Sequence[str]) -> str | None:
+    """Which of the requirements *wanted* is the one that *message* says no index has, or has no wheel of."""
+    found = re.search(
+        r"Because (?:there (?:is|are) no versions? of )?([A-Za-z0-9][A-Za-z0-9._-]*)"
+        r"(?:==\S+ has no (?:usable )?wheels|\S* was not found|[=<>!~]=?\S+ and you require|==\S+)",
+        message,
+    ) or re.search(r"\b([A-Za-z0-9][A-Za-z0-9._-]*) was not found in", message)
+    if found is None:
+        return None
+    name = canonicalize_name(found[1])
+    return next((text for text in wanted if canonicalize_name(Requirement(text).name) == name), None)
 
 
 def _options(

@@ -18,7 +18,7 @@ from packaging.utils import canonicalize_name
 import cpack_build
 from cpack_build.cpack.schema import Snapshot
 from cpack_build.cpack.settings import InterpreterArchive, Settings
-from cpack_build.errors import BadSettings, CpackError, NetworkError, StaleLock, Unresolvable, UsageError
+from cpack_build.errors import BadSettings, CpackError, StaleLock, Unresolvable, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.base import Base, open_base
@@ -98,7 +98,7 @@ def resolve(
         )  # fmt: skip
     errors += [*(trees.missing if trees else ()), *(models[1] if models else ())]
     if errors:
-        raise _together(errors)
+        raise together(errors)
     assert system is not None
     assert trees is not None
     assert trees.comfyui is not None
@@ -245,15 +245,3 @@ def _caught(work: Callable[[], _T], errors: list[CpackError]) -> _T | None:
 
 def _done(work: Future[_T], errors: list[CpackError]) -> _T | None:
     return _caught(work.result, errors)
-
-
-def _together(errors: list[CpackError]) -> CpackError:
-    """One error for all: what is wrong comes before what is missing, and all that is missing is told at once."""
-    for error in errors:
-        if not isinstance(error, Unresolvable | NetworkError):
-            return error
-    if len(errors) == 1:
-        return errors[0]
-    told = "".join(f"\n- {error}" for error in errors)
-    kind = NetworkError if all(isinstance(error, NetworkError) for error in errors) else Unresolvable
-    return kind(f"{len(errors)} things that the image needs cannot be had:{told}")
