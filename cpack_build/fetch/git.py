@@ -239,8 +239,15 @@ def _places(url: str, canonical: str, mirrors: Mirrors) -> list[tuple[str, bool]
                 places.append((target, True))
             elif path.is_dir():
                 places.append((str(path.absolute()), True))
+    if mirrors.is_offline:
+        places = [(place, is_mapped) for place, is_mapped in places if local_path(place) is not None]
     if places:
         return list(dict.fromkeys(places))
+    if mirrors.is_offline:
+        raise NetworkError(
+            f"{redact(canonical)} is not in the store, and --offline forbids to fetch it.",
+            hint="Run it once without --offline, or name a clone of it with --mirror URL=PATH.",
+        )
     mapped = [spelling for spelling in spellings if mirrors.is_mirrored(spelling)]
     if mapped:
         raise Unresolvable(

@@ -26,7 +26,16 @@ from cpack_build.progress import SILENT, Progress
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["HttpTransport", "RequestsTransport", "Response", "Sources", "adopt_verified", "download", "probe"]
+__all__ = [
+    "HttpTransport",
+    "Offline",
+    "RequestsTransport",
+    "Response",
+    "Sources",
+    "adopt_verified",
+    "download",
+    "probe",
+]
 
 _TRIES = 5
 _LONGEST_WAIT = 60.0
@@ -97,6 +106,16 @@ class RequestsTransport:
 
         with answer:
             yield Response(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, chunks())
+
+
+class Offline:
+    """A transport that asks nobody."""
+
+    def get(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
+        raise NetworkError(
+            f"{redact(url)} is not in the store, and --offline forbids to ask for it.",
+            hint="Run it once without --offline, or map it to a local copy with --mirror.",
+        )
 
 
 @dataclass(frozen=True)

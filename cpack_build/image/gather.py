@@ -69,7 +69,7 @@ def gather(
         raise UnsafeInput(
             f"The lock's Python {lock.interpreter.version} was not resolved on this machine, and building would run it "
             "here to compile bytecode.",
-            hint="Add --trust if you trust whoever made the lock, or make it anew with `cpack-build lock`.",
+            hint="Add --trust if you trust who made the lock, or make it anew with `cpack-build lock --update all`.",
         )
     service, wheels = wheels_of(lock.service), wheels_of(lock.python)
     archive = lock.interpreter if isinstance(lock.interpreter, ArchiveInterpreter) else None

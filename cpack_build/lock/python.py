@@ -177,11 +177,13 @@ def lock_environment(
     find_links: Sequence[str] = (),
     index_url: str | None = None,
     extra_index_urls: Sequence[str] = (),
+    preferred: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> PythonEnvironment:
     """Resolve the pack's *requirements*, with *packages* over them and without those named in *exclude*.
 
-    An excluded package is not brought back by another's dependency. Raises :class:`UnsafeInput`,
+    An excluded package is not brought back by another's dependency. Of what no pin decides, the versions *preferred*
+    (``name==1.2``, an earlier lock's) stay where they can. Raises :class:`UnsafeInput`,
     :class:`Unresolvable`, :class:`NetworkError`, :class:`ToolMissing`.
     """
     for name in exclude:
@@ -198,7 +200,9 @@ def lock_environment(
     with progress.task("Resolving Python packages", total=len(wanted), unit="packages"):
         while True:
             try:
-                document = _compile(wanted, overrides=[*wanted, *never], target=target, options=options)
+                document = _compile(
+                    wanted, overrides=[*wanted, *never], target=target, options=options, preferred=preferred
+                )
                 break
             except Unresolvable as error:
                 # uv stops at the first package that nobody has: ask again without it, to name the others as well
@@ -272,7 +276,7 @@ def _culprit(message: str, wanted: Sequence[str]) -> str | None:
 def _options(
     find_links: Sequence[str], index_url: str | None, extra_index_urls: Sequence[str], sources: Sources
 ) -> list[str]:
-    options = []
+    options = ["--offline"] if sources.mirrors.is_offline else []
     for place in find_links:
         path = local_path(place)
         if path is not None and not path.is_dir():
@@ -293,6 +297,7 @@ def _compile(
     overrides: Sequence[str],
     target: Target,
     options: Sequence[str],
+    preferred: Sequence[str] = (),
     is_service: bool = False,
 ) -> str:
     """``pylock.toml`` as uv writes it. The user's own uv configuration counts; that of the current folder does not."""
@@ -300,10 +305,14 @@ def _compile(
         place = Path(folder)
         (place / "requirements.in").write_text("".join(line + "\n" for line in requirements), "utf-8")
         (place / "overrides.txt").write_text("".join(line + "\n" for line in overrides), "utf-8")
+        # uv keeps the versions that it finds in its output where they still fit; only a requirements.txt says no more
+        form, output = ("requirements.txt", "kept.txt") if preferred else ("pylock.toml", "pylock.toml")
+        if preferred:
+            (place / output).write_text("".join(line + "\n" for line in preferred), "utf-8")
         result = subprocess.run(
             [
-                _uv(), "pip", "compile", "requirements.in", "--override=overrides.txt", "--format=pylock.toml",
-                "--output-file=pylock.toml", f"--python-version={target.python_version}",
+                _uv(), "pip", "compile", "requirements.in", "--override=overrides.txt", f"--format={form}",
+                f"--output-file={output}", f"--python-version={target.python_version}",
                 f"--python-platform={target.uv_platform}", "--only-binary=:all:", "--no-python-downloads",
                 "--no-header", "--no-annotate", "--no-progress", "--color=never", *options,
             ],
@@ -312,6 +321,11 @@ def _compile(
         )  # fmt: skip
         if result.returncode:
             raise _explained(result.stderr.decode("utf-8", "replace"), target, is_service=is_service)
+        if preferred:
+            pins = (place / output).read_text("utf-8").splitlines()
+            return _compile(
+                [*requirements, *pins], overrides=overrides, target=target, options=options, is_service=is_service
+            )
         return (place / "pylock.toml").read_text("utf-8")
 
 

@@ -8,7 +8,7 @@ machine, its folders or the order in which things were found.
 from __future__ import annotations
 
 import platform as host
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
@@ -55,9 +55,19 @@ class PackInput(Protocol):
 
 
 def resolve(
-    pack: PackInput, *, settings: Settings, store: Store, sources: Sources, progress: Progress = SILENT
+    pack: PackInput,
+    *,
+    settings: Settings,
+    store: Store,
+    sources: Sources,
+    previous: Lock | None = None,
+    update: Collection[str] = (),
+    progress: Progress = SILENT,
 ) -> Lock:
     """Resolve *pack* to its lock. *sources* holds the mirrors (flags and settings) and transports.
+
+    The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
+    *update*; ``all`` or ``python`` there means every one of them.
 
     Raises :class:`Unresolvable` naming everything that is missing, :class:`NetworkError`, :class:`HashMismatch`,
     :class:`UnsafeInput`, :class:`BadInput`, :class:`ToolMissing`. *progress* is used from several threads.
@@ -90,7 +100,8 @@ def resolve(
         python_work = pool.submit(
             _environment, snapshot.requirements, accelerator=settings.target, target=target, store=store,
             sources=sources, packages=settings.python.packages, exclude=settings.python.exclude, find_links=find_links,
-            index_url=index_url, extra_index_urls=extra_index_urls, progress=reports,
+            index_url=index_url, extra_index_urls=extra_index_urls, preferred=_kept(previous, update),
+            progress=reports,
         )  # fmt: skip
         trees, models, service, python = (
             _done(trees_work, errors), _done(models_work, errors), _done(service_work, errors),
@@ -128,6 +139,22 @@ def resolve(
     if lock.bytecode == "compiled":  # else nobody has said that this Python may run here: a pack may have named it
         vouch(lock, store=store)
     return lock
+
+
+def _kept(previous: Lock | None, update: Collection[str]) -> tuple[str, ...]:
+    """The pins of *previous* that are to stay. Raises :class:`UsageError` for a name in *update* that it lacks."""
+    if previous is None:
+        return ()
+    names = {canonicalize_name(name) for name in update}
+    wheels = wheels_of(previous.python)
+    if unknown := sorted(names - {wheel.name for wheel in wheels} - {"all", "python"}):
+        raise UsageError(
+            f"--update names {', '.join(unknown)}, which the lock does not have.",
+            hint="Name Python packages of the lock, `python` or `all`.",
+        )
+    if names & {"all", "python"}:
+        return ()
+    return tuple(f"{wheel.name}=={wheel.version}" for wheel in wheels if wheel.name not in names)
 
 
 def _environment(
