@@ -2,8 +2,8 @@
 
 Each URL has a bare repository in the store, into which just the wanted commit is fetched (all branches and tags where a
 server refuses that). A :class:`Tree` lists the commit's files and reads their contents from git's object database: no
-hook, filter, attribute or submodule ever acts. URLs come from documents, so only http(s) and ssh are spoken; a local
-repository only where the user mapped a URL to it.
+hook, filter or attribute ever acts, and submodules are fetched by the same rules, into the same repository. URLs come
+from documents, so only http(s) and ssh are spoken; a local repository only where the user mapped a URL to it.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _BIG = 16 * CHUNK
 _MEMO = "git-tree-1"
 _LAST_SECOND = 253_402_300_799
+_DEEPEST = 8
+"""Submodules within submodules."""
 _MODES = ("100644", "100755", "120000")
 
 
@@ -80,17 +82,24 @@ class Tree:
 
     @cached_property
     def _files(self) -> tuple[TreeFile, ...]:
-        listing = _git(self.repository, "ls-tree", "-r", "-z", "-l", "--full-tree", self.commit, what=self.url)
-        files = []
+        return tuple(sorted(self._listed(self.commit, "", 0), key=lambda file: file.path.encode()))
+
+    def _listed(self, commit: str, prefix: str, depth: int) -> list[TreeFile]:
+        """The files of *commit* below *prefix*, and of its submodules, whose commits lie in the same repository."""
+        listing = _git(self.repository, "ls-tree", "-r", "-z", "-l", "--full-tree", commit, what=self.url)
+        files: list[TreeFile] = []
         for line in listing.split(b"\0")[:-1]:
             head, _, raw = line.partition(b"\t")
             mode, kind, oid, size = head.decode("ascii").split()
-            path = _checked_path(raw, self.url)
+            path = prefix + _checked_path(raw, self.url)
             if kind == "commit":
-                raise Unresolvable(
-                    f"{redact(self.url)} has a submodule at {path!r}, and submodules are not supported yet.",
-                    hint="Leave the node out with nodes.exclude in cpack.yaml, or use a fork without the submodule.",
-                )
+                if depth == _DEEPEST or not _has(self.repository, oid):
+                    raise Unresolvable(
+                        f"{redact(self.url)} has a submodule at {path!r} that its .gitmodules does not explain.",
+                        hint="Leave the node out with nodes.exclude in cpack.yaml, or use a fork without it.",
+                    )
+                files += self._listed(oid, path + "/", depth + 1)
+                continue
             if size in ("-", "BAD"):
                 raise Unresolvable(
                     f"{redact(self.url)} at {self.commit} lacks the content of {path!r}.",
@@ -101,12 +110,13 @@ class Tree:
             if mode not in _MODES:
                 raise UnsafeInput(f"{redact(self.url)}: {path!r} has the unknown mode {mode}.")
             files.append(TreeFile(path, mode, oid, int(size)))  # type: ignore[arg-type]
-        return tuple(sorted(files, key=lambda file: file.path.encode()))
+        return files
 
     def files(self) -> tuple[TreeFile, ...]:
         """Every file, sorted by the bytes of its path.
 
-        Raises :class:`Unresolvable` for a submodule, :class:`UnsafeInput` for a name that leaves the tree.
+        Those of submodules lie at their paths. Raises :class:`Unresolvable` for a submodule of which ``.gitmodules``
+        says nothing, :class:`UnsafeInput` for a name that leaves the tree.
         """
         return self._files
 
@@ -209,6 +219,7 @@ def fetch_tree(
         if not _has(repository, commit):
             with progress.task(f"Fetching {name or redact(canonical)}", unit="commits"):
                 _fetch(repository, url.strip(), canonical, commit, mirrors)
+        _fetch_submodules(repository, canonical, commit, mirrors, progress=progress, name=name or redact(canonical))
     return Tree(repository, canonical, commit, store)
 
 
@@ -291,6 +302,64 @@ def _fetch(repository: Path, url: str, canonical: str, commit: str, mirrors: Mir
         if _has(repository, commit):
             return
     raise _explained(canonical, commit, problems)
+
+
+def _fetch_submodules(
+    repository: Path, url: str, commit: str, mirrors: Mirrors, *, progress: Progress, name: str, depth: int = 0
+) -> None:
+    """Bring the commits of the submodules of *commit* into the same *repository*, and theirs.
+
+    Which commit it is the tree says; ``.gitmodules`` says only where (gitmodules(5)), by the same rules as for nodes.
+    """
+    if depth == _DEEPEST:
+        raise Unresolvable(
+            f"{redact(url)} has submodules nested deeper than {_DEEPEST}.",
+            hint="Leave the node out with nodes.exclude in cpack.yaml.",
+        )
+    # one listing of the top tells whether there is anything to do
+    if not _git(repository, "ls-tree", "--full-tree", commit, "--", ".gitmodules", what=url):
+        return
+    said = subprocess.run(
+        [*_command(repository), "config", "--null", f"--blob={commit}:.gitmodules", "--get-regexp",
+         r"^submodule\..*\.(path|url)$"],
+        capture_output=True, env=_environment(),
+    ).stdout.decode("utf-8", "replace")  # fmt: skip
+    places: dict[str, dict[str, str]] = {}
+    for item in said.split("\0")[:-1]:
+        key, _, value = item.partition("\n")
+        section, _, field_name = key.rpartition(".")
+        places.setdefault(section, {})[field_name] = value
+    urls = {place["path"]: place["url"] for place in places.values() if {"path", "url"} <= place.keys()}
+    listing = _git(repository, "ls-tree", "-r", "-z", "--full-tree", commit, what=url)
+    for line in listing.split(b"\0")[:-1]:
+        head, _, raw = line.partition(b"\t")
+        _, kind, oid = head.decode("ascii").split()
+        path = raw.decode("utf-8", "replace")
+        if kind != "commit" or path not in urls:
+            continue
+        inner = _absolute(urls[path], url)
+        canonical = canonical_url(inner)
+        if not _has(repository, oid):
+            with progress.task(f"Fetching {name}/{path}", unit="commits"):
+                _fetch(repository, inner, canonical, oid, mirrors)
+        _fetch_submodules(
+            repository, canonical, oid, mirrors, progress=progress, name=f"{name}/{path}", depth=depth + 1
+        )
+
+
+def _absolute(url: str, parent: str) -> str:
+    """A submodule's URL; ``./`` and ``../`` are meant from that of its *parent* (git-submodule(1), "add")."""
+    if not url.startswith(("./", "../")):
+        return url
+    base = parent.rstrip("/")
+    while url.startswith(("./", "../")):
+        if url.startswith("../"):
+            head, slash, tail = base.rpartition("/")
+            if not slash or not tail or head.endswith(("/", ":")):
+                raise UnsafeInput(f"{redact(parent)}: the submodule URL {url!r} leads above its server.")
+            base = head
+        url = url.split("/", 1)[1]
+    return f"{base}/{url}"
 
 
 def _explained(url: str, commit: str, problems: Sequence[str]) -> NetworkError | Unresolvable:
