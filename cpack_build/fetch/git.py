@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +28,7 @@ from cpack_build.fetch.store import CHUNK, Store
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Tree", "TreeFile", "canonical_url", "fetch_tree", "open_locked"]
+__all__ = ["Tree", "TreeFile", "canonical_url", "fetch_tree", "import_tree", "open_locked"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _SCP = re.compile(r"(?P<user>[A-Za-z0-9_][A-Za-z0-9_.-]*)@(?P<host>[A-Za-z0-9][A-Za-z0-9.-]*):(?P<path>[^-\s:][^\s]*)")
@@ -231,6 +231,41 @@ def open_locked(
     if (actual := tree.tree_digest()) != tree_sha256:
         raise HashMismatch(f"{redact(url)} at {commit}", expected=tree_sha256, actual=actual)
     return tree
+
+
+def import_tree(files: Iterable[tuple[str, bytes]], *, url: str, sha256: str, store: Store) -> Tree:
+    """The files of an archive as a tree of its own: *url* names it in errors, *sha256* is the archive's.
+
+    They are read like a commit's from then on; nothing is ever unpacked to a folder. Raises :class:`UnsafeInput` (when
+    the tree is listed) for names that leave it.
+    """
+    repository = store.root / "git" / "archives"
+    reference = f"refs/archives/{sha256}"
+    with _locked(repository):
+        _initialise(repository)
+        check = [*_command(repository), "rev-parse", "--verify", "--quiet", reference]
+        if subprocess.run(check, capture_output=True, env=_environment()).returncode:
+            with writing(repository):
+                _import(repository, reference, files, url)
+        commit = _git(repository, "rev-parse", "--verify", reference, what=url).decode().strip()
+    return Tree(repository, url, commit, store)
+
+
+def _import(repository: Path, reference: str, files: Iterable[tuple[str, bytes]], url: str) -> None:
+    """One commit with these files (git-fast-import(1)): the same files give the same commit everywhere."""
+    command = [*_command(repository), "fast-import", "--quiet", "--done"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment()
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(f"commit {reference}\ncommitter cpack-build <> 0 +0000\ndata 0\n".encode())
+        for path, content in sorted(files):
+            quoted = path.replace("\\", "\\\\").replace('"', '\\"')
+            process.stdin.write(f'M 100644 inline "{quoted}"\ndata {len(content)}\n'.encode() + content + b"\n")
+        process.stdin.write(b"done\n")
+        process.stdin.close()
+    if process.returncode:
+        raise UnsafeInput(f"{redact(url)}: its files cannot be kept as a tree.", hint="Leave the node out.")
 
 
 # -- fetching ----------------------------------------------------------------------------------------------------------

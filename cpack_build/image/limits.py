@@ -41,7 +41,7 @@ class Limit:
 def layer_count(lock: Lock) -> int:
     """Our layers over the base, as :func:`~cpack_build.image.build.layers_of` will make them."""
     models = len({model.sha256 for model in lock.models})
-    fixed = 6 + len(lock.nodes)
+    fixed = 6 + len(lock.nodes) + len(lock.registry_nodes)
     heavy = sum((wheel.size or 0) >= HEAVY for wheel in wheels_of(lock.python))
     return fixed + models + min(heavy, max(0, LAYER_BUDGET - fixed - models))
 

@@ -1,7 +1,7 @@
 """The preflight: whether everything that a lock names can be had, and what it costs, before a byte is taken.
 
-Nothing is downloaded but git trees, whose code is looked at. Each thing is in the store, lies in a folder that the user
-named, or its address answers; whatever does none of that is named, all at once.
+Nothing is downloaded but the trees of custom nodes, whose code is looked at. Each thing is in the store, lies in a
+folder that the user named, or its address answers; whatever does none of that is named, all at once.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from cpack_build.fetch.http import Sources, probe
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
 from cpack_build.lock.models import local_model
+from cpack_build.lock.registry import open_registry_node
 from cpack_build.lock.risks import Risk, risks_of_models, risks_of_tree
-from cpack_build.lock.schema import ArchiveInterpreter, Deb, DebInterpreter, GitTree, Lock, Model
+from cpack_build.lock.schema import ArchiveInterpreter, Deb, DebInterpreter, GitTree, Lock, Model, RegistryNode
 from cpack_build.lock.wheels import Wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
@@ -64,6 +65,8 @@ def preflight(
         work.append(lambda wheel=wheel: _wheel(wheel, find_links, store, sources))  # type: ignore[misc]
     for tree in (lock.comfyui, *lock.nodes):
         work.append(lambda tree=tree: _tree(tree, tree is not lock.comfyui, store, sources, progress))  # type: ignore[misc]
+    for node in lock.registry_nodes:
+        work.append(lambda node=node: _registered(node, store, sources, progress))  # type: ignore[misc]
     for model in lock.models:
         work.append(lambda model=model: _model(model, models, store, sources))  # type: ignore[misc]
     archive = lock.interpreter
@@ -124,6 +127,11 @@ def _tree(tree: GitTree, is_node: bool, store: Store, sources: Sources, progress
         tree.url, tree.commit, tree_sha256=tree.tree_sha256, store=store, mirrors=sources.mirrors, progress=progress
     )
     return _Answer(risks=tuple(risks_of_tree(tree.name, found)) if is_node else ())
+
+
+def _registered(node: RegistryNode, store: Store, sources: Sources, progress: Progress) -> _Answer:
+    found = open_registry_node(node, store=store, sources=sources, progress=progress)
+    return _Answer(risks=tuple(risks_of_tree(node.name, found)))
 
 
 def _model(model: Model, folders: Sequence[str], store: Store, sources: Sources) -> _Answer:

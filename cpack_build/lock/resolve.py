@@ -132,6 +132,7 @@ def resolve(
         python=python,
         comfyui=trees.comfyui,
         nodes=trees.nodes,
+        registry_nodes=trees.registry_nodes,
         models=tuple(models[0]),
         environment=dict(sorted(settings.environment.items())),
         comfyui_args=settings.comfyui_args,

@@ -29,6 +29,7 @@ __all__ = [
     "Lock",
     "Model",
     "PythonEnvironment",
+    "RegistryNode",
     "ScratchBase",
     "ServiceCode",
     "read_lock",
@@ -150,6 +151,18 @@ class GitTree(_Document):
     """Committer date, seconds since 1970."""
 
 
+class RegistryNode(_Document):
+    """A custom node from the Comfy registry: the archive of one version, and the hash of the tree that it holds."""
+
+    name: FolderName
+    """Its id in the registry, and folder name below ``custom_nodes``."""
+    version: str
+    url: str
+    sha256: Sha256
+    size: Size
+    tree_sha256: Sha256
+
+
 class Model(_Document):
     """A model file. *layer_digest* is that of its universal layer (``oci.modellayer``)."""
 
@@ -183,6 +196,7 @@ class Lock(_Document):
     python: PythonEnvironment
     comfyui: GitTree
     nodes: tuple[GitTree, ...]
+    registry_nodes: tuple[RegistryNode, ...] = ()
     models: tuple[Model, ...]
     environment: dict[VariableName, Text]
     comfyui_args: tuple[Text, ...]
