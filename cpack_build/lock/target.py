@@ -30,12 +30,13 @@ PLAIN_CUDA: dict[str, dict[str, str]] = {
     "linux/amd64": {
         "2.0": "11.7", "2.1": "12.1", "2.2": "12.1", "2.3": "12.1", "2.4": "12.1", "2.5": "12.4", "2.6": "12.4",
         "2.7": "12.6", "2.8": "12.8", "2.9": "12.8", "2.10": "12.8", "2.11": "13.0", "2.12": "13.0", "2.13": "13.0",
+        "2.14": "13.0", "2.15": "13.2",
     },
-    "linux/arm64": {"2.11": "13.0", "2.12": "13.0", "2.13": "13.0"},
+    "linux/arm64": {"2.11": "13.0", "2.12": "13.0", "2.13": "13.0", "2.14": "13.0", "2.15": "13.2"},
 }  # fmt: skip
 """Minor version of torch → CUDA of its wheels without a local label, where they have any.
 
-Source: the ``nvidia-cuda-runtime`` that their metadata ask for (2.4 to 2.13 read on 2026-11-23), and for older ones
+Source: the ``nvidia-cuda-runtime`` that their metadata ask for (2.4 to 2.15 read on 2026-11-23), and for older ones
 https://github.com/pytorch/pytorch/blob/main/RELEASE.md#release-compatibility-matrix.
 """
 
