@@ -32,7 +32,7 @@ The number is the exit code of the command line (``docs/exit-codes.md``).
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -60,6 +60,7 @@ __all__ = [
     "UnsafeInput",
     "UsageError",
     "WorkflowError",
+    "together",
     "writing",
 ]
 
@@ -68,6 +69,8 @@ class CpackError(Exception):
     """The root: *what happened*, and in :attr:`hint` what to do next."""
 
     exit_code: ClassVar[int] = 1
+    parts: tuple[CpackError, ...] = ()
+    """The errors that this one is made of (:func:`together`)."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -235,6 +238,25 @@ class Cancelled(CpackError):
 
     def __init__(self) -> None:
         super().__init__("Stopped.", hint="Nothing half-made was left behind; run the same command to go on.")
+
+
+def together(errors: Sequence[CpackError]) -> CpackError:
+    """One error for all *errors*: what is wrong comes before what is missing, and all that is missing is told at once.
+
+    Its :attr:`~CpackError.parts` are the single ones.
+    """
+    single = tuple(part for error in errors for part in error.parts or (error,))
+    for error in single:
+        if not isinstance(error, Unresolvable | NetworkError):
+            error.parts = single if len(single) > 1 else ()
+            return error
+    if len(single) == 1:
+        return single[0]
+    told = "".join(f"\n- {error}" for error in single)
+    kind = NetworkError if all(isinstance(error, NetworkError) for error in single) else Unresolvable
+    made = kind(f"{len(single)} things that the image needs cannot be had:{told}")
+    made.parts = single
+    return made
 
 
 @contextmanager

@@ -17,6 +17,7 @@ __all__ = ["VERBS", "cli", "main", "run"]
 VERBS: dict[str, tuple[str, str]] = {
     "pack": ("cpack_build.cli.pack:pack", "Pack a workflow with what it uses of a ComfyUI install."),
     "lock": ("cpack_build.cli.lock:lock", "Pin every byte that a pack's image needs, in NAME.cpack.lock."),
+    "check": ("cpack_build.cli.check:check", "Name everything that stands in the way of an image, all at once."),
     "plan": ("cpack_build.cli.plan:plan", "Show the layers that a build would make, and which are known already."),
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
     "push": ("cpack_build.cli.push:push", "Push an image to a registry."),

@@ -25,20 +25,52 @@ __all__ = ["lock", "lock_beside", "make_lock", "write_lock"]
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="By default NAME.cpack.lock beside PACK."
 )
+@click.option(
+    "--update",
+    multiple=True,
+    metavar="WHAT",
+    help="Resolve anew though the lock is fresh: a Python package, python, or all. May be given several times.",
+)
+@click.option("--offline", is_flag=True, help="Ask nobody: resolve from what is in the caches and on this machine.")
 @click.option("--dry-run", is_flag=True, help="Resolve everything, and write nothing.")
 @settings_options
 @terminal_options
-def lock(pack: Path, output: Path | None, dry_run: bool, chosen: Chosen, terminal: Terminal) -> None:
-    """Pin every byte that the image of PACK needs: system packages, Python, wheels, git trees and models."""
+def lock(
+    pack: Path,
+    output: Path | None,
+    update: tuple[str, ...],
+    offline: bool,
+    dry_run: bool,
+    chosen: Chosen,
+    terminal: Terminal,
+) -> None:
+    """Pin every byte that the image of PACK needs: system packages, Python, wheels, git trees and models.
+
+    A lock that is there and belongs to the pack and its settings stays as it is, and nobody is asked; --update says
+    what to resolve anew. Python packages keep the versions that an older lock of the pack gave them where they can.
+    """
     from cpack_build.cpack.reader import read_pack
+    from cpack_build.errors import UsageError
 
     read = read_pack(pack)
+    from cpack_build.lock.target import driver_of
+    from cpack_build.lock.wheels import wheels_of
+
     target = output or lock_beside(pack)
-    made = make_lock(read, chosen.settings(read), terminal=terminal)
+    settings = chosen.settings(read)
     before = target.read_bytes() if target.is_file() else None
+    if update and before is None:
+        raise UsageError(f"There is no lock {target} to update.", hint="Leave --update out to make one.")
+    earlier = None if before is None else _earlier(before, target, must=bool(update))
+    if earlier is not None and not update and _is_fresh(earlier, read, settings):
+        made = earlier
+    else:
+        made = make_lock(read, settings, previous=earlier, update=update, offline=offline, terminal=terminal)
     changed = before != made.to_bytes()
     if not dry_run and changed:
         write_lock(made, target)
+    wheels = wheels_of(made.python)
+    known_bytes = sum(wheel.size or 0 for wheel in wheels)
     terminal.result(
         {
             "lock": str(target),
@@ -47,9 +79,13 @@ def lock(pack: Path, output: Path | None, dry_run: bool, chosen: Chosen, termina
             "written": changed and not dry_run,
             "platform": made.platform,
             "python": made.interpreter.version,
-            "wheels": _wheels(made),
+            "target": made.target,
+            "driver": driver_of(made.target),
+            "wheels": len(wheels),
+            "wheel_bytes": known_bytes,
             "debs": len(made.system),
-            "nodes": len(made.nodes),
+            "deb_bytes": sum(deb.size for deb in made.system),
+            "nodes": len(made.nodes) + len(made.registry_nodes),
             "models": len(made.models),
         }
     )
@@ -57,10 +93,13 @@ def lock(pack: Path, output: Path | None, dry_run: bool, chosen: Chosen, termina
         outcome = f"would be {'changed' if before is not None else 'written'}" if changed else "is up to date"
     else:
         outcome = "is written" if changed else "is up to date"
-    size = amount(sum(model.size for model in made.models), None, "B")
+    driver = f" (NVIDIA driver {needed} or newer)" if (needed := driver_of(made.target)) else ""
     terminal.say(
-        f"{target} {outcome}: {made.platform}, Python {made.interpreter.version}, {_wheels(made)} wheels, "
-        f"{len(made.system)} system packages, {len(made.nodes)} custom nodes, {len(made.models)} models ({size})."
+        f"{target} {outcome}: {made.platform}, {made.target}{driver}, Python {made.interpreter.version}, "
+        f"{len(wheels)} wheels ({amount(known_bytes, None, 'B')}), "
+        f"{len(made.system)} system packages ({amount(sum(deb.size for deb in made.system), None, 'B')}), "
+        f"{len(made.nodes) + len(made.registry_nodes)} custom nodes, "
+        f"{len(made.models)} models ({amount(sum(model.size for model in made.models), None, 'B')})."
     )
 
 
@@ -69,9 +108,46 @@ def lock_beside(pack: Path) -> Path:
     return pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.lock")
 
 
-def make_lock(pack: Pack, settings: Settings, *, terminal: Terminal) -> Lock:
-    """Resolve *pack*, whose workflow must be one that can be served."""
-    from cpack_build.fetch.http import Sources
+def _earlier(data: bytes, path: Path, *, must: bool) -> Lock | None:
+    """The lock in *data*; one that cannot be read is none, unless there *must* be one to update."""
+    from cpack_build.errors import BadInput, HashMismatch
+    from cpack_build.lock.schema import read_lock
+    from cpack_build.lock.wheels import wheels_of
+
+    try:
+        lock = read_lock(data, name=path)
+        wheels_of(lock.python)
+        return lock
+    except (BadInput, HashMismatch):
+        if must:
+            raise
+        return None
+
+
+def _is_fresh(lock: Lock, pack: Pack, settings: Settings) -> bool:
+    import cpack_build
+    from cpack_build.errors import StaleLock
+    from cpack_build.lock.resolve import check_fresh
+
+    pack.served()
+    try:
+        check_fresh(lock, pack, settings)
+    except StaleLock:
+        return False
+    return lock.builder == cpack_build.__version__
+
+
+def make_lock(
+    pack: Pack,
+    settings: Settings,
+    *,
+    previous: Lock | None = None,
+    update: tuple[str, ...] = (),
+    offline: bool = False,
+    terminal: Terminal,
+) -> Lock:
+    """Resolve *pack*, whose workflow must be one that can be served; *offline* asks nobody."""
+    from cpack_build.fetch.http import Offline, RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import resolve
@@ -79,8 +155,16 @@ def make_lock(pack: Pack, settings: Settings, *, terminal: Terminal) -> Lock:
     pack.served()
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
-    sources = Sources(Mirrors(settings.mirrors))
-    return resolve(pack, settings=settings, store=Store(), sources=sources, progress=terminal.progress)
+    sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())
+    return resolve(
+        pack,
+        settings=settings,
+        store=Store(),
+        sources=sources,
+        previous=previous,
+        update=update,
+        progress=terminal.progress,
+    )
 
 
 def write_lock(made: Lock, target: Path) -> None:
@@ -90,7 +174,3 @@ def write_lock(made: Lock, target: Path) -> None:
 
     with writing(target), whole_file(target) as file:
         file.write(made.to_bytes())
-
-
-def _wheels(made: Lock) -> int:
-    return made.python.pylock.count("[[packages]]")

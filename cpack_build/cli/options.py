@@ -106,6 +106,7 @@ def settings_options(function: F) -> F:
         extra_index_url: tuple[str, ...],
         base: str | None,
         platform: str | None,
+        target: str | None,
         python_package: tuple[str, ...],
         exclude_python_package: tuple[str, ...],
         exclude_node: tuple[str, ...],
@@ -124,6 +125,7 @@ def settings_options(function: F) -> F:
         overrides = {
             "base": base,
             "platform": platform,
+            "target": target,
             "python": {key: value for key, value in python.items() if value},
             "nodes": {"exclude": list(exclude_node)} if exclude_node else {},
             "mirrors": dict(mirrors),
@@ -146,6 +148,9 @@ def settings_options(function: F) -> F:
         click.option("--base", metavar="IMAGE", help="The image to build upon: scratch, oci:DIR or a reference."),
         click.option(
             "--platform", type=click.Choice(["linux/amd64", "linux/arm64"]), help="By default this machine's."
+        ),
+        click.option(
+            "--target", metavar="NAME", help="cpu, cuda12.8, rocm6.4, …: by default what the pack's torch is for."
         ),
         click.option("--python-package", metavar="SPEC", help="Add or replace a Python package.", multiple=True),
         click.option("--exclude-python-package", metavar="NAME", help="Leave a Python package out.", multiple=True),

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from cpack_build.errors import BadSettings, UnsafeInput
 
 __all__ = [
+    "AcceleratorName",
     "InterpreterArchive",
     "NodeSettings",
     "PythonSettings",
@@ -36,6 +37,10 @@ __all__ = [
 
 
 VariableName = Annotated[str, StringConstraints(pattern=r"^[^=\x00]+$")]
+AcceleratorName = Annotated[
+    str, StringConstraints(pattern=r"^(cpu|cuda[1-9][0-9]\.[0-9]|rocm[0-9]{1,2}\.[0-9]{1,2}(\.[0-9]{1,2})?)$")
+]
+"""What an image computes on, as PyTorch releases for it."""
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 """What can be an argument or a variable's value: anything without NUL (POSIX, execve)."""
 
@@ -82,6 +87,8 @@ class Settings(_Section):
 
     platform: Literal["linux/amd64", "linux/arm64"] | None = None
     """By default this machine's."""
+    target: AcceleratorName | None = None
+    """``cpu``, ``cuda12.8``, ``rocm6.4``: which build of torch to lock. By default what the pack's own torch is for."""
     base: str = "scratch"
     """``scratch``, ``oci:DIR``, ``oci-archive:FILE`` or a registry reference, best with ``@sha256:…``."""
     interpreter: Literal["auto", "base", "deb"] | InterpreterArchive = "auto"

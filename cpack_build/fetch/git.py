@@ -2,8 +2,8 @@
 
 Each URL has a bare repository in the store, into which just the wanted commit is fetched (all branches and tags where a
 server refuses that). A :class:`Tree` lists the commit's files and reads their contents from git's object database: no
-hook, filter, attribute or submodule ever acts. URLs come from documents, so only http(s) and ssh are spoken; a local
-repository only where the user mapped a URL to it.
+hook, filter or attribute ever acts, and submodules are fetched by the same rules, into the same repository. URLs come
+from documents, so only http(s) and ssh are spoken; a local repository only where the user mapped a URL to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,7 +28,7 @@ from cpack_build.fetch.store import CHUNK, Store
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Tree", "TreeFile", "canonical_url", "fetch_tree", "named_commit", "open_locked"]
+__all__ = ["Tree", "TreeFile", "canonical_url", "fetch_tree", "import_tree", "named_commit", "open_locked"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REFERENCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}")
@@ -40,6 +40,8 @@ _LFS = b"version https://git-lfs.github.com/spec/"
 _BIG = 16 * CHUNK
 _MEMO = "git-tree-1"
 _LAST_SECOND = 253_402_300_799
+_DEEPEST = 8
+"""Submodules within submodules."""
 _MODES = ("100644", "100755", "120000")
 
 
@@ -81,17 +83,24 @@ class Tree:
 
     @cached_property
     def _files(self) -> tuple[TreeFile, ...]:
-        listing = _git(self.repository, "ls-tree", "-r", "-z", "-l", "--full-tree", self.commit, what=self.url)
-        files = []
+        return tuple(sorted(self._listed(self.commit, "", 0), key=lambda file: file.path.encode()))
+
+    def _listed(self, commit: str, prefix: str, depth: int) -> list[TreeFile]:
+        """The files of *commit* below *prefix*, and of its submodules, whose commits lie in the same repository."""
+        listing = _git(self.repository, "ls-tree", "-r", "-z", "-l", "--full-tree", commit, what=self.url)
+        files: list[TreeFile] = []
         for line in listing.split(b"\0")[:-1]:
             head, _, raw = line.partition(b"\t")
             mode, kind, oid, size = head.decode("ascii").split()
-            path = _checked_path(raw, self.url)
+            path = prefix + _checked_path(raw, self.url)
             if kind == "commit":
-                raise Unresolvable(
-                    f"{redact(self.url)} has a submodule at {path!r}, and submodules are not supported yet.",
-                    hint="Leave the node out with nodes.exclude in cpack.yaml, or use a fork without the submodule.",
-                )
+                if depth == _DEEPEST or not _has(self.repository, oid):
+                    raise Unresolvable(
+                        f"{redact(self.url)} has a submodule at {path!r} that its .gitmodules does not explain.",
+                        hint="Leave the node out with nodes.exclude in cpack.yaml, or use a fork without it.",
+                    )
+                files += self._listed(oid, path + "/", depth + 1)
+                continue
             if size in ("-", "BAD"):
                 raise Unresolvable(
                     f"{redact(self.url)} at {self.commit} lacks the content of {path!r}.",
@@ -102,12 +111,13 @@ class Tree:
             if mode not in _MODES:
                 raise UnsafeInput(f"{redact(self.url)}: {path!r} has the unknown mode {mode}.")
             files.append(TreeFile(path, mode, oid, int(size)))  # type: ignore[arg-type]
-        return tuple(sorted(files, key=lambda file: file.path.encode()))
+        return files
 
     def files(self) -> tuple[TreeFile, ...]:
         """Every file, sorted by the bytes of its path.
 
-        Raises :class:`Unresolvable` for a submodule, :class:`UnsafeInput` for a name that leaves the tree.
+        Those of submodules lie at their paths. Raises :class:`Unresolvable` for a submodule of which ``.gitmodules``
+        says nothing, :class:`UnsafeInput` for a name that leaves the tree.
         """
         return self._files
 
@@ -206,6 +216,7 @@ def fetch_tree(
         if not _has(repository, commit):
             with progress.task(f"Fetching {name or redact(canonical)}", unit="commits"):
                 _fetch(repository, url.strip(), canonical, commit, mirrors)
+        _fetch_submodules(repository, canonical, commit, mirrors, progress=progress, name=name or redact(canonical))
     return Tree(repository, canonical, commit, store)
 
 
@@ -217,6 +228,41 @@ def open_locked(
     if (actual := tree.tree_digest()) != tree_sha256:
         raise HashMismatch(f"{redact(url)} at {commit}", expected=tree_sha256, actual=actual)
     return tree
+
+
+def import_tree(files: Iterable[tuple[str, bytes]], *, url: str, sha256: str, store: Store) -> Tree:
+    """The files of an archive as a tree of its own: *url* names it in errors, *sha256* is the archive's.
+
+    They are read like a commit's from then on; nothing is ever unpacked to a folder. Raises :class:`UnsafeInput` (when
+    the tree is listed) for names that leave it.
+    """
+    repository = store.root / "git" / "archives"
+    reference = f"refs/archives/{sha256}"
+    with _locked(repository):
+        _initialise(repository)
+        check = [*_command(repository), "rev-parse", "--verify", "--quiet", reference]
+        if subprocess.run(check, capture_output=True, env=_environment()).returncode:
+            with writing(repository):
+                _import(repository, reference, files, url)
+        commit = _git(repository, "rev-parse", "--verify", reference, what=url).decode().strip()
+    return Tree(repository, url, commit, store)
+
+
+def _import(repository: Path, reference: str, files: Iterable[tuple[str, bytes]], url: str) -> None:
+    """One commit with these files (git-fast-import(1)): the same files give the same commit everywhere."""
+    command = [*_command(repository), "fast-import", "--quiet", "--done"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=_environment()
+    ) as process:
+        assert process.stdin is not None
+        process.stdin.write(f"commit {reference}\ncommitter cpack-build <> 0 +0000\ndata 0\n".encode())
+        for path, content in sorted(files):
+            quoted = path.replace("\\", "\\\\").replace('"', '\\"')
+            process.stdin.write(f'M 100644 inline "{quoted}"\ndata {len(content)}\n'.encode() + content + b"\n")
+        process.stdin.write(b"done\n")
+        process.stdin.close()
+    if process.returncode:
+        raise UnsafeInput(f"{redact(url)}: its files cannot be kept as a tree.", hint="Leave the node out.")
 
 
 # -- fetching ----------------------------------------------------------------------------------------------------------
@@ -265,8 +311,15 @@ def _places(url: str, canonical: str, mirrors: Mirrors) -> list[tuple[str, bool]
                 places.append((target, True))
             elif path.is_dir():
                 places.append((str(path.absolute()), True))
+    if mirrors.is_offline:
+        places = [(place, is_mapped) for place, is_mapped in places if local_path(place) is not None]
     if places:
         return list(dict.fromkeys(places))
+    if mirrors.is_offline:
+        raise NetworkError(
+            f"{redact(canonical)} is not in the store, and --offline forbids to fetch it.",
+            hint="Run it once without --offline, or name a clone of it with --mirror URL=PATH.",
+        )
     mapped = [spelling for spelling in spellings if mirrors.is_mirrored(spelling)]
     if mapped:
         raise Unresolvable(
@@ -310,6 +363,64 @@ def _fetch(repository: Path, url: str, canonical: str, commit: str, mirrors: Mir
         if _has(repository, commit):
             return
     raise _explained(canonical, commit, problems)
+
+
+def _fetch_submodules(
+    repository: Path, url: str, commit: str, mirrors: Mirrors, *, progress: Progress, name: str, depth: int = 0
+) -> None:
+    """Bring the commits of the submodules of *commit* into the same *repository*, and theirs.
+
+    Which commit it is the tree says; ``.gitmodules`` says only where (gitmodules(5)), by the same rules as for nodes.
+    """
+    if depth == _DEEPEST:
+        raise Unresolvable(
+            f"{redact(url)} has submodules nested deeper than {_DEEPEST}.",
+            hint="Leave the node out with nodes.exclude in cpack.yaml.",
+        )
+    # one listing of the top tells whether there is anything to do
+    if not _git(repository, "ls-tree", "--full-tree", commit, "--", ".gitmodules", what=url):
+        return
+    said = subprocess.run(
+        [*_command(repository), "config", "--null", f"--blob={commit}:.gitmodules", "--get-regexp",
+         r"^submodule\..*\.(path|url)$"],
+        capture_output=True, env=_environment(),
+    ).stdout.decode("utf-8", "replace")  # fmt: skip
+    places: dict[str, dict[str, str]] = {}
+    for item in said.split("\0")[:-1]:
+        key, _, value = item.partition("\n")
+        section, _, field_name = key.rpartition(".")
+        places.setdefault(section, {})[field_name] = value
+    urls = {place["path"]: place["url"] for place in places.values() if {"path", "url"} <= place.keys()}
+    listing = _git(repository, "ls-tree", "-r", "-z", "--full-tree", commit, what=url)
+    for line in listing.split(b"\0")[:-1]:
+        head, _, raw = line.partition(b"\t")
+        _, kind, oid = head.decode("ascii").split()
+        path = raw.decode("utf-8", "replace")
+        if kind != "commit" or path not in urls:
+            continue
+        inner = _absolute(urls[path], url)
+        canonical = canonical_url(inner)
+        if not _has(repository, oid):
+            with progress.task(f"Fetching {name}/{path}", unit="commits"):
+                _fetch(repository, inner, canonical, oid, mirrors)
+        _fetch_submodules(
+            repository, canonical, oid, mirrors, progress=progress, name=f"{name}/{path}", depth=depth + 1
+        )
+
+
+def _absolute(url: str, parent: str) -> str:
+    """A submodule's URL; ``./`` and ``../`` are meant from that of its *parent* (git-submodule(1), "add")."""
+    if not url.startswith(("./", "../")):
+        return url
+    base = parent.rstrip("/")
+    while url.startswith(("./", "../")):
+        if url.startswith("../"):
+            head, slash, tail = base.rpartition("/")
+            if not slash or not tail or head.endswith(("/", ":")):
+                raise UnsafeInput(f"{redact(parent)}: the submodule URL {url!r} leads above its server.")
+            base = head
+        url = url.split("/", 1)[1]
+    return f"{base}/{url}"
 
 
 def _explained(url: str, commit: str, problems: Sequence[str]) -> NetworkError | Unresolvable:

@@ -26,7 +26,16 @@ from cpack_build.progress import SILENT, Progress
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["HttpTransport", "RequestsTransport", "Response", "Sources", "adopt_verified", "download"]
+__all__ = [
+    "HttpTransport",
+    "Offline",
+    "RequestsTransport",
+    "Response",
+    "Sources",
+    "adopt_verified",
+    "download",
+    "probe",
+]
 
 _TRIES = 5
 _LONGEST_WAIT = 60.0
@@ -99,6 +108,16 @@ class RequestsTransport:
             yield Response(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, chunks())
 
 
+class Offline:
+    """A transport that asks nobody."""
+
+    def get(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
+        raise NetworkError(
+            f"{redact(url)} is not in the store, and --offline forbids to ask for it.",
+            hint="Run it once without --offline, or map it to a local copy with --mirror.",
+        )
+
+
 @dataclass(frozen=True)
 class Sources:
     """Where bytes come from: the user's mirrors, and the transports."""
@@ -150,6 +169,32 @@ def download(
                 yield chunk
 
         return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size)
+
+
+def probe(url: str, *, sources: Sources, what: str = "") -> None:
+    """See that *url* answers, through the mirrors, without taking its bytes.
+
+    Raises :class:`NetworkError`, :class:`UnsafeInput` (no http URL, and not mapped), :class:`Unresolvable` (a mapped
+    file that is not there).
+    """
+    target = sources.mirrors.apply(url)
+    if target != url and local_path(target) is not None:
+        if _local_file(target) is None:
+            raise Unresolvable(
+                f"{redact(url)} is mapped to {redact(target.partition('?')[0])}, where no file is.",
+                hint="Correct --mirror, or put the file there.",
+            )
+        return
+    check_http(target, what=what or redact(url))
+    try:
+        with sources.http.get(target, headers={"Range": "bytes=0-0"}) as response:
+            if response.status not in (200, 206, 416):  # 416: an empty file has no first byte
+                raise _refused(target, response.status)
+    except (ConnectionError, TimeoutError) as error:
+        raise NetworkError(
+            f"{redact(target)} does not answer: {error}.",
+            hint="Check the network and try again, or map it to a local copy with --mirror.",
+        ) from error
 
 
 def _local_file(target: str) -> Path | None:

@@ -30,6 +30,8 @@ class Mirrors:
     """
 
     prefixes: Mapping[str, str] = field(default_factory=dict)
+    is_offline: bool = False
+    """Whether nothing but local paths may be asked."""
 
     @classmethod
     def parse(cls, pairs: list[str] | tuple[str, ...], more: Mapping[str, str] | None = None) -> Mirrors:

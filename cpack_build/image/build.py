@@ -27,7 +27,15 @@ from cpack_build.image.layer import Recipe, TarLayer, text
 from cpack_build.image.trees import comfyui_layer, node_layer
 from cpack_build.image.wheels import Environment, StoredWheel, environment_entries, wheel_layer
 from cpack_build.lock.models import is_layer_known
-from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, DebInterpreter, Lock, Model
+from cpack_build.lock.schema import (
+    ArchiveInterpreter,
+    BaseImage,
+    DebInterpreter,
+    GitTree,
+    Lock,
+    Model,
+    RegistryNode,
+)
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelLayer, stamp
 from cpack_build.oci.types import Blob, Image
@@ -58,7 +66,7 @@ class Materials:
     wheels: tuple[StoredWheel, ...]
     comfyui: Tree
     nodes: tuple[Tree, ...]
-    """In the order of ``lock.nodes``."""
+    """In the order of ``lock.nodes``, then of ``lock.registry_nodes``."""
     models: Mapping[str, Path]
     """sha256 → file."""
     documents: Mapping[str, bytes]
@@ -132,13 +140,14 @@ def layers_of(
     heavy = [wheel for wheel in materials.wheels if wheel.size >= HEAVY]
     heavy.sort(key=lambda wheel: (-wheel.size, wheel.name))
     models = sorted({model.sha256: model for model in lock.models}.values(), key=lambda model: model.sha256)
-    fixed = 6 + len(lock.nodes)
+    pins: tuple[GitTree | RegistryNode, ...] = (*lock.nodes, *lock.registry_nodes)
+    fixed = 6 + len(pins)
     budget = min(LAYER_BUDGET, _IN_ALL - (len(materials.base.layers) if materials.base is not None else 0))
     heavy = heavy[: max(0, budget - fixed - len(models))]
     light = [wheel for wheel in materials.wheels if wheel not in heavy]
     if fixed + len(heavy) + len(models) > budget:
         raise Unresolvable(
-            f"{len(models)} models and {len(lock.nodes)} custom nodes need more than {budget} layers.",
+            f"{len(models)} models and {len(pins)} custom nodes need more than {budget} layers.",
             hint="Leave some of them out of the pack; this cpack-build gives each a layer of its own.",
         )
 
@@ -171,7 +180,7 @@ def layers_of(
         wheel_layer("wheels", "Python packages", comfyui, light, extra=environment_entries(comfyui), compiler=compiler)
     )
     parts.append(comfyui_layer(lock.comfyui, materials.comfyui, compiler=compiler))
-    parts += [node_layer(pin, tree, compiler=compiler) for pin, tree in zip(lock.nodes, materials.nodes, strict=True)]
+    parts += [node_layer(pin, tree, compiler=compiler) for pin, tree in zip(pins, materials.nodes, strict=True)]
     accounts = materials.base.accounts() if materials.base is not None else None
     documents = {**materials.documents, "cpack.lock": lock.to_bytes()}
     parts.append(app_layer(lock.models, documents, base_accounts=accounts))

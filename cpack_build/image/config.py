@@ -14,6 +14,7 @@ from typing import Any
 
 from cpack_build.image.layer import IMAGE_REVISION
 from cpack_build.lock.schema import BaseImage, Lock
+from cpack_build.lock.target import driver_of
 from cpack_build.oci.types import CONFIG, MANIFEST, Blob, BytesBlob, canonical_json
 
 __all__ = ["APP", "COMFYUI", "COMFYUI_ENV", "DATA", "PORT", "SERVICE_ENV", "image_config", "image_manifest"]
@@ -46,6 +47,9 @@ def _environment(lock: Lock, base: Mapping[str, str]) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "USER": "cpack",
     }
+    if (driver := driver_of(lock.target)) is not None:
+        # NVIDIA Container Toolkit, "Constraints": an older driver is refused at the start, not by a failing prompt
+        ours["NVIDIA_REQUIRE_CUDA"] = f"driver>={driver}"
     if lock.base.kind == "scratch":
         ours["SSL_CERT_FILE"] = "/etc/ssl/certs/ca-certificates.crt"
     return {**base, **ours, **lock.environment}

@@ -21,6 +21,7 @@ from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.debs import fetch_deb
 from cpack_build.lock.interpreter import is_vouched
 from cpack_build.lock.models import fetch_model
+from cpack_build.lock.registry import open_registry_node
 from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, Deb, DebInterpreter, GitTree, Lock, Model
 from cpack_build.lock.service import service_code, service_files
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
@@ -73,7 +74,7 @@ def gather(
         raise UnsafeInput(
             f"The lock's Python {lock.interpreter.version} was not resolved on this machine, and building would run it "
             "here to compile bytecode.",
-            hint="Add --trust if you trust whoever made the lock, or make it anew with `cpack-build lock`.",
+            hint="Add --trust if you trust who made the lock, or make it anew with `cpack-build lock --update all`.",
         )
     service, wheels = wheels_of(lock.service), wheels_of(lock.python)
     archive = lock.interpreter if isinstance(lock.interpreter, ArchiveInterpreter) else None
@@ -121,6 +122,9 @@ def gather(
         service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
         system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
         trees, models = each(tree, (lock.comfyui, *lock.nodes)), each(model, lock.models)
+        registered = each(
+            lambda item: open_registry_node(item, store=store, sources=sources, progress=reports), lock.registry_nodes
+        )
         interpreter_archive = None
         if archive is not None:
             interpreter_archive = download(
@@ -142,7 +146,7 @@ def gather(
             service_code=dict(service_files()),
             wheels=comfyui_wheels(),
             comfyui=comfyui,
-            nodes=tuple(nodes),
+            nodes=(*nodes, *registered()),
             models={item.sha256: path for item, path in zip(lock.models, models(), strict=True)},
             documents=documents,
         )

@@ -19,7 +19,16 @@ from cpack_build.image.bytecode import Compiler, Interpreter
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.layer import Recipe
 from cpack_build.image.wheels import StoredWheel
-from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, Deb, DebInterpreter, GitTree, Lock, PythonEnvironment
+from cpack_build.lock.schema import (
+    ArchiveInterpreter,
+    BaseImage,
+    Deb,
+    DebInterpreter,
+    GitTree,
+    Lock,
+    PythonEnvironment,
+    RegistryNode,
+)
 from cpack_build.lock.service import service_files
 from cpack_build.lock.wheels import wheels_of
 from cpack_build.oci.modellayer import ModelLayer
@@ -99,8 +108,8 @@ def _sketched(lock: Lock, documents: Mapping[str, bytes], store: Store) -> Mater
             for item in wheels_of(environment)
         )
 
-    def tree(pin: GitTree) -> Tree:
-        return Tree(_NOWHERE, pin.url, pin.commit, store)
+    def tree(pin: GitTree | RegistryNode) -> Tree:
+        return Tree(_NOWHERE, pin.name, "", store)
 
     interpreter = lock.interpreter
     return Materials(
@@ -112,7 +121,7 @@ def _sketched(lock: Lock, documents: Mapping[str, bytes], store: Store) -> Mater
         service_code=dict(service_files()),
         wheels=wheels(lock.python),
         comfyui=tree(lock.comfyui),
-        nodes=tuple(tree(pin) for pin in lock.nodes),
+        nodes=tuple(tree(pin) for pin in (*lock.nodes, *lock.registry_nodes)),
         models={model.sha256: _NOWHERE for model in lock.models},
         documents=documents,
     )

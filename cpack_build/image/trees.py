@@ -14,7 +14,7 @@ from cpack_build.fetch.git import Tree, TreeFile
 from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.config import COMFYUI
 from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, symlink
-from cpack_build.lock.schema import GitTree
+from cpack_build.lock.schema import GitTree, RegistryNode
 from cpack_build.oci import tar
 
 __all__ = ["comfyui_layer", "node_layer"]
@@ -27,12 +27,12 @@ def comfyui_layer(pin: GitTree, tree: Tree, *, compiler: Compiler | None = None)
     return _tree_layer("comfyui", pin, tree, COMFYUI, compiler)
 
 
-def node_layer(pin: GitTree, tree: Tree, *, compiler: Compiler | None = None) -> Recipe:
+def node_layer(pin: GitTree | RegistryNode, tree: Tree, *, compiler: Compiler | None = None) -> Recipe:
     """One custom node. *tree* was opened with the pin's hash."""
     return _tree_layer("node", pin, tree, f"{COMFYUI}/custom_nodes/{pin.name}", compiler)
 
 
-def _tree_layer(kind: str, pin: GitTree, tree: Tree, prefix: str, compiler: Compiler | None) -> Recipe:
+def _tree_layer(kind: str, pin: GitTree | RegistryNode, tree: Tree, prefix: str, compiler: Compiler | None) -> Recipe:
     def entries() -> Iterator[tar.Entry]:
         with tree.reader() as read:
             every = [_entry(tree, file, f"{prefix}/{file.path}", read) for file in tree.files()]

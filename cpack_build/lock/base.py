@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from cpack_build.errors import NetworkError
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.schema import BaseImage
@@ -52,6 +53,13 @@ def open_base(
     Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`BadImage`, :class:`HashMismatch`, :class:`UsageError`.
     """
     name = parse_image_name(reference)
+    if sources.mirrors.is_offline and isinstance(name, Reference):
+        place = sources.mirrors.apply(name.name)
+        if place == name.name or not place.startswith(("/", "./", "../", "oci:", "oci-archive:", "docker-archive:")):
+            raise NetworkError(
+                f"The base image {reference} is in a registry, and --offline forbids to ask it.",
+                hint="Name a local copy: --base oci:DIR, or --mirror NAME=oci:DIR.",
+            )
     source = open_source(name, mirrors=sources.mirrors, store=store)
     descriptor, _ = source.manifest(platform)
     source.config(platform)  # the platform is what it says

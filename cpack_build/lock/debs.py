@@ -21,7 +21,7 @@ from pathlib import Path
 from shutil import which
 from urllib.parse import unquote
 
-from cpack_build.errors import ToolMissing, Unresolvable, UnsafeInput, writing
+from cpack_build.errors import NetworkError, ToolMissing, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.mirrors import Mirrors, local_path
 from cpack_build.fetch.store import Store, StoredFile
@@ -230,7 +230,13 @@ def open_archive(
     root = store.root.absolute() / "apt" / identity.hexdigest()[:32]
     stamp = root / "updated"
     with _locked(root):
-        if not (stamp.exists() and time.time() - stamp.stat().st_mtime < _FRESH):
+        is_fresh = stamp.exists() and (mirrors.is_offline or time.time() - stamp.stat().st_mtime < _FRESH)
+        if not is_fresh and mirrors.is_offline:
+            raise NetworkError(
+                "apt's lists are not in the store, and --offline forbids to fetch them.",
+                hint="Run it once without --offline.",
+            )
+        if not is_fresh:
             with writing(root):
                 _lay_out(root, texts, apt=apt, architecture=architecture)
             with progress.task("Updating apt's lists", unit="lists"):

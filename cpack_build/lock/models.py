@@ -19,7 +19,7 @@ from cpack_build.lock.schema import Model
 from cpack_build.oci.modellayer import hash_model
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["fetch_model", "is_layer_known", "lock_models"]
+__all__ = ["fetch_model", "is_layer_known", "local_model", "lock_models"]
 
 _LAYER = "model-layer-1"
 
@@ -70,6 +70,14 @@ def fetch_model(
 def is_layer_known(model: Model, *, store: Store) -> bool:
     """Whether this machine computed the digest of the model's layer, and the lock says the same."""
     return store.recall(_LAYER, f"{model.sha256}:{model.size}") == model.layer_digest
+
+
+def local_model(model: Model, folders: Sequence[str]) -> Path | None:
+    """A file in *folders* that has the model's name and size; it is not read."""
+    for candidate, _ in _candidates(safe_model_path(model.path), folders):
+        if candidate.stat().st_size == model.size:
+            return candidate
+    return None
 
 
 def safe_model_path(name: str) -> str:

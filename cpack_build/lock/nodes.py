@@ -11,7 +11,8 @@ from cpack_build.errors import BadInput, CpackError, NetworkError, Unresolvable,
 from cpack_build.fetch.git import canonical_url, fetch_tree
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
-from cpack_build.lock.schema import GitTree
+from cpack_build.lock.registry import lock_registry_node
+from cpack_build.lock.schema import GitTree, RegistryNode
 from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["Trees", "lock_trees"]
@@ -25,6 +26,7 @@ class Trees:
 
     comfyui: GitTree | None
     nodes: tuple[GitTree, ...]
+    registry_nodes: tuple[RegistryNode, ...]
     missing: tuple[CpackError, ...]
 
 
@@ -47,18 +49,12 @@ def lock_trees(
         )
     left_out = _Exclusion(exclude)
     pins = [pin for pin in snapshot.nodes if not pin.disabled and not left_out(pin.name, pin.url)]
-    missing: list[CpackError] = [
-        Unresolvable(
-            f"The custom node {name} {version} comes from the Comfy registry, which is not supported yet.",
-            hint=f"Leave it out with nodes.exclude: [{name}] in cpack.yaml, or install it from git and pack again.",
-        )
-        for name, version in sorted(snapshot.registry_nodes.items())
-        if not left_out(name)
-    ]
+    missing: list[CpackError] = []
+    registered = [item for item in sorted(snapshot.registry_nodes.items()) if not left_out(item[0])]
     files = [node.filename for node in snapshot.file_nodes if not node.disabled and not left_out(node.filename)]
     left_out.note_unknown(progress)
     wanted = [(_folder(pin), pin.url, pin.commit) for pin in pins]
-    _refuse_twins([name for name, _, _ in wanted])
+    _refuse_twins([*(name for name, _, _ in wanted), *(name for name, _ in registered)])
     wanted.insert(0, ("ComfyUI", snapshot.comfyui.url, snapshot.comfyui.commit))
 
     def lock(pin: tuple[str, str, str], reports: Progress) -> tuple[GitTree, frozenset[str]] | CpackError:
@@ -76,15 +72,24 @@ def lock_trees(
         except (Unresolvable, NetworkError) as error:
             return error
 
+    def lock_registered(item: tuple[str, str], reports: Progress) -> RegistryNode | CpackError:
+        try:
+            return lock_registry_node(*item, store=store, sources=sources, progress=reports)
+        except (Unresolvable, NetworkError) as error:
+            return error
+
     with working(4, progress) as (pool, reports):
+        archives = list(pool.map(lambda item: lock_registered(item, reports), registered))
         answers = list(pool.map(lambda pin: lock(pin, reports), wanted))
+    missing += [answer for answer in archives if isinstance(answer, CpackError)]
     missing += [answer for answer in answers if isinstance(answer, CpackError)]
     found = [answer for answer in answers if not isinstance(answer, CpackError)]
     comfyui = next((tree for tree, _ in found if tree.name == "ComfyUI" and answers[0] == found[0]), None)
     if comfyui is not None:
         missing += [_lost_file(name, comfyui) for name in files if f"custom_nodes/{name}" not in found[0][1]]
     nodes = [tree for tree, _ in found if tree is not comfyui]
-    return Trees(comfyui, tuple(sorted(nodes, key=lambda tree: tree.name)), tuple(missing))
+    kept = tuple(node for node in archives if not isinstance(node, CpackError))
+    return Trees(comfyui, tuple(sorted(nodes, key=lambda tree: tree.name)), kept, tuple(missing))
 
 
 def _lost_file(name: str, comfyui: GitTree) -> Unresolvable:

@@ -22,7 +22,16 @@ from packaging.requirements import InvalidRequirement, Requirement
 from packaging.tags import Tag, compatible_tags, cpython_tags
 from packaging.utils import InvalidName, canonicalize_name, parse_wheel_filename
 
-from cpack_build.errors import BadInput, HashMismatch, NetworkError, ToolMissing, Unresolvable, UnsafeInput
+from cpack_build.errors import (
+    BadInput,
+    CpackError,
+    HashMismatch,
+    NetworkError,
+    ToolMissing,
+    Unresolvable,
+    UnsafeInput,
+    together,
+)
 from cpack_build.fetch.http import Sources, adopt_verified, download
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
@@ -35,6 +44,8 @@ __all__ = ["Target", "lock_environment", "lock_service", "parse_requirements"]
 
 _UV_GLIBC = (40, 39, 38, 37, 36, 35, 34, 33, 32, 31, 28, 17)
 """Minor versions of glibc 2 for which uv knows a ``manylinux_2_N`` platform."""
+_MOST_NAMED = 20
+"""Packages that cannot be had and are named in one run."""
 _MANYLINUX = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
 """PEP 600, "Legacy manylinux tags"."""
 
@@ -99,21 +110,31 @@ def parse_requirements(
     """
     left_out = {canonicalize_name(name) for name in (*exclude, *replaced)}
     found = []
+    refused: list[CpackError] = []
     for text in requirements:
         try:
             if re.search(r"[\r\n\x00]", text):
                 raise InvalidRequirement("it has more than one line")
             requirement = Requirement(text)
         except InvalidRequirement:
-            raise UnsafeInput(
-                f"The pack's requirement {redact(text)!r} is no package requirement and is not passed on.",
-                hint="Correct it in the pack.",
-            ) from None
+            hint = "Correct it in the pack."
+            refused.append(
+                UnsafeInput(
+                    f"The pack's requirement {redact(text)!r} is no package requirement: not passed on.", hint=hint
+                )
+            )
+            continue
         if canonicalize_name(requirement.name) in left_out:
             continue
         if requirement.url is not None:
-            _check_direct(requirement)
+            try:
+                _check_direct(requirement)
+            except (Unresolvable, UnsafeInput) as error:
+                refused.append(error)
+                continue
         found.append(requirement)
+    if refused:
+        raise together(refused)
     return found
 
 
@@ -156,11 +177,13 @@ def lock_environment(
     find_links: Sequence[str] = (),
     index_url: str | None = None,
     extra_index_urls: Sequence[str] = (),
+    preferred: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> PythonEnvironment:
     """Resolve the pack's *requirements*, with *packages* over them and without those named in *exclude*.
 
-    An excluded package is not brought back by another's dependency. Raises :class:`UnsafeInput`,
+    An excluded package is not brought back by another's dependency. Of what no pin decides, the versions *preferred*
+    (``name==1.2``, an earlier lock's) stay where they can. Raises :class:`UnsafeInput`,
     :class:`Unresolvable`, :class:`NetworkError`, :class:`ToolMissing`.
     """
     for name in exclude:
@@ -172,13 +195,25 @@ def lock_environment(
     kept = parse_requirements(requirements, exclude=exclude, replaced=[requirement.name for requirement in added])
     wanted = sorted({str(requirement) for requirement in (*kept, *added)})
     never = [f'{canonicalize_name(name)} ; sys_platform == "never"' for name in exclude]
+    options = _options(find_links, index_url, extra_index_urls, sources)
+    missing: list[CpackError] = []
     with progress.task("Resolving Python packages", total=len(wanted), unit="packages"):
-        document = _compile(
-            wanted,
-            overrides=[*wanted, *never],
-            target=target,
-            options=_options(find_links, index_url, extra_index_urls, sources),
-        )
+        while True:
+            try:
+                document = _compile(
+                    wanted, overrides=[*wanted, *never], target=target, options=options, preferred=preferred
+                )
+                break
+            except Unresolvable as error:
+                # uv stops at the first package that nobody has: ask again without it, to name the others as well
+                missing.append(error)
+                lost = _culprit(error.message, wanted)
+                if lost is None or len(missing) == _MOST_NAMED:
+                    raise together(missing) from None
+                wanted.remove(lost)
+                never.append(f'{canonicalize_name(Requirement(lost).name)} ; sys_platform == "never"')
+    if missing:
+        raise together(missing)
     return _environment(document, target=target, store=store, sources=sources, progress=progress)
 
 
@@ -225,10 +260,23 @@ def _hashed(text: str) -> Iterator[tuple[str, list[str]]]:
             yield requirement, [value.strip() for value in hashes]
 
 
+def _culprit(message: str, wanted: Sequence[str]) -> str | None:
+    """Which of the requirements *wanted* is the one that *message* says no index has, or has no wheel of."""
+    found = re.search(
+        r"Because (?:there (?:is|are) no versions? of )?([A-Za-z0-9][A-Za-z0-9._-]*)"
+        r"(?:==\S+ has no (?:usable )?wheels|\S* was not found|[=<>!~]=?\S+ and you require|==\S+)",
+        message,
+    ) or re.search(r"\b([A-Za-z0-9][A-Za-z0-9._-]*) was not found in", message)
+    if found is None:
+        return None
+    name = canonicalize_name(found[1])
+    return next((text for text in wanted if canonicalize_name(Requirement(text).name) == name), None)
+
+
 def _options(
     find_links: Sequence[str], index_url: str | None, extra_index_urls: Sequence[str], sources: Sources
 ) -> list[str]:
-    options = []
+    options = ["--offline"] if sources.mirrors.is_offline else []
     for place in find_links:
         path = local_path(place)
         if path is not None and not path.is_dir():
@@ -249,6 +297,7 @@ def _compile(
     overrides: Sequence[str],
     target: Target,
     options: Sequence[str],
+    preferred: Sequence[str] = (),
     is_service: bool = False,
 ) -> str:
     """``pylock.toml`` as uv writes it. The user's own uv configuration counts; that of the current folder does not."""
@@ -256,10 +305,14 @@ def _compile(
         place = Path(folder)
         (place / "requirements.in").write_text("".join(line + "\n" for line in requirements), "utf-8")
         (place / "overrides.txt").write_text("".join(line + "\n" for line in overrides), "utf-8")
+        # uv keeps the versions that it finds in its output where they still fit; only a requirements.txt says no more
+        form, output = ("requirements.txt", "kept.txt") if preferred else ("pylock.toml", "pylock.toml")
+        if preferred:
+            (place / output).write_text("".join(line + "\n" for line in preferred), "utf-8")
         result = subprocess.run(
             [
-                _uv(), "pip", "compile", "requirements.in", "--override=overrides.txt", "--format=pylock.toml",
-                "--output-file=pylock.toml", f"--python-version={target.python_version}",
+                _uv(), "pip", "compile", "requirements.in", "--override=overrides.txt", f"--format={form}",
+                f"--output-file={output}", f"--python-version={target.python_version}",
                 f"--python-platform={target.uv_platform}", "--only-binary=:all:", "--no-python-downloads",
                 "--no-header", "--no-annotate", "--no-progress", "--color=never", *options,
             ],
@@ -268,6 +321,11 @@ def _compile(
         )  # fmt: skip
         if result.returncode:
             raise _explained(result.stderr.decode("utf-8", "replace"), target, is_service=is_service)
+        if preferred:
+            pins = (place / output).read_text("utf-8").splitlines()
+            return _compile(
+                [*requirements, *pins], overrides=overrides, target=target, options=options, is_service=is_service
+            )
         return (place / "pylock.toml").read_text("utf-8")
 
 
@@ -307,7 +365,10 @@ def _explained(said: str, target: Target, *, is_service: bool) -> Unresolvable |
             "and an index that has its pinned versions."
         )
     elif missing:
-        hint = f"Name where {missing[1]} {missing[2]} lies with --find-links or --extra-index-url."
+        hint = (
+            f"Name where {missing[1]} {missing[2]} lies with --find-links or --extra-index-url: wheels with a label "
+            "such as +cpu, +cu128 or +rocm6.4 are on their project's own index, one for each label."
+        )
     elif "no usable wheels" in said or "no wheels" in said:
         hint = (
             f"Only wheels for Python {target.python_version} on {target.uv_platform} are used: give one with "

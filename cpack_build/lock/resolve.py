@@ -8,15 +8,17 @@ machine, its folders or the order in which things were found.
 from __future__ import annotations
 
 import platform as host
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
+
+from packaging.utils import canonicalize_name
 
 import cpack_build
 from cpack_build.cpack.schema import Snapshot
 from cpack_build.cpack.settings import InterpreterArchive, Settings
-from cpack_build.errors import BadInput, BadSettings, CpackError, NetworkError, StaleLock, Unresolvable, UsageError
+from cpack_build.errors import BadInput, BadSettings, CpackError, StaleLock, Unresolvable, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.base import Base, open_base
@@ -24,9 +26,11 @@ from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources
 from cpack_build.lock.interpreter import archive_interpreter, base_interpreter, vouch
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.nodes import lock_trees
-from cpack_build.lock.python import Target, lock_environment, lock_service
-from cpack_build.lock.schema import Deb, DebInterpreter, Inputs, Interpreter, Lock, ScratchBase
+from cpack_build.lock.python import Target, lock_environment, lock_service, parse_requirements
+from cpack_build.lock.schema import Deb, DebInterpreter, Inputs, Interpreter, Lock, PythonEnvironment, ScratchBase
 from cpack_build.lock.service import service_code, service_requirements
+from cpack_build.lock.target import FAMILY, check_target, retarget, target_of
+from cpack_build.lock.wheels import wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["PackInput", "check_fresh", "resolve", "this_platform"]
@@ -51,9 +55,19 @@ class PackInput(Protocol):
 
 
 def resolve(
-    pack: PackInput, *, settings: Settings, store: Store, sources: Sources, progress: Progress = SILENT
+    pack: PackInput,
+    *,
+    settings: Settings,
+    store: Store,
+    sources: Sources,
+    previous: Lock | None = None,
+    update: Collection[str] = (),
+    progress: Progress = SILENT,
 ) -> Lock:
     """Resolve *pack* to its lock. *sources* holds the mirrors (flags and settings) and transports.
+
+    The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
+    *update*; ``all`` or ``python`` there means every one of them.
 
     Raises :class:`Unresolvable` naming everything that is missing, :class:`NetworkError`, :class:`HashMismatch`,
     :class:`UnsafeInput`, :class:`BadInput`, :class:`ToolMissing`. *progress* is used from several threads.
@@ -90,9 +104,10 @@ def resolve(
             index_url=index_url, extra_index_urls=extra_index_urls, progress=reports,
         )  # fmt: skip
         python_work = pool.submit(
-            lock_environment, snapshot.requirements, target=target, store=store, sources=sources,
-            packages=settings.python.packages, exclude=settings.python.exclude, find_links=find_links,
-            index_url=index_url, extra_index_urls=extra_index_urls, progress=reports,
+            _environment, snapshot.requirements, accelerator=settings.target, target=target, store=store,
+            sources=sources, packages=settings.python.packages, exclude=settings.python.exclude, find_links=find_links,
+            index_url=index_url, extra_index_urls=extra_index_urls, preferred=_kept(previous, update),
+            progress=reports,
         )  # fmt: skip
         trees, models, service, python = (
             _done(trees_work, errors), _done(models_work, errors), _done(service_work, errors),
@@ -100,7 +115,7 @@ def resolve(
         )  # fmt: skip
     errors += [*(trees.missing if trees else ()), *(models[1] if models else ())]
     if errors:
-        raise _together(errors)
+        raise together(errors)
     assert system is not None
     assert trees is not None
     assert trees.comfyui is not None
@@ -112,6 +127,7 @@ def resolve(
         inputs=Inputs(pack=pack.sha256, settings=settings.digest()),
         source_date_epoch=max(tree.committed_at for tree in (trees.comfyui, *trees.nodes)),
         platform=target_platform,
+        target=target_of(wheels_of(python), platform=target_platform),
         base=system.base.record if system.base is not None else ScratchBase(),
         system=system.debs,
         interpreter=system.interpreter,
@@ -122,6 +138,7 @@ def resolve(
         python=python,
         comfyui=trees.comfyui,
         nodes=trees.nodes,
+        registry_nodes=trees.registry_nodes,
         models=tuple(models[0]),
         environment=dict(sorted(settings.environment.items())),
         comfyui_args=settings.comfyui_args,
@@ -129,6 +146,39 @@ def resolve(
     if lock.bytecode == "compiled":  # else nobody has said that this Python may run here: a pack may have named it
         vouch(lock, store=store)
     return lock
+
+
+def _kept(previous: Lock | None, update: Collection[str]) -> tuple[str, ...]:
+    """The pins of *previous* that are to stay. Raises :class:`UsageError` for a name in *update* that it lacks."""
+    if previous is None:
+        return ()
+    names = {canonicalize_name(name) for name in update}
+    wheels = wheels_of(previous.python)
+    if unknown := sorted(names - {wheel.name for wheel in wheels} - {"all", "python"}):
+        raise UsageError(
+            f"--update names {', '.join(unknown)}, which the lock does not have.",
+            hint="Name Python packages of the lock, `python` or `all`.",
+        )
+    if names & {"all", "python"}:
+        return ()
+    return tuple(f"{wheel.name}=={wheel.version}" for wheel in wheels if wheel.name not in names)
+
+
+def _environment(
+    requirements: Sequence[str], *, accelerator: str | None, target: Target, progress: Progress, **options: Any
+) -> PythonEnvironment:
+    """The pack's packages, for another accelerator than the packer's where the user asks for one."""
+    if accelerator is not None:
+        own = {canonicalize_name(requirement.name) for requirement in parse_requirements(options["packages"])}
+        changed = retarget(requirements, accelerator, platform=target.platform)
+        requirements = changed.requirements
+        if not own.intersection(FAMILY):
+            for change in changed.changed:
+                progress.note(f"For {accelerator}, {change}.")
+    environment = lock_environment(requirements, target=target, progress=progress, **options)
+    if accelerator is not None:
+        check_target(wheels_of(environment), accelerator, platform=target.platform)
+    return environment
 
 
 def check_fresh(lock: Lock, pack: PackInput, settings: Settings, *, name: object = "The lock") -> None:
@@ -229,15 +279,3 @@ def _caught(work: Callable[[], _T], errors: list[CpackError]) -> _T | None:
 
 def _done(work: Future[_T], errors: list[CpackError]) -> _T | None:
     return _caught(work.result, errors)
-
-
-def _together(errors: list[CpackError]) -> CpackError:
-    """One error for all: what is wrong comes before what is missing, and all that is missing is told at once."""
-    for error in errors:
-        if not isinstance(error, Unresolvable | NetworkError):
-            return error
-    if len(errors) == 1:
-        return errors[0]
-    told = "".join(f"\n- {error}" for error in errors)
-    kind = NetworkError if all(isinstance(error, NetworkError) for error in errors) else Unresolvable
-    return kind(f"{len(errors)} things that the image needs cannot be had:{told}")

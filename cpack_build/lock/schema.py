@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
-from cpack_build.cpack.settings import Text, VariableName
+from cpack_build.cpack.settings import AcceleratorName, Text, VariableName
 from cpack_build.errors import BadField, BadInput
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "Lock",
     "Model",
     "PythonEnvironment",
+    "RegistryNode",
     "ScratchBase",
     "ServiceCode",
     "read_lock",
@@ -150,6 +151,18 @@ class GitTree(_Document):
     """Committer date, seconds since 1970."""
 
 
+class RegistryNode(_Document):
+    """A custom node from the Comfy registry: the archive of one version, and the hash of the tree that it holds."""
+
+    name: FolderName
+    """Its id in the registry, and folder name below ``custom_nodes``."""
+    version: str
+    url: str
+    sha256: Sha256
+    size: Size
+    tree_sha256: Sha256
+
+
 class Model(_Document):
     """A model file. *layer_digest* is that of its universal layer (``oci.modellayer``)."""
 
@@ -171,6 +184,8 @@ class Lock(_Document):
     inputs: Inputs
     source_date_epoch: Seconds
     platform: Literal["linux/amd64", "linux/arm64"]
+    target: AcceleratorName = "cpu"
+    """What the locked torch computes on."""
     base: Annotated[ScratchBase | BaseImage, Field(discriminator="kind")]
     system: tuple[Deb, ...]
     interpreter: Interpreter
@@ -181,6 +196,7 @@ class Lock(_Document):
     python: PythonEnvironment
     comfyui: GitTree
     nodes: tuple[GitTree, ...]
+    registry_nodes: tuple[RegistryNode, ...] = ()
     models: tuple[Model, ...]
     environment: dict[VariableName, Text]
     comfyui_args: tuple[Text, ...]

@@ -250,3 +250,45 @@ def test_a_date_that_no_calendar_has_becomes_the_nearest_that_one_has(
     git(origin, "update-ref", "refs/heads/odd", commit)
     mirrors = Mirrors({"https://code.example/x": str(origin)})
     assert fetch_tree("https://code.example/x", commit, store=store, mirrors=mirrors).committed_at == meant
+
+
+def _with_submodule(folder: Path, path: str, url: str, commit: str) -> str:
+    """A commit in *folder* with a submodule; git itself is not asked to clone it."""
+    make_repository(folder, {".gitmodules": f'[submodule "s"]\n\tpath = {path}\n\turl = {url}\n', "own": "1"})
+    git(folder, "update-index", "--add", "--cacheinfo", f"160000,{commit},{path}")
+    git(folder, "commit", "--quiet", "--message", "submodule")
+    return git(folder, "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize("url", ["https://code.example/inner.git", "../inner", "./../inner.git"])
+def test_submodules_are_part_of_the_tree_at_the_commits_it_says(url: str, tmp_path: Path) -> None:
+    deep = make_repository(tmp_path / "deep", {"d": "deep"})
+    inner = _with_submodule(tmp_path / "inner", "more", "https://code.example/deep", deep)
+    outer = _with_submodule(tmp_path / "outer", "lib/inner", url, inner)
+    make_repository(tmp_path / "inner", {"later": "not this"})
+    mirrors = Mirrors({"https://code.example/": f"{tmp_path}/"})
+    tree = fetch_tree("https://code.example/outer", outer, store=Store(tmp_path / "store"), mirrors=mirrors)
+    assert [file.path for file in tree.files()] == [
+        ".gitmodules", "lib/inner/.gitmodules", "lib/inner/more/d", "lib/inner/own", "own",
+    ]  # fmt: skip
+    assert tree.read(tree.files()[2].oid) == b"deep"
+    assert len(tree.tree_digest()) == 64
+
+
+@pytest.mark.parametrize(
+    "url", ["file:///etc", "ext::sh -c true", "--upload-pack=x", "/srv/x", "git://code.example/x", "../../../../x"]
+)
+def test_a_submodule_from_a_place_that_is_not_fetched_is_refused(url: str, tmp_path: Path) -> None:
+    inner = make_repository(tmp_path / "inner", {"a": "b"})
+    outer = _with_submodule(tmp_path / "outer", "inner", f'"{url}"', inner)
+    mirrors = Mirrors({"https://code.example/outer": str(tmp_path / "outer")})
+    with pytest.raises(UnsafeInput):
+        fetch_tree("https://code.example/outer", outer, store=Store(tmp_path / "store"), mirrors=mirrors)
+
+
+def test_a_submodule_commit_that_its_remote_lacks_is_named(tmp_path: Path) -> None:
+    make_repository(tmp_path / "inner", {"a": "b"})
+    outer = _with_submodule(tmp_path / "outer", "inner", "../inner", "1" * 40)
+    mirrors = Mirrors({"https://code.example/": f"{tmp_path}/"})
+    with pytest.raises(Unresolvable, match=f"inner has no commit {'1' * 40}"):
+        fetch_tree("https://code.example/outer", outer, store=Store(tmp_path / "store"), mirrors=mirrors)

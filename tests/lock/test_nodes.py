@@ -9,7 +9,7 @@ import pytest
 from cpack_build.cpack.schema import FileNode, GitPin, NodePin, Snapshot
 from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.git import fetch_tree
-from cpack_build.fetch.http import Sources
+from cpack_build.fetch.http import Offline, Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from cpack_build.lock.nodes import Trees, lock_trees
@@ -29,7 +29,8 @@ class World:
         )
         self.node = make_repository(folder / "node", {"__init__.py": ""}, date=1_650_000_000)
         self.sources = Sources(
-            Mirrors({"https://github.com/Comfy-Org/ComfyUI": str(folder / "comfyui"), NODE: str(folder / "node")})
+            Mirrors({"https://github.com/Comfy-Org/ComfyUI": str(folder / "comfyui"), NODE: str(folder / "node")}),
+            Offline(),
         )
 
     def snapshot(self, **changes: object) -> Snapshot:

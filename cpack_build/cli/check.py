@@ -1,0 +1,183 @@
+"""``cpack-build check PACK|LOCK``: everything that stands in the way of an image, before one is built."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cpack_build.cli.lock import lock_beside, make_lock
+from cpack_build.cli.options import Chosen, settings_options, terminal_options
+from cpack_build.cli.terminal import Terminal, amount
+
+if TYPE_CHECKING:
+    from cpack_build.cpack.settings import Settings
+    from cpack_build.errors import CpackError
+    from cpack_build.image.limits import Limit
+    from cpack_build.lock.preflight import Preflight
+    from cpack_build.lock.schema import Lock
+
+__all__ = ["check"]
+
+_RISKY = 8
+
+
+@click.command(
+    epilog="Example: cpack-build check upscale.cpack.zip --strict    Exits with 0 when an image can be made, 4 (5, 6, "
+    "8) when something cannot be had, 3 when the lock is stale, 8 with --strict when nodes are risky "
+    "(docs/exit-codes.md)."
+)
+@click.argument("pack", metavar="PACK|LOCK", type=click.Path(path_type=Path))
+@click.option(
+    "--lock",
+    "lock_file",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="By default NAME.cpack.lock beside PACK; without one, PACK is resolved.",
+)
+@click.option("--strict", is_flag=True, help="Exit with 8 when a custom node or model could do harm.")
+@settings_options
+@terminal_options
+def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, terminal: Terminal) -> None:
+    """Name everything of PACK or LOCK that cannot be had, and what to do about each, all at once.
+
+    Also what custom nodes could do (install scripts, network, subprocesses, eval, pickles), the limits of engines and
+    registries that the image would break, and the bytes to download. Writes no lock and no image.
+    """
+    from cpack_build.fetch.http import Sources
+    from cpack_build.fetch.mirrors import Mirrors
+    from cpack_build.fetch.store import Store
+    from cpack_build.image.limits import layer_count, limits_of
+    from cpack_build.lock.preflight import preflight
+    from cpack_build.lock.target import driver_of
+
+    missing: list[CpackError] = []
+    stale: CpackError | None = None
+    found: Preflight | None = None
+    limits: list[Limit] = []
+    lock, settings, stale, missing = _lock_of(pack, lock_file, chosen, terminal)
+    store = Store()
+    if lock is not None:
+        sources = Sources(Mirrors(settings.mirrors))
+        found = preflight(
+            lock,
+            store=store,
+            sources=sources,
+            models=settings.models,
+            find_links=settings.python.find_links,
+            progress=terminal.progress,
+        )
+        missing += found.missing
+        limits = limits_of(lock, base_layers=_base_layers(lock, settings, store, sources, missing))
+    free = _free(store.root)
+    code = _code(missing, limits, stale, risky=strict and found is not None and bool(found.risks))
+    terminal.result(
+        {
+            "exit_code": code,
+            "missing": [_told(error) for error in missing],
+            "stale": None if stale is None else _told(stale),
+            "risks": [vars(risk) for risk in found.risks] if found else [],
+            "limits": [vars(limit) for limit in limits],
+            "target": lock.target if lock else None,
+            "driver": driver_of(lock.target) if lock else None,
+            "layers": layer_count(lock) if lock else None,
+            "download_bytes": found.download if found else None,
+            "downloads_of_unknown_size": found.unsized if found else None,
+            "free_bytes": free,
+        }
+    )
+    for error in (*missing, *([stale] if stale else [])):
+        terminal.say(f"missing  {error.message}\n         {error.hint}".rstrip())
+    for limit in limits:
+        terminal.say(f"limit    {limit.message}")
+    for risk in found.risks if found else ():
+        place = f"{risk.owner}: {risk.path}" + (f":{risk.line}" if risk.line else "")
+        terminal.say(f"risk     {place}: {risk.kind}: {risk.what}")
+    if found is not None:
+        more = f" and {found.unsized} files of unknown size" if found.unsized else ""
+        terminal.say(f"To download: {amount(found.download, None, 'B')}{more}; free: {amount(free, None, 'B')}.")
+        if found.download > free:
+            terminal.say(f"limit    {store.root} has not enough space. Name another disk with CPACK_HOME.")
+    risks = len(found.risks) if found else 0
+    terminal.say(
+        f"{pack}: {len(missing)} missing, {len(limits)} limits, {risks} risks" + (", stale." if stale else ".")
+    )
+    if code:
+        raise click.exceptions.Exit(code)
+
+
+def _lock_of(
+    pack: Path, lock_file: Path | None, chosen: Chosen, terminal: Terminal
+) -> tuple[Lock | None, Settings, CpackError | None, list[CpackError]]:
+    """The lock to look at, the settings, why the lock at hand is stale, and what could not be resolved."""
+    from cpack_build.cpack.reader import read_pack
+    from cpack_build.errors import CpackError, StaleLock
+    from cpack_build.lock.resolve import check_fresh
+    from cpack_build.lock.schema import load_lock
+
+    if _is_lock(pack):
+        return load_lock(pack), chosen.alone(), None, []
+    read = read_pack(pack)
+    settings = chosen.settings(read)
+    path = lock_file or lock_beside(pack)
+    stale: CpackError | None = None
+    if lock_file is not None or path.exists():
+        lock = load_lock(path)
+        try:
+            check_fresh(lock, read, settings, name=path)
+            return lock, settings, None, []
+        except StaleLock as error:
+            stale = error
+    try:
+        return make_lock(read, settings, terminal=terminal), settings, stale, []
+    except CpackError as error:
+        return None, settings, stale, list(error.parts or (error,))
+
+
+def _is_lock(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(64).lstrip()[:1] == b"{"
+    except OSError:
+        return False  # reading it as a pack says what is wrong
+
+
+def _base_layers(lock: Lock, settings: Settings, store: Any, sources: Any, missing: list[CpackError]) -> int:
+    """How many layers the base has; that it cannot be had is one more thing that is *missing*."""
+    from cpack_build.errors import CpackError
+    from cpack_build.image.base import open_locked_base
+    from cpack_build.lock.schema import BaseImage
+
+    if not isinstance(lock.base, BaseImage):
+        return 0
+    try:
+        name = settings.base
+        base = open_locked_base(lock.base, platform=lock.platform, name=name, store=store, sources=sources)
+        return len(base.layers)
+    except CpackError as error:
+        missing.append(error)
+        return 0
+
+
+def _told(error: CpackError) -> dict[str, Any]:
+    return {
+        "type": type(error).__name__, "message": error.message, "hint": error.hint, "exit_code": error.exit_code
+    }  # fmt: skip
+
+
+def _code(missing: list[CpackError], limits: list[Limit], stale: CpackError | None, *, risky: bool) -> int:
+    codes = {error.exit_code for error in missing} | ({4} if any(limit.is_fatal for limit in limits) else set())
+    if len(codes) == 1:
+        return codes.pop()
+    if codes:
+        return 4
+    return stale.exit_code if stale is not None else _RISKY if risky else 0
+
+
+def _free(root: Path) -> int:
+    """Bytes free where the store is, or will be."""
+    while not root.exists():
+        root = root.parent
+    return shutil.disk_usage(root).free

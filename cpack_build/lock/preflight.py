@@ -1,0 +1,152 @@
+"""The preflight: whether everything that a lock names can be had, and what it costs, before a byte is taken.
+
+Nothing is downloaded but the trees of custom nodes, whose code is looked at. Each thing is in the store, lies in a
+folder that the user named, or its address answers; whatever does none of that is named, all at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from cpack_build.errors import CpackError, NetworkError, Unresolvable
+from cpack_build.fetch.git import open_locked
+from cpack_build.fetch.http import Sources, probe
+from cpack_build.fetch.mirrors import local_path
+from cpack_build.fetch.store import Store
+from cpack_build.lock.models import local_model
+from cpack_build.lock.registry import open_registry_node
+from cpack_build.lock.risks import Risk, risks_of_models, risks_of_tree
+from cpack_build.lock.schema import ArchiveInterpreter, Deb, DebInterpreter, GitTree, Lock, Model, RegistryNode
+from cpack_build.lock.wheels import Wheel, wheels_of
+from cpack_build.progress import SILENT, Progress, working
+
+__all__ = ["Preflight", "preflight"]
+
+_PARALLEL = 16
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What was found: *download* is the bytes of what is neither in the store nor in a named folder, *unsized* how many
+    of these have no size in the lock."""
+
+    missing: tuple[CpackError, ...]
+    risks: tuple[Risk, ...]
+    download: int
+    unsized: int
+
+
+@dataclass(frozen=True)
+class _Answer:
+    missing: tuple[CpackError, ...] = ()
+    risks: tuple[Risk, ...] = ()
+    download: int = 0
+    unsized: int = 0
+
+
+def preflight(
+    lock: Lock,
+    *,
+    store: Store,
+    sources: Sources,
+    models: Sequence[str] = (),
+    find_links: Sequence[str] = (),
+    progress: Progress = SILENT,
+) -> Preflight:
+    """Look for everything that *lock* names; *models* and *find_links* are the folders that the user named.
+
+    Raises :class:`BadInput` or :class:`HashMismatch` for a lock that contradicts itself.
+    """
+    debs = [*lock.system, *(lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ())]
+    work: list[Callable[[], _Answer]] = [lambda deb=deb: _deb(deb, store, sources) for deb in debs]  # type: ignore[misc]
+    wheels = {wheel.sha256: wheel for wheel in (*wheels_of(lock.service), *wheels_of(lock.python))}
+    for wheel in wheels.values():
+        work.append(lambda wheel=wheel: _wheel(wheel, find_links, store, sources))  # type: ignore[misc]
+    for tree in (lock.comfyui, *lock.nodes):
+        work.append(lambda tree=tree: _tree(tree, tree is not lock.comfyui, store, sources, progress))  # type: ignore[misc]
+    for node in lock.registry_nodes:
+        work.append(lambda node=node: _registered(node, store, sources, progress))  # type: ignore[misc]
+    for model in lock.models:
+        work.append(lambda model=model: _model(model, models, store, sources))  # type: ignore[misc]
+    archive = lock.interpreter
+    if isinstance(archive, ArchiveInterpreter) and store.find(archive.sha256) is None:
+        work.append(lambda: _address(archive.url, f"Python {archive.version}", archive.size, sources))
+    with progress.task("Asking for everything", total=len(work), unit="things") as task, working(
+        _PARALLEL, progress
+    ) as (pool, _):  # fmt: skip
+        answers = []
+        for future in [pool.submit(_answered, one) for one in work]:
+            answers.append(future.result())
+            task.advance(1)
+    return Preflight(
+        tuple(error for answer in answers for error in answer.missing),
+        (*(risk for answer in answers for risk in answer.risks), *risks_of_models(lock.models)),
+        sum(answer.download for answer in answers),
+        sum(answer.unsized for answer in answers),
+    )
+
+
+def _answered(work: Callable[[], _Answer]) -> _Answer:
+    try:
+        return work()
+    except CpackError as error:
+        return _Answer(error.parts or (error,))
+
+
+def _address(url: str, what: str, size: int | None, sources: Sources) -> _Answer:
+    try:
+        probe(url, sources=sources, what=what)
+    except CpackError as error:
+        raise type(error)(f"{what} cannot be fetched: {error.message}", hint=error.hint) from error
+    return _Answer(download=size or 0, unsized=int(size is None))
+
+
+def _deb(deb: Deb, store: Store, sources: Sources) -> _Answer:
+    if store.find(deb.sha256) is not None:
+        return _Answer()
+    return _address(deb.url, f"The system package {deb.name} {deb.version}", deb.size, sources)
+
+
+def _wheel(wheel: Wheel, find_links: Sequence[str], store: Store, sources: Sources) -> _Answer:
+    if store.find(wheel.sha256) is not None:
+        return _Answer()
+    folders = [path for path in map(local_path, find_links) if path is not None]
+    if any((folder / wheel.filename).is_file() for folder in folders):
+        return _Answer()
+    if wheel.url is None:
+        raise Unresolvable(
+            f"The wheel {wheel.filename} was taken from a local folder, and is in none of those named now.",
+            hint="Name the folder that holds it with --find-links.",
+        )
+    return _address(wheel.url, f"The wheel {wheel.filename}", wheel.size, sources)
+
+
+def _tree(tree: GitTree, is_node: bool, store: Store, sources: Sources, progress: Progress) -> _Answer:
+    found = open_locked(
+        tree.url, tree.commit, tree_sha256=tree.tree_sha256, store=store, mirrors=sources.mirrors, progress=progress
+    )
+    return _Answer(risks=tuple(risks_of_tree(tree.name, found)) if is_node else ())
+
+
+def _registered(node: RegistryNode, store: Store, sources: Sources, progress: Progress) -> _Answer:
+    found = open_registry_node(node, store=store, sources=sources, progress=progress)
+    return _Answer(risks=tuple(risks_of_tree(node.name, found)))
+
+
+def _model(model: Model, folders: Sequence[str], store: Store, sources: Sources) -> _Answer:
+    if store.find(model.sha256) is not None or local_model(model, folders) is not None:
+        return _Answer()
+    problems = []
+    for url in model.sources:
+        try:
+            probe(url, sources=sources, what=model.path)
+            return _Answer(download=model.size)
+        except (NetworkError, Unresolvable) as error:
+            problems.append(error.message)
+    tried = f" Tried: {' '.join(problems)}" if problems else " The lock names no address for it."
+    raise Unresolvable(
+        f"The model {model.path} (sha256 {model.sha256}) is neither in the store nor in a folder that was named."
+        + tried,
+        hint="Name the folder that holds it with --models DIR, or a copy with --mirror URL=PATH.",
+    )

@@ -1,0 +1,182 @@
+"""Which accelerator an image is for, as its torch says: ``cpu``, ``cuda12.8``, ``rocm6.4``.
+
+A torch wheel brings its CUDA along as ``nvidia-*`` wheels, so the target decides nothing but which build of torch and
+its family is locked, and which driver the host needs. The tables are data, each with its source; where no target is
+asked for, the pack's own torch decides.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import InvalidVersion, Version
+
+from cpack_build.errors import Unresolvable
+from cpack_build.lock.wheels import Wheel
+
+__all__ = ["FAMILY", "PLAIN_CUDA", "check_target", "driver_of", "retarget", "target_of"]
+
+Platform = Literal["linux/amd64", "linux/arm64"]
+
+FAMILY = ("torch", "torchvision", "torchaudio")
+"""Packages that PyTorch releases together, once for each accelerator, told apart by local version labels."""
+
+PLAIN_CUDA: dict[str, dict[str, str]] = {
+    "linux/amd64": {
+        "2.0": "11.7", "2.1": "12.1", "2.2": "12.1", "2.3": "12.1", "2.4": "12.1", "2.5": "12.4", "2.6": "12.4",
+        "2.7": "12.6", "2.8": "12.8", "2.9": "12.8", "2.10": "12.8", "2.11": "13.0", "2.12": "13.0", "2.13": "13.0",
+        "2.14": "13.0", "2.15": "13.2",
+    },
+    "linux/arm64": {"2.11": "13.0", "2.12": "13.0", "2.13": "13.0", "2.14": "13.0", "2.15": "13.2"},
+}  # fmt: skip
+"""Minor version of torch → CUDA of its wheels without a local label, where they have any.
+
+Source: the ``nvidia-cuda-runtime`` that their metadata ask for (2.4 to 2.15 read on 2026-11-23), and for older ones
+https://github.com/pytorch/pytorch/blob/main/RELEASE.md#release-compatibility-matrix.
+"""
+
+_CUDA_BUILDS: dict[str, tuple[str, ...]] = {
+    "2.4": ("11.8", "12.1", "12.4"), "2.5": ("11.8", "12.1", "12.4"), "2.6": ("11.8", "12.4", "12.6"),
+    "2.7": ("11.8", "12.6", "12.8"), "2.8": ("12.6", "12.8", "12.9"), "2.9": ("12.6", "12.8", "13.0"),
+    "2.10": ("12.6", "12.8", "13.0"), "2.11": ("12.6", "12.8", "13.0"), "2.12": ("12.6", "13.0", "13.2"),
+    "2.13": ("12.6", "13.0", "13.2"),
+}  # fmt: skip
+"""Minor version of torch → the CUDAs that it was released for (stable and experimental columns of the same matrix)."""
+
+_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
+"""Major CUDA → oldest Linux driver that runs it, by minor version compatibility (table 1 of
+https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html and table 2 of
+https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/)."""
+
+_LABEL = re.compile(r"cpu|cu[0-9]{3}|rocm[0-9.]+")
+_BELONGS = re.compile(r"nvidia-.*|cuda-(toolkit|bindings|pathfinder)|triton|(pytorch-)?triton-.*")
+"""What a torch of another accelerator brings along: to be resolved anew with it."""
+
+
+@dataclass(frozen=True)
+class Retargeted:
+    """The pack's *requirements* for another accelerator, and what was *changed*, for people."""
+
+    requirements: tuple[str, ...]
+    changed: tuple[str, ...]
+
+
+def label_of(target: str) -> str:
+    """The local version label that PyTorch gives wheels for *target*: ``cu128`` for ``cuda12.8``."""
+    return "cu" + target.removeprefix("cuda").replace(".", "") if target.startswith("cuda") else target
+
+
+def _target_of_label(label: str) -> str:
+    return f"cuda{label[2:-1]}.{label[-1]}" if label.startswith("cu") else label
+
+
+def _target_of_version(version: str, platform: Platform) -> str:
+    """What the torch of that *version* is for. Raises :class:`Unresolvable` where that is not known."""
+    parsed = Version(version)
+    if parsed.local is not None and (match := _LABEL.match(parsed.local)):
+        return _target_of_label(match[0])
+    cuda = PLAIN_CUDA[platform].get(f"{parsed.major}.{parsed.minor}")
+    if cuda is not None:
+        return f"cuda{cuda}"
+    newest = max((Version(minor) for minor in PLAIN_CUDA[platform]), default=Version("0"))
+    if platform == "linux/amd64" and parsed > newest:
+        raise Unresolvable(
+            f"Which CUDA torch {version} brings along is not known to this cpack-build.",
+            hint="Say so: --python-package torch==VERSION+cuNNN, or update cpack-build.",
+        )
+    return "cpu"
+
+
+def target_of(wheels: Iterable[Wheel], *, platform: Platform) -> str:
+    """What the locked *wheels* are for: the label of their torch, else the CUDA that they bring along, else ``cpu``."""
+    found = {wheel.name: wheel.version for wheel in wheels}
+    if "torch" not in found:
+        return "cpu"
+    for name in ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu11"):
+        if name in found and Version(found["torch"]).local is None:
+            runtime = Version(found[name])
+            return f"cuda{runtime.major}.{runtime.minor}"
+    return _target_of_version(found["torch"], platform)
+
+
+def retarget(requirements: Sequence[str], target: str, *, platform: Platform) -> Retargeted:
+    """*requirements* with torch's family for *target*, and without what the packer's own accelerator brought along.
+
+    Raises :class:`Unresolvable` when that torch was never released for *target*.
+    """
+    parsed = [(text, _parsed(text)) for text in requirements]
+    pins = {name: version for _, (name, version) in parsed if version is not None}
+    torch = pins.get("torch")
+    if torch is None or _target_of_version(torch, platform) == target:
+        return Retargeted(tuple(requirements), ())
+    minor = ".".join(map(str, Version(torch).release[:2]))
+    _check_released(torch, minor, target, platform)
+    plain = PLAIN_CUDA[platform].get(minor)
+    is_plain = target == (f"cuda{plain}" if plain is not None else "cpu")
+    kept, changed = [], []
+    for text, (name, version) in parsed:
+        if name in FAMILY and version is not None:
+            public = Version(version).public
+            # a plain `==` would also take a labelled wheel, and prefer it (PEP 440, "Local version identifiers")
+            pin = f"=={public},!={public}+cpu" if is_plain else f"=={public}+{label_of(target)}"
+            kept.append(f"{name}{pin}")
+            changed.append(f"{name} {version} becomes {public if is_plain else f'{public}+{label_of(target)}'}")
+        elif name and _BELONGS.fullmatch(name):
+            changed.append(f"{name} {version or ''}".rstrip() + " is resolved anew")
+        else:
+            kept.append(text)
+    return Retargeted(tuple(kept), tuple(changed))
+
+
+def _parsed(text: str) -> tuple[str, str | None]:
+    """Name and pinned version; what is no requirement is for others to refuse."""
+    try:
+        requirement = Requirement(text)
+    except ValueError:
+        return "", None
+    name = canonicalize_name(requirement.name)
+    version = next((one.version for one in requirement.specifier if one.operator in ("==", "===")), None)
+    if version is None and requirement.url is not None:
+        match = re.search(r"/[^/]+?-([0-9][^-/]*)-[^/]+\.whl", requirement.url.replace("%2B", "+").replace("%2b", "+"))
+        version = match[1] if match else None
+    try:
+        return name, str(Version(version)) if version is not None else None
+    except InvalidVersion:
+        return name, None
+
+
+def _check_released(torch: str, minor: str, target: str, platform: Platform) -> None:
+    builds = _CUDA_BUILDS.get(minor)
+    if not target.startswith("cuda") or builds is None or target.removeprefix("cuda") in builds:
+        return
+    raise Unresolvable(
+        f"torch {Version(torch).public} was not released for {target}, only for "
+        f"{', '.join(f'cuda{build}' for build in builds)} and cpu.",
+        hint="Choose one of them with --target, or another torch with --python-package torch==VERSION.",
+    )
+
+
+def check_target(wheels: Sequence[Wheel], asked: str, *, platform: Platform) -> None:
+    """See that the locked *wheels* are for the target *asked* for. Raises :class:`Unresolvable`."""
+    torch = next((wheel for wheel in wheels if wheel.name == "torch"), None)
+    if torch is None and asked != "cpu":
+        raise Unresolvable(
+            f"The target is {asked}, but nothing in the pack needs torch.",
+            hint="Leave --target out, or add torch with --python-package.",
+        )
+    if (found := target_of(wheels, platform=platform)) != asked:
+        assert torch is not None
+        raise Unresolvable(
+            f"The target is {asked}, but torch {torch.version} is for {found}.",
+            hint=f"Name where its wheels for {label_of(asked)} lie with --extra-index-url or --find-links.",
+        )
+
+
+def driver_of(target: str) -> str | None:
+    """The oldest NVIDIA driver for Linux that runs *target*; ``None`` where it needs none, or is not known."""
+    return _DRIVERS.get(target.removeprefix("cuda").partition(".")[0]) if target.startswith("cuda") else None

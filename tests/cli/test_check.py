@@ -1,0 +1,54 @@
+"""``check`` tells by its exit code whether an image can be made, and names the rest in text or as JSON."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cpack_build.lock.service import service_code
+from tests.cli.calling import Caller
+from tests.fetch.servers import serving_files
+from tests.lock.test_preflight import lock
+
+
+@pytest.fixture
+def lock_file(tmp_path: Path) -> Path:
+    path = tmp_path / "x.cpack.lock"
+    with serving_files({}) as server:
+        made = lock(tmp_path, server.url, service_code=service_code())
+    path.write_bytes(made.to_bytes())
+    return path
+
+
+def test_what_cannot_be_had_is_exit_code_4_and_named(call: Caller, lock_file: Path, tmp_path: Path) -> None:
+    outcome = call("check", lock_file, "--mirror", "http://127.0.0.1=/nowhere", "--json")
+    assert outcome.code == 4
+    named = [one["message"] for one in outcome.document["missing"]]
+    assert any("libx" in message for message in named)
+    assert any("code.example" in message for message in named)
+    assert all(one["hint"] for one in outcome.document["missing"])
+
+
+def test_a_risk_counts_only_when_strict(call: Caller, tmp_path: Path) -> None:
+    with serving_files({"/x.deb": b"", "/a-1-py3-none-any.whl": b""}) as server:
+        path = tmp_path / "x.cpack.lock"
+        path.write_bytes(lock(tmp_path, server.url).to_bytes())
+        clone = ("--mirror", f"https://code.example/={tmp_path}/")
+        lenient = call("check", path, *clone)
+        strict = call("check", path, *clone, "--strict", "--json")
+    assert lenient.code == 0
+    assert "risk     node: __init__.py:3: process: os.system" in lenient.out
+    assert strict.code == 8
+    assert [risk["line"] for risk in strict.document["risks"]] == [3]
+    assert strict.document["download_bytes"] == 18
+
+
+def test_a_lock_of_a_newer_revision_or_tampered_with_is_refused_by_name(call: Caller, lock_file: Path) -> None:
+    text = lock_file.read_text()
+    lock_file.write_text(text.replace('"lock_revision": 1', '"lock_revision": 2'))
+    newer = call("check", lock_file)
+    assert (newer.code, "lock revision 2" in newer.err) == (3, True)
+    lock_file.write_text(text.replace("a-1-py3", "b-1-py3"))
+    tampered = call("check", lock_file)
+    assert (tampered.code, "pylock" in tampered.err) == (5, True)
