@@ -87,6 +87,22 @@ def test_wrong_parameters_are_refused_before_a_stream_begins(service: Service) -
     assert answer.json()["detail"][0]["loc"] == ["size"]
 
 
+@pytest.mark.parametrize("path", ["/generate/stream", "/generate_task/submit"])
+def test_what_generate_refuses_every_way_of_asking_refuses_alike(path: str, service: Service) -> None:
+    before = len(service.log)
+    headers = {"Content-Type": "application/json"}
+    for body in (rb'{"caption": "\ud83d"}', b'{"sise": "secret"}', b'{"size": "secret"}', b"[]", b"{"):
+        asked = [
+            requests.post(f"{service.url}{where}", data=body, headers=headers, timeout=60)
+            for where in ("/generate", path)
+        ]
+        assert [answer.status_code for answer in asked] == [400, 400]
+        assert asked[0].json() == asked[1].json()
+    assert "Traceback" not in service.log[before:]
+    assert "secret" not in service.log[before:]
+    assert not service.leftovers()
+
+
 def test_a_waiting_request_tells_its_place_and_leaving_takes_back_one_alone(service: Service) -> None:
     with streaming(service, seconds=1.5, size=22) as running:
         assert next(running)[0] in ("started", "queued")
