@@ -121,7 +121,7 @@ def _sketched(lock: Lock, documents: Mapping[str, bytes], store: Store) -> Mater
         service_code=dict(service_files()),
         wheels=wheels(lock.python),
         comfyui=tree(lock.comfyui),
-        nodes=tuple(tree(pin) for pin in (*lock.nodes, *lock.registry_nodes)),
+        nodes=(*map(tree, lock.nodes), *map(tree, lock.registry_nodes)),
         models={model.sha256: _NOWHERE for model in lock.models},
         documents=documents,
     )
