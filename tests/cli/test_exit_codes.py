@@ -40,7 +40,7 @@ def test_the_table_in_the_docs_is_that_of_the_errors() -> None:
 def test_the_tree_in_the_docstring_is_that_of_the_errors() -> None:
     tree = errors.__doc__ or ""
     assert set(re.findall(r"[├└]── (\w+)", tree)) == set(_classes())
-    assert set(errors.__all__) == {"CpackError", "writing", *_classes()}
+    assert set(errors.__all__) == {"CpackError", "together", "writing", *_classes()}
 
 
 def test_the_help_of_the_group_lists_the_codes(call: Caller) -> None:

@@ -88,7 +88,7 @@ def lock() -> Lock:
 
 def test_what_cannot_be_had_stops_the_downloads_under_way(tmp_path: Path) -> None:
     slow = Slow()
-    sources = Sources(FailsLater({"https://code.example/": f"{tmp_path}/no-such-folder/"}, slow.asked), slow)
+    sources = Sources(FailsLater({"https://code.example/": f"{tmp_path}/no-such-folder/"}, asked=slow.asked), slow)
     store = Store(tmp_path / "store")
     with pytest.raises(Unresolvable, match=r"code\.example"):
         gather(lock(), documents={}, places=Places(), store=store, sources=sources)
