@@ -204,6 +204,9 @@ class AttachedComfyUI(Engine):
                 setattr(self, name, folder if usable else None)
 
 
+_GPU_MEMORY = frozenset({"--gpu-only", "--highvram", "--normalvram", "--lowvram", "--novram"})
+
+
 def command_line(
     python: Path, folder: Path, settings: Settings, folders: Folders, *, port: int, cpu: bool
 ) -> list[str]:
@@ -225,8 +228,10 @@ def command_line(
         if option in known:
             command += [option, value]
     command += [option for option in ("--disable-auto-launch",) if option in known]
-    command += ["--cpu"] if cpu else []
-    return [*command, *settings.comfyui_args]
+    if not cpu:
+        return [*command, *settings.comfyui_args]
+    # ComfyUI refuses --cpu beside its ways of using a GPU's memory, which mean nothing without one.
+    return [*command, "--cpu", *(argument for argument in settings.comfyui_args if argument not in _GPU_MEMORY)]
 
 
 def _known_options(folder: Path) -> frozenset[str]:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import io
+import json
 import os
 import shutil
 import signal
@@ -203,7 +204,8 @@ def test_without_a_gpu_it_says_that_it_uses_the_cpu(own_standin: Engine, tmp_pat
     if any(Path("/dev").glob("nvidia*")):
         pytest.skip("this machine has a GPU")
     app = write_app(tmp_path / "app", crashing())
-    with serving(app, tmp_path, engine=own_standin) as service:
+    arguments = json.dumps(["--lowvram"])  # which ComfyUI takes on a GPU only
+    with serving(app, tmp_path, engine=own_standin, CPACK_COMFYUI_ARGS=arguments) as service:
         assert service.log.count("ComfyUI runs on the CPU") == 1
         stats = requests.get(f"{service.comfyui}/system_stats", timeout=60).json()
         assert "--cpu" in stats["system"]["argv"]
