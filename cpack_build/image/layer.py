@@ -9,8 +9,8 @@ blob in every image that has it (``docs/decisions/003-one-timestamp.md``)."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 
 from cpack_build.errors import UnsafeInput
 from cpack_build.fetch.store import Store
@@ -53,7 +53,6 @@ class Recipe:
     name: str
     key: str
     entries: Callable[[], Iterator[tar.Entry]]
-    annotations: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def title(self) -> str:
@@ -87,7 +86,7 @@ class TarLayer:
     @property
     def descriptor(self) -> Descriptor:
         annotations = {"io.cpack.layer.kind": self.recipe.kind, "io.cpack.layer.name": self.recipe.name}
-        return Descriptor(LAYER, self.digest, self.size, {**annotations, **self.recipe.annotations})
+        return Descriptor(LAYER, self.digest, self.size, annotations)
 
     def chunks(self) -> Iterator[bytes]:
         return tar.stream(self.entries())
