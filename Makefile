@@ -3,11 +3,13 @@
 #   make demo           an example pack becomes an image, runs, and answers /generate
 #   make demo-comfyui   the same with the real ComfyUI (COMFYUI=PATH takes a local clone)
 #   make test lint      what CI runs (.ci/run)
+#   make bench          every speed we claim, beside a peer, in one table (BENCH="layers registry" runs some)
 
 PYTHON ?= python3
 VENV := .venv/bin
 COMFYUI ?=
 TESTS ?=
+BENCH ?=
 
 .PHONY: help setup demo demo-comfyui test lint format bench docs clean service-lock
 .DEFAULT_GOAL := help
@@ -45,7 +47,7 @@ format: .venv/dev
 	$(VENV)/ruff format .
 
 bench: .venv/ready
-	@$(VENV)/python examples/bench.py
+	@$(VENV)/python examples/bench/__main__.py $(BENCH)
 
 docs: .venv/ready
 	$(VENV)/python docs/make.py
