@@ -19,7 +19,7 @@ from tarfile import open as open_tar
 from debian.arfile import ArError, ArFile
 
 from cpack_build.errors import BadInput, UnsafeInput
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, symlink, text
 from cpack_build.image.unpacked import Slice, file_chunks, members, unpacked
@@ -45,6 +45,12 @@ class StoredDeb:
     version: str
     sha256: str
     path: Path
+    stamp: tuple[int, ...] | None = None
+    """What the file's stat was when its hash was checked."""
+
+    @property
+    def file(self) -> StoredFile:
+        return StoredFile(self.path, self.sha256, -1, self.stamp)
 
 
 def deb_layer(
@@ -65,6 +71,7 @@ def deb_layer(
     def entries() -> Iterator[tar.Entry]:
         every: list[tar.Entry] = []
         for deb in debs:
+            deb.file.require_sound()
             every += _files(deb, store)
             every.append(_status(deb))
         if is_root:
@@ -75,8 +82,9 @@ def deb_layer(
             every += compiler.entries(hashes, sources_of(library))
         yield from arrange(every)
 
+    files = tuple(deb.file for deb in debs)
     hashes = [(deb.name, deb.sha256) for deb in debs]
-    return Recipe(kind, name, key_of("debs", hashes, is_root, identity(compiler)), entries)
+    return Recipe(kind, name, key_of("debs", hashes, is_root, identity(compiler)), entries, inputs=files)
 
 
 def root_links() -> list[tar.Entry]:

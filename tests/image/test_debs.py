@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,11 @@ from tests.making import make_deb, member, read_back
 def deb(folder: Path, name: str, *members: tuple[tarfile.TarInfo, bytes]) -> StoredDeb:
     path = make_deb(folder / f"{name}.deb", f"Package: {name}\nVersion: 1\nArchitecture: all\n", members)
     return StoredDeb(name, "1", hashlib.sha256(path.read_bytes()).hexdigest(), path)
+
+
+def rehashed(package: StoredDeb) -> StoredDeb:
+    """The package after its file was changed by whoever made it."""
+    return replace(package, sha256=hashlib.sha256(package.path.read_bytes()).hexdigest())
 
 
 def test_top_folders_are_merged_into_usr(tmp_path: Path) -> None:
@@ -96,6 +102,7 @@ def test_a_package_whose_names_leave_the_root_is_refused(tmp_path: Path, name: s
 def test_a_broken_package_is_refused_by_name(tmp_path: Path) -> None:
     package = deb(tmp_path, "broken", (member("./usr/x"), b"x" * 5000))
     package.path.write_bytes(package.path.read_bytes()[:400])
+    package = rehashed(package)
     with pytest.raises(BadInput, match="broken 1"):
         list(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())
 
@@ -117,7 +124,8 @@ from cpack_build.image import unpacked
 from cpack_build.image.debs import StoredDeb, deb_layer
 from cpack_build.oci import tar
 path = Path(sys.argv[1])
-layer = deb_layer("system", "all", [StoredDeb("ca", "1", "0" * 64, path)], store=Store(Path(sys.argv[2])), is_root=True)
+package = StoredDeb("ca", "1", hashlib.sha256(path.read_bytes()).hexdigest(), path)
+layer = deb_layer("system", "all", [package], store=Store(Path(sys.argv[2])), is_root=True)
 print(hashlib.sha256(b"".join(tar.stream(layer.entries()))).hexdigest())
 """
 
@@ -146,6 +154,7 @@ def test_a_package_without_readable_control_files_is_refused_by_name(tmp_path: P
     head = data[start : start + 48] + b"%-10d" % len(control) + data[start + 58 : start + 60]
     rest = data[start + 60 + size + size % 2 :]
     package.path.write_bytes(data[:start] + head + control + b"\n" * (len(control) % 2) + rest)
+    package = rehashed(package)
     with pytest.raises(BadInput, match="odd 1"):
         read_back(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())
 
