@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,6 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
 from typing import IO, Literal
 
 from cpack_build.errors import HashMismatch, NetworkError, ToolMissing, Unresolvable, UnsafeInput, writing
@@ -463,17 +465,17 @@ def _no_space(problem: str) -> bool:
 def _initialise(repository: Path) -> None:
     if (repository / "HEAD").exists():
         return
-    with writing(repository):
-        repository.mkdir(parents=True, exist_ok=True)
+    with writing(repository), TemporaryDirectory(prefix="new-", dir=repository.parent) as aside:
         # no template: no hook, no exclude file, nothing of this machine
         result = subprocess.run(
-            [_program(), "init", "--quiet", "--bare", "--template=", str(repository)],
+            [_program(), "init", "--quiet", "--bare", "--template=", f"{aside}/git"],
             capture_output=True, env=_environment(),
         )  # fmt: skip
-    if result.returncode:
-        raise Unresolvable(
-            f"The store's repository {repository} cannot be made: {result.stderr.decode('utf-8', 'replace').strip()}."
-        )
+        if result.returncode:
+            said = result.stderr.decode("utf-8", "replace").strip()
+            raise Unresolvable(f"The store's repository {repository} cannot be made: {said}.")
+        shutil.rmtree(repository, ignore_errors=True)  # without HEAD it is no repository
+        os.rename(f"{aside}/git", repository)
 
 
 @contextmanager
@@ -484,6 +486,9 @@ def _locked(repository: Path) -> Iterator[None]:
         file = (repository.parent / (repository.name + ".lock")).open("w")
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        # What git calls locks, and nobody holds: a git that was killed has left them, and every later one would give up.
+        for left in repository.rglob("*.lock"):
+            left.unlink(missing_ok=True)
         yield
 
 
