@@ -57,7 +57,9 @@ def make_parts(folder: Path, *, models: Iterable[int], seed: int = 1, busybox: b
                              committed_at=1_700_000_000))  # fmt: skip
     noise = random.Random(seed)
     made = [
-        make_wheel(folder / "wheels", name, {f"{name}/__init__.py": b"A = 1\n", f"{name}/x.bin": noise.randbytes(99_999)})
+        make_wheel(
+            folder / "wheels", name, {f"{name}/__init__.py": b"A = 1\n", f"{name}/x.bin": noise.randbytes(99_999)}
+        )
         for name in ("one", "two")
     ]
     wheels = [Wheel(wheel.name, wheel.version, wheel.filename, None, wheel.sha256, wheel.size) for wheel in made]
@@ -94,9 +96,7 @@ def make_parts(folder: Path, *, models: Iterable[int], seed: int = 1, busybox: b
 
 def gathered(folder: Path, lock: Lock, *, store: Store) -> Materials:
     """The parts in *folder*, proved."""
-    places = Places(
-        base=f"oci:{folder}/base.oci", models=[str(folder / "models")], find_links=[str(folder / "wheels")]
-    )
+    places = Places(base=f"oci:{folder}/base.oci", models=[str(folder / "models")], find_links=[str(folder / "wheels")])
     sources = Sources(Mirrors({CODE: f"{folder}/", DEBS: f"{folder}/"}))
     return gather(lock, documents={"snapshot.json": b"{}"}, places=places, store=store, sources=sources)
 
@@ -126,4 +126,3 @@ def main(folder: Path, store: Path, layout: Path) -> str:
     with build(lock, gathered(folder, lock, store=opened), store=opened) as image:
         write_layout(image, layout)
         return image.digest
-

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cpack_build.errors import BadInput, HashMismatch
 from cpack_build.fetch.store import Store
 from cpack_build.image.build import build
+from cpack_build.lock.wheels import wheels_of
 from cpack_build.oci.engines import DockerEngine
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.reference import parse_reference
@@ -80,3 +83,39 @@ def test_a_file_that_changes_after_it_was_hashed_spoils_no_later_build(tmp_path:
     fresh = Store(tmp_path / "fresh")
     with build(lock, gathered(tmp_path, lock, store=fresh), store=fresh) as image:
         assert image.digest == after
+
+
+def test_a_flipped_bit_in_the_store_never_gets_into_an_image(tmp_path: Path) -> None:
+    """Whichever file it is in: it is told by name, or the file is made again."""
+    lock = make_parts(tmp_path, models=[1000])
+    store = Store(tmp_path / "store")
+
+    def built() -> str:
+        with build(lock, gathered(tmp_path, lock, store=store), store=store) as image:
+            write_layout(image, tmp_path / f"layout{len(list(tmp_path.iterdir()))}")
+            return image.digest
+
+    expected = built()
+    for number, source in enumerate([*lock.system, *wheels_of(lock.python)]):  # as if they had been downloaded
+        path = tmp_path / (f"{source.name}.deb" if number == 0 else f"wheels/{source.filename}")  # type: ignore[union-attr]
+        store.put([path.read_bytes()], what="x")
+    assert built() == expected
+    blobs = sorted((store.root / "blobs/sha256").iterdir())
+    assert len(blobs) >= 4
+    told = 0
+    for blob in blobs:
+        with sqlite3.connect(store.root / "memo.sqlite") as memo:
+            memo.execute("DELETE FROM memo WHERE kind = 'layer'")
+        memo.close()
+        original = blob.read_bytes()
+        blob.chmod(0o644)
+        middle = len(original) // 2
+        blob.write_bytes(original[:middle] + bytes([original[middle] ^ 4]) + original[middle + 1 :])
+        try:
+            assert built() == expected, blob
+        except (HashMismatch, BadInput) as error:
+            told += 1
+            assert any(name in str(error) for name in (blob.name, "one-1.0", "two-1.0", "tool 1")), error
+        blob.unlink(missing_ok=True)
+        store.put([original], what="x")
+    assert told >= 3
