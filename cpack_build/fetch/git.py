@@ -486,7 +486,7 @@ def _locked(repository: Path) -> Iterator[None]:
         file = (repository.parent / (repository.name + ".lock")).open("w")
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        # What git calls locks, and nobody holds: a git that was killed has left them, and every later one would give up.
+        # What git calls locks, and nobody holds: a git that was killed has left them, and every later one would fail.
         for left in repository.rglob("*.lock"):
             left.unlink(missing_ok=True)
         yield

@@ -1,7 +1,7 @@
 """A whole small image from parts made on the spot: two git trees, two wheels, a .deb, models, over a base of busybox.
 
-It is locked by hand, and built as ``cpack-build image`` builds: :func:`gathered` brings the parts, ``build`` makes them an
-image.
+It is locked by hand, and built as ``cpack-build image`` builds: :func:`gathered` brings the parts, ``build`` makes them
+an image.
 """
 
 from __future__ import annotations
@@ -57,9 +57,7 @@ def make_parts(folder: Path, *, models: Iterable[int], seed: int = 1, busybox: b
                              committed_at=1_700_000_000))  # fmt: skip
     noise = random.Random(seed)
     made = [
-        make_wheel(
-            folder / "wheels", name, {f"{name}/__init__.py": b"A = 1\n", f"{name}/x.bin": noise.randbytes(99_999)}
-        )
+        make_wheel(folder / "wheels", name, {f"{name}/__init__.py": b"A = 1\n", f"{name}/x": noise.randbytes(99_999)})
         for name in ("one", "two")
     ]
     wheels = [Wheel(wheel.name, wheel.version, wheel.filename, None, wheel.sha256, wheel.size) for wheel in made]

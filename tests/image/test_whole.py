@@ -102,7 +102,7 @@ def test_a_flipped_bit_in_the_store_never_gets_into_an_image(tmp_path: Path) -> 
     assert built() == expected
     blobs = sorted((store.root / "blobs/sha256").iterdir())
     assert len(blobs) >= 4
-    told = 0
+    told: list[str] = []
     for blob in blobs:
         with sqlite3.connect(store.root / "memo.sqlite") as memo:
             memo.execute("DELETE FROM memo WHERE kind = 'layer'")
@@ -114,8 +114,9 @@ def test_a_flipped_bit_in_the_store_never_gets_into_an_image(tmp_path: Path) -> 
         try:
             assert built() == expected, blob
         except (HashMismatch, BadInput) as error:
-            told += 1
-            assert any(name in str(error) for name in (blob.name, "one-1.0", "two-1.0", "tool 1")), error
+            told.append(str(error))
         blob.unlink(missing_ok=True)
         store.put([original], what="x")
-    assert told >= 3
+    assert len(told) >= 3
+    named = (*(blob.name for blob in blobs), "one-1.0", "two-1.0", "tool 1")
+    assert [error for error in told if not any(name in error for name in named)] == []
