@@ -23,6 +23,7 @@ from cpack_build.image.config import COMFYUI_ENV, SERVICE_ENV, image_config, ima
 from cpack_build.image.debs import StoredDeb, deb_layer
 from cpack_build.image.interpreter import archive_layer, runnable
 from cpack_build.image.layer import Recipe, TarLayer, text
+from cpack_build.image.loader import stored_cache
 from cpack_build.image.models import model_layer, shared_layer
 from cpack_build.image.trees import comfyui_layer, node_layer
 from cpack_build.image.wheels import Environment, StoredWheel, environment_entries, wheel_layer
@@ -73,7 +74,10 @@ def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress 
     """
     with _compiler(lock, materials, store=store) as compiler:
         base_layers = len(materials.base.layers) if materials.base is not None else 0
-        parts = layers_of(lock, materials, store=store, compiler=compiler, base_layers=base_layers)
+        cache = None
+        if lock.base.kind == "scratch":
+            cache = stored_cache(materials.system, materials.interpreter_debs, store=store)
+        parts = layers_of(lock, materials, store=store, compiler=compiler, base_layers=base_layers, loader_cache=cache)
         recipes = [part for part in parts if isinstance(part, Recipe)]
         with working(_WORKERS, progress) as (pool, reports):
             layers = pool.map(lambda recipe: recipe.measured(store, progress=reports), recipes)
@@ -125,7 +129,13 @@ def compiler_identity(lock: Lock) -> str:
 
 
 def layers_of(
-    lock: Lock, materials: Materials, *, store: Store, compiler: Compiler | None, base_layers: int
+    lock: Lock,
+    materials: Materials,
+    *,
+    store: Store,
+    compiler: Compiler | None,
+    base_layers: int = 0,
+    loader_cache: bytes | None = None,
 ) -> list[Recipe | ModelLayer]:
     """Our layers over the base's *base_layers*, from bottom to top. Raises :class:`Unresolvable` for want of room."""
     service = Environment(SERVICE_ENV, lock.interpreter.version, lock.interpreter.path)
@@ -176,7 +186,7 @@ def layers_of(
     parts += [node_layer(pin, tree, compiler=compiler) for pin, tree in zip(pins, materials.nodes, strict=True)]
     accounts = materials.base.accounts() if materials.base is not None else None
     documents = {**materials.documents, "cpack.lock": lock.to_bytes()}
-    parts.append(app_layer(lock.models, documents, base_accounts=accounts))
+    parts.append(app_layer(lock.models, documents, base_accounts=accounts, loader_cache=loader_cache))
     return parts
 
 

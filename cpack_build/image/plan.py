@@ -19,6 +19,7 @@ from cpack_build.image.build import Materials, compiler_identity, layers_of
 from cpack_build.image.bytecode import Compiler, Interpreter
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.layer import Recipe
+from cpack_build.image.loader import stored_cache
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.schema import (
     ArchiveInterpreter,
@@ -65,8 +66,16 @@ def plan(lock: Lock, *, documents: Mapping[str, bytes], store: Store) -> list[Pl
     """
     with _never_started(lock, store) as compiler:
         sketched = _sketched(lock, documents, store)
+        cache = None
+        if lock.base.kind == "scratch":
+            cache = stored_cache(sketched.system, sketched.interpreter_debs, store=store, is_made=False)
         parts = layers_of(
-            lock, sketched, store=store, compiler=compiler, base_layers=known_base_layers(lock.base, store=store)
+            lock,
+            sketched,
+            store=store,
+            compiler=compiler,
+            base_layers=known_base_layers(lock.base, store=store),
+            loader_cache=cache,
         )
     layers = [_planned(part, lock, store) for part in parts]
     above = 0
