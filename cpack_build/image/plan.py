@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
+from cpack_build.image.base import known_base_layers
 from cpack_build.image.build import Materials, compiler_identity, layers_of
 from cpack_build.image.bytecode import Compiler, Interpreter
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.layer import Recipe
+from cpack_build.image.loader import stored_cache
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.schema import (
     ArchiveInterpreter,
@@ -63,7 +65,18 @@ def plan(lock: Lock, *, documents: Mapping[str, bytes], store: Store) -> list[Pl
     Over a base image the ``app`` layer counts as to be made: it holds the base's accounts, not looked up here.
     """
     with _never_started(lock, store) as compiler:
-        parts = layers_of(lock, _sketched(lock, documents, store), store=store, compiler=compiler)
+        sketched = _sketched(lock, documents, store)
+        cache = None
+        if lock.base.kind == "scratch":
+            cache = stored_cache(sketched.system, sketched.interpreter_debs, store=store, is_made=False)
+        parts = layers_of(
+            lock,
+            sketched,
+            store=store,
+            compiler=compiler,
+            base_layers=known_base_layers(lock.base, store=store),
+            loader_cache=cache,
+        )
     layers = [_planned(part, lock, store) for part in parts]
     above = 0
     stacked = []
@@ -116,12 +129,16 @@ def _sketched(lock: Lock, documents: Mapping[str, bytes], store: Store) -> Mater
         base=None,
         system=debs(lock.system),
         interpreter_debs=debs(interpreter.packages) if isinstance(interpreter, DebInterpreter) else (),
-        interpreter_archive=_NOWHERE if isinstance(interpreter, ArchiveInterpreter) else None,
+        interpreter_archive=(
+            StoredFile(_NOWHERE, interpreter.sha256, interpreter.size)
+            if isinstance(interpreter, ArchiveInterpreter)
+            else None
+        ),
         service_wheels=wheels(lock.service),
         service_code=dict(service_files()),
         wheels=wheels(lock.python),
         comfyui=tree(lock.comfyui),
         nodes=(*map(tree, lock.nodes), *map(tree, lock.registry_nodes)),
-        models={model.sha256: _NOWHERE for model in lock.models},
+        models={model.sha256: StoredFile(_NOWHERE, model.sha256, model.size) for model in lock.models},
         documents=documents,
     )
