@@ -20,9 +20,8 @@ from urllib.parse import urlencode, urljoin, urlsplit
 
 from cpack_build.errors import Cancelled, CpackError, HashMismatch, NetworkError, Unresolvable
 from cpack_build.oci.connection import PASSING, TRIES, Connection, Lost, Sized
-from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.reference import is_digest
-from cpack_build.oci.types import Blob
+from cpack_build.oci.types import Blob, Seekable
 
 if TYPE_CHECKING:
     import requests
@@ -126,7 +125,7 @@ class Body:
     def _begin(self, offset: int) -> None:
         self._position = offset
         self._left = b""
-        if isinstance(self._blob, ModelLayer):
+        if isinstance(self._blob, Seekable):
             self._chunks = self._blob.chunks_from(offset)
             return
         self._chunks = self._blob.chunks()
