@@ -45,7 +45,7 @@ def compression_of(lock: Lock, *, instead: str | None = None) -> compressed.Comp
 
 
 def recorded_compression(lock: Lock) -> compressed.Compression:
-    """How the image of *lock* is compressed when it is pushed, by whatever compressor; by default if it does not say."""
+    """How the image of *lock* is compressed when it is pushed, by whatever compressor, or by default."""
     return _known(lock) or parse_compression(DEFAULT)
 
 
