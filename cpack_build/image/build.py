@@ -74,8 +74,10 @@ class Materials:
 
 
 @contextmanager
-def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress = SILENT) -> Iterator[Image]:
-    """The image of *lock*, for as long as the context lasts: publish it there.
+def build(
+    lock: Lock, materials: Materials, *, store: Store, workers: int = _WORKERS, progress: Progress = SILENT
+) -> Iterator[Image]:
+    """The image of *lock*, for as long as the context lasts: publish it there. Up to *workers* layers are made at once.
 
     Reads what has not been measured before. Writes no layer, only the store's memo and bytecode.
     """
@@ -83,7 +85,7 @@ def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress 
         form = FORMATS[lock.image_revision]
         parts = form.layers(lock, materials, store=store, compiler=compiler)
         recipes = [part for part in parts if isinstance(part, Recipe)]
-        with working(_WORKERS, progress) as (pool, reports):
+        with working(workers, progress) as (pool, reports):
             layers = pool.map(lambda recipe: recipe.measured(store, progress=reports), recipes)
             measured = dict(zip((recipe.key for recipe in recipes), layers, strict=True))
         ours = [measured[part.key] if isinstance(part, Recipe) else part for part in parts]

@@ -53,7 +53,7 @@ _KINDS = {
 }
 _WANTED = {"zstd": LAYER_ZSTD, "gzip": LAYER_GZIP, "none": LAYER}
 _MEMO = "compressed"
-_LAYERS_AT_ONCE = 4
+_WORKERS = min(4, os.cpu_count() or 1)
 _LARGE = 8 << 20
 """Bytes of a layer that is worth a second thread of zstd's."""
 _CHANGED = "Its source has changed since it was measured. Nothing was used of it: build the image again."
@@ -113,14 +113,16 @@ def parse_compression(text: str) -> Compression:
     return Compression(algorithm, level, compressor_of(algorithm))
 
 
-def compressed_image(image: Image, compression: Compression, *, store: BlobStore, progress: Progress = SILENT) -> Image:
+def compressed_image(
+    image: Image, compression: Compression, *, store: BlobStore, workers: int = _WORKERS, progress: Progress = SILENT
+) -> Image:
     """*image* as registries are given it; *image* itself if it is that already.
 
     A base's layers stay as the base has them, so that a registry has them already; but zstd becomes gzip where that is
     wanted, for engines that read no zstd. Raises :class:`HashMismatch` when a layer is not what its diff ID says.
     """
     diff_ids = json.loads(image.config.data)["rootfs"]["diff_ids"]
-    with working(min(_LAYERS_AT_ONCE, os.cpu_count() or 1), progress) as (pool, reports):
+    with working(workers, progress) as (pool, reports):
 
         def wanted(layer: Blob, diff_id: str) -> Blob:
             return _as_wanted(layer, diff_id, compression, store=store, progress=reports)
