@@ -25,10 +25,11 @@ from cpack_build.progress import SILENT, Progress
 from cpack_build.workflow.references import references
 from cpack_build.workspace.capture import Capture, CapturedFile
 from cpack_build.workspace.hashing import hash_files
+from cpack_build.workspace.hints import listed_hints, workflow_hints
 from cpack_build.workspace.inputs import choose_inputs
 from cpack_build.workspace.models import Listing, ModelFile, choose_models, list_models
 from cpack_build.workspace.nodes import Node, find_nodes
-from cpack_build.workspace.origins import find_origins, workflow_hints
+from cpack_build.workspace.origins import find_origins
 from cpack_build.workspace.packages import Environment, Packages, find_environment, read_packages
 from cpack_build.workspace.place import Comfyui, find_comfyui
 from cpack_build.workspace.secrets import Finding, scan
@@ -150,9 +151,10 @@ def write_draft(
     hashes = hash_files([file.path for file in draft.models], store=store, workers=workers, progress=progress)
     by_name = {file.name: hashes[file.path] for file in draft.models}
     asker = Asker(sources or Sources(), offline=offline)
+    hints = (*workflow_hints(draft.workflow), *listed_hints(draft.comfyui, draft.environment.libraries))
     origins = find_origins(
         {file.name: (file, by_name[file.name]) for file in draft.models},
-        hints=workflow_hints(draft.workflow), asker=asker, store=store, progress=progress,
+        hints=hints, asker=asker, store=store, progress=progress,
     )  # fmt: skip
     notes = [f"{host} was not asked any further: {why}" for host, why in asker.silent.items()]
     notes += [f"{name}: source unknown; whoever gets the pack needs the file." for name in by_name if not origins[name]]
