@@ -28,7 +28,8 @@ _FOLDERS = {
     "checkpoint": "checkpoints", "unclip": "checkpoints", "checkpoints": "checkpoints", "clip": "text_encoders",
     "clip_vision": "clip_vision", "controlnet": "controlnet", "t2i-adapter": "controlnet", "t2i-style": "controlnet",
     "diffusion_model": "diffusion_models", "unet": "diffusion_models", "embedding": "embeddings",
-    "embeddings": "embeddings", "gligen": "gligen", "lora": "loras", "taesd": "vae_approx", "upscale": "upscale_models", "vae": "vae",
+    "embeddings": "embeddings", "gligen": "gligen", "lora": "loras", "taesd": "vae_approx", "upscale": "upscale_models",
+    "vae": "vae",
 }  # fmt: skip
 """Where Manager's ``save_path: default`` leads, by the type of the model (its ``get_model_dir``)."""
 
