@@ -125,9 +125,7 @@ def test_a_locked_tree_with_a_patch_is_proved_as_a_whole(tmp_path: Path, tree: T
     store, sources = Store(tmp_path / "store"), Sources(Mirrors({URL: str(tmp_path / "node")}))
     patch = Patch("patches/node.patch", hashlib.sha256(data).hexdigest(), lambda: data)
     with pytest.raises(HashMismatch, match=URL):
-        open_locked(
-            URL, tree.commit, tree_sha256=tree.tree_digest(), patch=patch, store=store, sources=Sources(mirrors)
-        )
+        open_locked(URL, tree.commit, tree_sha256=tree.tree_digest(), patch=patch, store=store, sources=sources)
     sound = apply(tree, data).tree_digest()
     opened = open_locked(URL, tree.commit, tree_sha256=sound, patch=patch, store=store, sources=sources)
     assert "n.py" in {file.path for file in opened.files()}
