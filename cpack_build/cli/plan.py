@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,7 @@ from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
     from cpack_build.image.plan import PlannedLayer
+    from cpack_build.lock.schema import Lock
 
 __all__ = ["plan"]
 
@@ -37,35 +39,52 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
     from cpack_build.cpack.reader import read_pack
     from cpack_build.fetch.store import Store
     from cpack_build.image.plan import plan as planned
-    from cpack_build.lock.resolve import check_fresh
-    from cpack_build.lock.schema import BaseImage, load_lock
+    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.schema import load_locks
 
     read = read_pack(pack)
     path = lock_file or lock_beside(pack)
-    lock = load_lock(path)
-    check_fresh(lock, read, chosen.settings(read), name=path)
-    layers = planned(lock, documents=documents_of(read), store=Store())
-    base = f"{lock.base.reference}@{lock.base.digest}" if isinstance(lock.base, BaseImage) else "scratch"
-    terminal.result(
-        {
-            "lock": str(path),
-            "platform": lock.platform,
-            "base": base,
-            "layers": [vars(layer) | {"known": layer.is_known} for layer in layers],
-        }
-    )
+    locks = check_all_fresh(load_locks(path), read, chosen.settings(read), name=path)
+    plans = [(lock, planned(lock, documents=documents_of(read), store=Store())) for lock in locks]
+    documents = [_document(lock, layers) for lock, layers in plans]
+    terminal.result({"lock": str(path), **(documents[0] if len(documents) == 1 else {"platforms": documents})})
     if terminal.json:
         return
-    terminal.say(f"{path}: {lock.platform}, over {base}, from the bottom:")
+    for lock, layers in plans:
+        for line in _lines(path, lock, layers, explain=explain):
+            terminal.say(line)
+    if len(plans) > 1:
+        digests = [{layer.digest for layer in layers if layer.digest} for _, layers in plans]
+        common = set.intersection(*digests)
+        size = sum(layer.size or 0 for layer in plans[0][1] if layer.digest in common)
+        terminal.say(f"{len(common)} known layers ({amount(size, None, 'B')}) are the same on every platform.")
+
+
+def _base(lock: Lock) -> str:
+    from cpack_build.lock.schema import BaseImage
+
+    return f"{lock.base.reference}@{lock.base.digest}" if isinstance(lock.base, BaseImage) else "scratch"
+
+
+def _document(lock: Lock, layers: list[PlannedLayer]) -> dict[str, Any]:
+    return {
+        "platform": lock.platform,
+        "base": _base(lock),
+        "layers": [vars(layer) | {"known": layer.is_known} for layer in layers],
+    }
+
+
+def _lines(path: Path, lock: Lock, layers: list[PlannedLayer], *, explain: bool) -> Iterator[str]:
+    yield f"{path}: {lock.platform}, over {_base(lock)}, from the bottom:"
     width = max(len(layer.name) for layer in layers)
     app = layers[-1].size or 0
     for layer in layers:
         state = "known" if layer.is_known else "to be made"
         line = f"{layer.kind:<12}{layer.name:<{width}}  {_size(layer):>10}  {state:<10}"
-        terminal.say(line + (_cost(layer, app) if explain else ""))
+        yield line + (_cost(layer, app) if explain else "")
     made = sum(not layer.is_known for layer in layers)
     total = amount(sum(layer.size or 0 for layer in layers), None, "B")
-    terminal.say(f"{len(layers)} layers, {total} known, {made} to be made.")
+    yield f"{len(layers)} layers, {total} known, {made} to be made."
 
 
 def _size(layer: PlannedLayer) -> str:
