@@ -61,7 +61,11 @@ def open_workflow(path: Path) -> WorkflowFile:
     for key, document in found.items():
         if not isinstance(document, dict):
             raise WorkflowError(f"{path}: its {key} is no JSON object.", hint="Name the file that ComfyUI exported.")
-    return WorkflowFile(path, found.get("prompt"), found.get("workflow"))
+    if (prompt := found.get("prompt")) is not None:
+        for node in prompt.values():
+            if isinstance(node, dict):
+                node.pop("is_changed", None)  # what ComfyUI noted while it ran
+    return WorkflowFile(path, prompt, found.get("workflow"))
 
 
 def read_json_file(path: Path, *, what: str) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from cpack_build.workflow.embedded import is_medium, read_embedded
 
 PROMPT = {"1": {"class_type": "LoadImage", "inputs": {"image": "größe.png"}}}
 DRAWING = {"nodes": [], "links": [], "last_node_id": 1}
-TEXTS = {"prompt": json.dumps(PROMPT), "workflow": json.dumps(DRAWING)}
+RUN = {"1": {**PROMPT["1"], "is_changed": ["abc"]}}  # as ComfyUI leaves it behind
+TEXTS = {"prompt": json.dumps(RUN), "workflow": json.dumps(DRAWING)}
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
@@ -72,7 +73,7 @@ def test_a_picture_without_a_workflow_says_what_may_be_the_cause(tmp_path: Path)
     assert "--disable-metadata" in caught.value.hint
     (tmp_path / "x.json").write_text(TEXTS["prompt"])
     assert not is_medium(tmp_path / "x.json")
-    assert open_workflow(tmp_path / "x.json").api == PROMPT
+    assert open_workflow(tmp_path / "x.json").api == RUN
 
 
 def test_a_text_that_unpacks_without_end_is_none(tmp_path: Path) -> None:
