@@ -11,8 +11,17 @@ import click
 
 from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.lock import lock_beside, make_lock, write_lock
-from cpack_build.cli.options import Chosen, documents_of, pack_argument, places_of, settings_options, terminal_options
-from cpack_build.cli.push import access_for, push_document, push_line, registry_options
+from cpack_build.cli.options import (
+    Chosen,
+    documents_of,
+    form_options,
+    in_settings,
+    pack_argument,
+    places_of,
+    settings_options,
+    terminal_options,
+)
+from cpack_build.cli.push import access_for, push_document, push_line, registry_options, tell_of_zstd
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -50,6 +59,7 @@ __all__ = ["image"]
     "--trust", is_flag=True, help="Run the Python of a lock that was made elsewhere, here, to compile bytecode with it."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@form_options
 @settings_options
 @registry_options
 @terminal_options
@@ -62,6 +72,8 @@ def image(
     locked: bool,
     trust: bool,
     dry_run: bool,
+    compression: str | None,
+    format_revision: int | None,
     chosen: Chosen,
     jobs: int,
     blob_limit: int | None,
@@ -76,6 +88,8 @@ def image(
     """
     from cpack_build.cpack.reader import read_pack
     from cpack_build.fetch.store import Store
+    from cpack_build.lock.form import compression_of, in_form
+    from cpack_build.oci.compressed import compressed_image
     from cpack_build.oci.engines import open_engine
     from cpack_build.oci.push import push as push_image
     from cpack_build.oci.reference import EngineName, Reference
@@ -84,7 +98,10 @@ def image(
     read.served()
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
+    form = in_settings(settings, compression=compression, format_revision=format_revision)
     found = _find_lock(read, settings, path, must=locked or lock_file is not None)
+    if found is not None:
+        found = in_form(found, revision=format_revision)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
     access = access_for(targets, insecure=insecure, ca=ca)
@@ -98,14 +115,19 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        found = make_lock(read, settings, terminal=terminal)
+        found = in_form(make_lock(read, form, terminal=terminal), revision=format_revision)
         write_lock(found, path)
+    how = compression_of(found, instead=compression) if targets else None
     with _built(found, read, settings, trust=trust, terminal=terminal) as built:
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
+        packed = built
+        if how is not None:
+            packed = compressed_image(built, how, store=Store(), progress=terminal.progress)
+            tell_of_zstd(packed, terminal)
         pushed = push_image(
-            built,
+            packed,
             targets,
             jobs=jobs,
             blob_limit=None if blob_limit is None else blob_limit << 20,
@@ -122,7 +144,7 @@ def image(
                 "layers": len(built.layers),
                 "lock": str(path),
                 "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],
-                **({"pushed": [push_document(one) for one in pushed]} if pushed else {}),
+                **({"compression": str(how), "pushed": [push_document(one) for one in pushed]} if pushed else {}),
             }
         )
         terminal.say(f"{built.id}  {amount(built.size, None, 'B')} in {len(built.layers)} layers, {built.platform}")
