@@ -168,7 +168,7 @@ def download(
                 task.advance(len(chunk))
                 yield chunk
 
-        return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size)
+        return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size, name=what)
 
 
 def probe(url: str, *, sources: Sources, what: str = "") -> None:
