@@ -44,11 +44,15 @@ _LONGEST_WAIT = 60.0
 
 @dataclass(frozen=True)
 class Response:
-    """An answer under way: *headers* with lower-case names; *chunks* raises ``ConnectionError`` when it breaks off."""
+    """An answer under way: *headers* with lower-case names; *chunks* raises ``ConnectionError`` when it breaks off.
+
+    *url* is where the redirects ended, if there were any.
+    """
 
     status: int
     headers: Mapping[str, str]
     chunks: Iterator[bytes]
+    url: str = ""
 
 
 class HttpTransport(Protocol):
@@ -100,12 +104,15 @@ class RequestsTransport:
 
         def chunks() -> Iterator[bytes]:
             try:
-                yield from answer.raw.stream(CHUNK, decode_content=True)
+                # What has come, without waiting for a whole chunk: a connection that breaks then loses nothing.
+                while chunk := answer.raw.read1(CHUNK, decode_content=True):
+                    yield chunk
             except (HTTPError, OSError) as error:
                 raise ConnectionError(_reason(error)) from error
 
         with answer:
-            yield Response(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, chunks())
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            yield Response(answer.status_code, headers, chunks(), answer.url if answer.history else "")
 
 
 class Offline:
