@@ -12,18 +12,18 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from cpack_build.errors import Cancelled, CpackError, HashMismatch, NetworkError, ToolMissing, Unresolvable
 from cpack_build.fetch.partial import Partial, alone
 from cpack_build.fetch.remote import Piece, Remote, TryLater
 from cpack_build.fetch.store import CHUNK, Store, StoredFile
+from cpack_build.fetch.tuning import Tuning
 from cpack_build.progress import SILENT, Progress, Task
 
-__all__ = ["Frame", "RateLimit", "Transferred", "Tuning", "transfer"]
+__all__ = ["Frame", "Transferred", "transfer"]
 
 Frame = Callable[[int], tuple[bytes, bytes]]
 """What stands before and after a file of a size in something else whose hash is wanted as well."""
@@ -31,38 +31,6 @@ _LONGEST_WAIT = 60.0
 """Seconds that a ``Retry-After`` may ask for before giving up is the kinder answer."""
 _PROGRESS = 64 << 10
 """Bytes after which a broken connection was worth its while, and does not count as a failure."""
-
-
-class RateLimit:
-    """No more than so many *bytes* a second, of all who share it."""
-
-    def __init__(self, bytes_a_second: int, *, sleep: Callable[[float], object] = time.sleep) -> None:
-        self._rate = bytes_a_second
-        self._sleep = sleep
-        self._lock = threading.Lock()
-        self._free_at = 0.0
-
-    def take(self, count: int) -> None:
-        """Wait until *count* bytes may have come."""
-        with self._lock:
-            now = time.monotonic()
-            begin = max(now, self._free_at)
-            self._free_at = begin + count / self._rate
-        if begin > now:
-            self._sleep(begin - now)
-
-
-@dataclass(frozen=True)
-class Tuning:
-    """How downloads use the network. *connections* are for one file, *all* of them for all files together."""
-
-    connections: int = 4
-    retries: int = 5
-    """Failures in a row, without progress, after which a source is given up."""
-    limit: RateLimit | None = None
-    part: int = 32 << 20
-    sleep: Callable[[float], object] = time.sleep
-    all: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(16))
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import TypeVar
 from cpack_build.errors import StaleLock, UnsafeInput
 from cpack_build.fetch.git import open_locked
 from cpack_build.fetch.http import Sources, download
+from cpack_build.fetch.places import places_of
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import open_locked_base
@@ -86,6 +87,7 @@ def gather(
             lock.base, platform=lock.platform, name=places.base, store=store, sources=sources, progress=progress
         )
 
+    model_places = places_of(sources, folders=places.models)
     with working(_PARALLEL, progress) as (pool, reports):
 
         def wheel(item: Wheel) -> StoredWheel:
@@ -114,7 +116,7 @@ def gather(
             )
 
         def model(item: Model) -> Path:
-            return fetch_model(item, folders=places.models, store=store, sources=sources, progress=reports).path
+            return fetch_model(item, places=model_places, store=store, sources=sources, progress=reports).path
 
         def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Callable[[], tuple[_Result, ...]]:
             waiting = [pool.submit(work, item) for item in items]

@@ -18,7 +18,7 @@ from cpack_build.errors import HashMismatch, Unresolvable
 from cpack_build.oci import tar
 from cpack_build.oci.types import CHUNK, LAYER, Descriptor
 
-__all__ = ["DATA_OFFSET", "ModelLayer", "hash_model", "layer_size", "model_path", "stamp"]
+__all__ = ["DATA_OFFSET", "ModelLayer", "frame", "hash_model", "layer_size", "model_path", "stamp"]
 
 DATA_OFFSET = 4096
 _DIRECTORIES = (tar.Entry("models", "directory", 0o755), tar.Entry("models/sha256", "directory", 0o755))
@@ -48,6 +48,11 @@ def prefix(sha256: str, size: int) -> bytes:
         if len(head) == DATA_OFFSET:
             return head
     raise AssertionError("no comment pads the header to its place")
+
+
+def frame(sha256: str, size: int) -> tuple[bytes, bytes]:
+    """What stands in the layer before the model's data, and what after it."""
+    return prefix(sha256, size), bytes(tar.padding(size)) + tar.trailer()
 
 
 def layer_size(size: int) -> int:
