@@ -5,6 +5,7 @@ Under one root (``CPACK_HOME``, by default ``~/.cache/cpack-build``)::
     blobs/sha256/<hex>    whole files under the name of their hash, mode 0444
     git/<hex>/            bare repositories, named by the hash of their URL
     tmp/                  what is being written, each held by a lock; renamed into place only when whole and verified
+    partial/<hex>         downloads from registries that may go on in another run, named by what they will be
     memo.sqlite           what was computed once: file hashes by stat, digests by recipe
 
 A file in ``blobs/`` is always whole: it was hashed while it was written, synced, and renamed. A file elsewhere (a
@@ -21,7 +22,7 @@ import re
 import sqlite3
 import threading
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,14 +109,20 @@ class Store:
                 raise HashMismatch(f"{what} ({much} {size} bytes)", expected=sha256 or "?", actual=actual)
             if sha256 is not None and actual != sha256.removeprefix("sha256:"):
                 raise HashMismatch(what, expected=sha256, actual=actual)
-            path = self.blob_path(actual)
-            with writing(self.root):
-                file.flush()
-                os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o444)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file.name, path)
+            path = self.place(Path(file.name), actual, descriptor=file.fileno(), flush=file.flush)
         return StoredFile(path, actual, count)
+
+    def place(self, path: Path, sha256: str, *, descriptor: int, flush: Callable[[], object] | None = None) -> Path:
+        """Make the file at *path* within the root, open as *descriptor* and known to have that hash, its blob."""
+        blob = self.blob_path(sha256)
+        with writing(self.root):
+            if flush is not None:
+                flush()
+            os.fsync(descriptor)
+            os.fchmod(descriptor, 0o444)
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, blob)
+        return blob
 
     @contextmanager
     def temporary(self) -> Iterator[NamedTemporaryFile]:  # type: ignore[valid-type]

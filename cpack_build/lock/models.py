@@ -16,12 +16,10 @@ from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.lock.schema import Model
-from cpack_build.oci.modellayer import hash_model
+from cpack_build.oci.modellayer import LAYER_MEMO, hash_model
 from cpack_build.progress import SILENT, Progress
 
 __all__ = ["fetch_model", "is_layer_known", "local_model", "lock_models"]
-
-_LAYER = "model-layer-1"
 
 
 def lock_models(
@@ -69,7 +67,7 @@ def fetch_model(
 
 def is_layer_known(model: Model, *, store: Store) -> bool:
     """Whether this machine computed the digest of the model's layer, and the lock says the same."""
-    return store.recall(_LAYER, f"{model.sha256}:{model.size}") == model.layer_digest
+    return store.recall(LAYER_MEMO, f"{model.sha256}:{model.size}") == model.layer_digest
 
 
 def local_model(model: Model, folders: Sequence[str]) -> Path | None:
@@ -160,7 +158,7 @@ def _candidates(path: str, folders: Sequence[str]) -> Iterator[tuple[Path, bool]
 
 def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progress) -> StoredFile:
     """*path* if it has that hash; the layer's digest comes from the same read."""
-    if store.recall(_LAYER, f"{sha256}:{size}") is not None:
+    if store.recall(LAYER_MEMO, f"{sha256}:{size}") is not None:
         with progress.task(f"Hashing {path.name}", total=size) as task:
             file = store.adopt(path, on_read=task.advance)
         if file.sha256 != sha256:
@@ -169,7 +167,7 @@ def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progr
     before = path.stat()
     with progress.task(f"Hashing {path.name}", total=size) as task:
         digest = hash_model(path, sha256, size, on_read=task.advance)
-    store.remember(_LAYER, f"{sha256}:{size}", digest)
+    store.remember(LAYER_MEMO, f"{sha256}:{size}", digest)
     after = path.stat()
     if (before.st_mtime_ns, before.st_ctime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ctime_ns, after.st_ino):
         store.remember_file(path, sha256)
@@ -178,9 +176,9 @@ def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progr
 
 def _layer_digest(file: StoredFile, *, store: Store, progress: Progress) -> str:
     key = f"{file.sha256}:{file.size}"
-    if (known := store.recall(_LAYER, key)) is not None:
+    if (known := store.recall(LAYER_MEMO, key)) is not None:
         return known
     with progress.task(f"Hashing the layer of {file.path.name}", total=file.size) as task:
         digest = hash_model(file.path, file.sha256, file.size, on_read=task.advance)
-    store.remember(_LAYER, key, digest)
+    store.remember(LAYER_MEMO, key, digest)
     return digest

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,22 @@ from cpack_build.errors import HashMismatch, Unresolvable
 from cpack_build.oci import tar
 from cpack_build.oci.types import CHUNK, LAYER, Descriptor
 
-__all__ = ["DATA_OFFSET", "ModelLayer", "hash_model", "layer_size", "model_path", "stamp"]
+__all__ = [
+    "DATA_OFFSET",
+    "LAYER_MEMO",
+    "ModelLayer",
+    "hash_model",
+    "layer_size",
+    "layer_tail",
+    "model_path",
+    "prefix",
+    "size_in",
+    "stamp",
+]
 
 DATA_OFFSET = 4096
+LAYER_MEMO = "model-layer-1"
+"""Under which the store remembers ``sha256:size`` of a model → the digest of its layer."""
 _DIRECTORIES = (tar.Entry("models", "directory", 0o755), tar.Entry("models/sha256", "directory", 0o755))
 
 
@@ -55,6 +69,28 @@ def layer_size(size: int) -> int:
     return DATA_OFFSET + size + tar.padding(size) + len(tar.trailer())
 
 
+def layer_tail(size: int) -> bytes:
+    """The bytes after the data of a model of *size* bytes."""
+    return bytes(tar.padding(size)) + tar.trailer()
+
+
+def size_in(head: bytes, sha256: str, length: int) -> int | None:
+    """The size of the model *sha256* whose layer of *length* bytes begins with *head* (:data:`DATA_OFFSET` bytes), or
+    ``None`` if those are not the first bytes of its universal layer."""
+    if len(head) != DATA_OFFSET:
+        return None
+    # The last block is the file's ustar header (field "size": 11 octal digits at 124); from 8 GiB on a record has it.
+    record = re.search(rb"\n?[0-9]+ size=([0-9]{1,19})\n", head)
+    field = head[DATA_OFFSET - tar.BLOCK + 124 :][:11]
+    if record is not None:
+        size = int(record.group(1))
+    elif re.fullmatch(rb"[0-7]{11}", field):
+        size = int(field, 8)
+    else:
+        return None
+    return size if layer_size(size) == length and head == prefix(sha256, size) else None
+
+
 def hash_model(path: Path, sha256: str, size: int, *, on_read: Callable[[int], object] | None = None) -> str:
     """The layer's digest, from one read of the model that also proves *sha256* and *size*.
 
@@ -79,7 +115,7 @@ def hash_model(path: Path, sha256: str, size: int, *, on_read: Callable[[int], o
         raise HashMismatch(f"Model {path}", expected=sha256, actual=file_hash.hexdigest())
     if count != size:
         raise Unresolvable(f"Model {path} has {count} bytes, but {size} were announced.", hint="Lock again.")
-    layer_hash.update(bytes(tar.padding(size)) + tar.trailer())
+    layer_hash.update(layer_tail(size))
     return "sha256:" + layer_hash.hexdigest()
 
 
@@ -125,4 +161,4 @@ class ModelLayer:
                 yield chunk
         if left:
             raise Unresolvable(f"Model {self.path} became shorter while it was read.", hint="Lock again.")
-        yield (bytes(tar.padding(self.size)) + tar.trailer())[max(0, offset - DATA_OFFSET - self.size) :]
+        yield layer_tail(self.size)[max(0, offset - DATA_OFFSET - self.size) :]

@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
+
+from cpack_build.oci.types import Image
 
 
 @dataclass
@@ -37,6 +40,14 @@ class Fault:
     """Take so many bytes of the body, keep them, and break the connection."""
     forget: bool = False
     """Answer rightly, but to nobody: the connection breaks instead."""
+    send: int | None = None
+    """Answer rightly, but with so many bytes of the body, and break the connection."""
+    spoil: bool = False
+    """Answer with a body of the right size whose last byte is another."""
+    drip: bool = False
+    """Answer rightly, a byte every hundredth of a second."""
+    whole: bool = False
+    """Answer with the whole body though a range is asked for."""
 
 
 @dataclass
@@ -72,6 +83,13 @@ class Misbehaving:
     def uploaded(self) -> int:
         """Bytes of bodies that were taken."""
         return sum(request.taken for request in self.seen if request.method in ("PATCH", "PUT"))
+
+    def hold(self, image: Image, name: str = "x", version: str = "v1") -> None:
+        """Have *image* as if it had been pushed."""
+        for blob in (image.config, *image.layers):
+            self.blobs[name, blob.descriptor.digest] = b"".join(blob.chunks())
+        for key in (version, image.digest):
+            self.manifests[name, key] = (image.manifest.media_type, image.manifest.data)
 
     def methods(self, part: str = "") -> list[str]:
         """The methods of the requests whose path holds *part*."""
@@ -179,8 +197,20 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in given.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command == "HEAD":
+            return
+        if self._fault.spoil and body:
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        if self._fault.drip:
+            for index in range(len(body)):
+                self.wfile.write(body[index : index + 1])
+                self.wfile.flush()
+                time.sleep(0.01)
+            return
+        self.wfile.write(body[: self._fault.send])
+        if self._fault.send is not None:
+            self.wfile.flush()
+            raise _Broken
 
     def _error(self, status: int, code: str) -> None:
         for _ in self._body():
@@ -205,9 +235,23 @@ class _Handler(BaseHTTPRequestHandler):
             if data is None:
                 self._error(404, "BLOB_UNKNOWN")
             else:
-                self._answer(200, {"Docker-Content-Digest": found.group(2)}, data)
+                self._blob(found.group(2), data)
         else:
             self._error(404, "NAME_UNKNOWN")
+
+    def _blob(self, digest: str, data: bytes) -> None:
+        """RFC 9110, section 14: one range of bytes."""
+        asked = re.fullmatch(r"bytes=([0-9]+)-([0-9]*)", self.request_.headers.get("range", ""))
+        headers = {"Docker-Content-Digest": digest}
+        if asked is None or self._fault.whole or self.command == "HEAD":
+            self._answer(200, headers, data)
+            return
+        start, end = int(asked.group(1)), min(int(asked.group(2) or len(data)), len(data) - 1)
+        if start >= len(data):
+            self._answer(416, {"Content-Range": f"bytes */{len(data)}"})
+            return
+        headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+        self._answer(206, headers, data[start : end + 1])
 
     def _manifest(self, name: str, version: str) -> None:
         if self.request_.method == "PUT":
