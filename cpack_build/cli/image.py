@@ -18,6 +18,7 @@ from cpack_build.cli.terminal import Terminal, amount
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.http import Sources
     from cpack_build.lock.schema import Lock
     from cpack_build.oci.types import Image
 
@@ -65,8 +66,6 @@ def image(
     chosen: Chosen,
     jobs: int,
     blob_limit: int | None,
-    insecure: tuple[str, ...],
-    ca: Path | None,
     terminal: Terminal,
 ) -> None:
     """Build the image of PACK, and give it to Docker, podman, a folder, a file or a registry.
@@ -87,7 +86,7 @@ def image(
     found = _find_lock(read, settings, path, must=locked or lock_file is not None)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
-    access = access_for(targets, insecure=insecure, ca=ca)
+    access = access_for(targets, insecure=chosen.insecure, ca=chosen.ca)
     for destination in destinations:
         # An engine that does not answer is better known now than after the build.
         if outputs and isinstance(destination.place, EngineName) and not dry_run:
@@ -98,9 +97,10 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        found = make_lock(read, settings, terminal=terminal)
+        found = make_lock(read, settings, sources=chosen.sources(settings), terminal=terminal)
         write_lock(found, path)
-    with _built(found, read, settings, trust=trust, terminal=terminal) as built:
+    sources = chosen.sources(settings)
+    with _built(found, read, settings, sources=sources, trust=trust, terminal=terminal) as built:
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
@@ -145,16 +145,15 @@ def _find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool) -> Loc
 
 
 @contextmanager
-def _built(lock: Lock, pack: Pack, settings: Settings, *, trust: bool, terminal: Terminal) -> Iterator[Image]:
+def _built(
+    lock: Lock, pack: Pack, settings: Settings, *, sources: Sources, trust: bool, terminal: Terminal
+) -> Iterator[Image]:
     """The image, for as long as the context lasts."""
-    from cpack_build.fetch.http import Sources
-    from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.gather import gather
 
     store = Store()
-    sources = Sources(Mirrors(settings.mirrors))
     materials = gather(
         lock,
         documents=documents_of(pack),

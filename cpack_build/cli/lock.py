@@ -13,6 +13,7 @@ from cpack_build.cli.terminal import Terminal, amount
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.http import Sources
     from cpack_build.lock.schema import Lock
 
 __all__ = ["lock", "lock_beside", "make_lock", "write_lock"]
@@ -65,7 +66,8 @@ def lock(
     if earlier is not None and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
-        made = make_lock(read, settings, previous=earlier, update=update, offline=offline, terminal=terminal)
+        sources = chosen.sources(settings, offline=offline)
+        made = make_lock(read, settings, sources=sources, previous=earlier, update=update, terminal=terminal)
     changed = before != made.to_bytes()
     if not dry_run and changed:
         write_lock(made, target)
@@ -141,21 +143,18 @@ def make_lock(
     pack: Pack,
     settings: Settings,
     *,
+    sources: Sources,
     previous: Lock | None = None,
     update: tuple[str, ...] = (),
-    offline: bool = False,
     terminal: Terminal,
 ) -> Lock:
-    """Resolve *pack*, whose workflow must be one that can be served; *offline* asks nobody."""
-    from cpack_build.fetch.http import Offline, RequestsTransport, Sources
-    from cpack_build.fetch.mirrors import Mirrors
+    """Resolve *pack*, whose workflow must be one that can be served, from *sources*."""
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import resolve
 
     pack.served()
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
-    sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())
     return resolve(
         pack,
         settings=settings,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from cpack_build.cli.options import terminal_options
+from cpack_build.cli.options import access_of, access_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def registry_options(function: F) -> F:
-    """The options *jobs*, *blob_limit* (MiB), *insecure* and *ca*."""
+    """The options *jobs* and *blob_limit* (MiB)."""
     options = (
         click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs to send at once."),
         click.option(
@@ -34,20 +34,6 @@ def registry_options(function: F) -> F:
             type=click.IntRange(0),
             metavar="MIB",
             help="The largest blob that the registry takes; by default what is known of it, 0 for none.",
-        ),
-        click.option(
-            "--insecure-registry",
-            "insecure",
-            multiple=True,
-            metavar="HOST[:PORT]",
-            help="A registry that may lack TLS or a proper certificate.",
-        ),
-        click.option(
-            "--ca",
-            type=click.Path(path_type=Path),
-            envvar="CPACK_REGISTRY_CA",
-            metavar="FILE",
-            help="Certificates (PEM) to trust besides the usual; or CPACK_REGISTRY_CA.",
         ),
     )
     return cast("F", functools.reduce(lambda inner, option: option(inner), reversed(options), cast("Any", function)))
@@ -65,6 +51,7 @@ def registry_options(function: F) -> F:
 )
 @click.option("--dry-run", is_flag=True, help="Ask what the registry has, and send nothing.")
 @registry_options
+@access_options
 @terminal_options
 def push(
     image: str,
@@ -90,7 +77,7 @@ def push(
     targets = [parse_reference(text) for text in (reference, *also)]
     access = access_for(targets, insecure=insecure, ca=ca)
     name = parse_image_name(image)
-    found = open_source(name, access=access).as_image(platform or _own_platform())
+    found = open_source(name, access=access).as_image(platform or own_platform())
     pushed = push_image(
         found,
         targets,
@@ -122,18 +109,14 @@ def access_for(targets: Sequence[Reference], *, insecure: Sequence[str], ca: Pat
     import os
 
     from cpack_build.errors import UsageError
-    from cpack_build.oci.transport import Access
 
     registries = sorted({target.registry for target in targets})
-    for host in insecure:
-        if "/" in host or not host:
-            raise UsageError(f"--insecure-registry {host!r} is no host.", hint="Write HOST or HOST:PORT.")
     if os.environ.get("CPACK_REGISTRY_USER") and not os.environ.get("CPACK_REGISTRY") and len(registries) > 1:
         raise UsageError(
             f"CPACK_REGISTRY_USER is set, and {' and '.join(registries)} are pushed to.",
             hint="Name the one that it is for in CPACK_REGISTRY.",
         )
-    return Access(frozenset(insecure), ca, registries[0] if len(registries) == 1 else None)
+    return access_of(insecure, ca, own=registries[0] if len(registries) == 1 else None)
 
 
 def push_document(pushed: Pushed) -> dict[str, Any]:
@@ -166,7 +149,7 @@ def push_line(pushed: Pushed, *, dry_run: bool = False) -> str:
     return f"{pushed.reference}  {', '.join(parts)}"
 
 
-def _own_platform() -> str:
+def own_platform() -> str:
     import platform
 
     machine = platform.machine().lower()

@@ -33,8 +33,6 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     IMAGE is oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's reference.
     """
     from cpack_build.errors import BadImage
-    from cpack_build.fetch.http import Sources
-    from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.config import APP
@@ -47,8 +45,8 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     from cpack_build.oci.sources import open_source
 
     settings = chosen.alone()
-    store, sources = Store(), Sources(Mirrors(settings.mirrors))
-    source = open_source(parse_image_name(image), mirrors=sources.mirrors, store=store)
+    store, sources = Store(), chosen.sources(settings)
+    source = open_source(parse_image_name(image), mirrors=sources.mirrors, store=store, access=sources.registries)
     found = source.as_image(settings.platform or this_platform())
     # The top layer has all of the documents; the others may be damaged, which is what is to be found out.
     tree = file_tree(replace(found, layers=found.layers[-1:]))

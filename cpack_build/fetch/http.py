@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput
@@ -124,6 +124,8 @@ class Sources:
 
     mirrors: Mirrors = field(default_factory=Mirrors)
     http: HttpTransport = field(default_factory=RequestsTransport)
+    registries: Any = None
+    """How container registries are reached: an ``oci.transport.Access``, of which this room knows nothing."""
 
 
 def download(

@@ -42,6 +42,8 @@ class Fault:
     """Answer rightly, but to nobody: the connection breaks instead."""
     send: int | None = None
     """Answer rightly, but with so many bytes of the body, and break the connection."""
+    stall: bool = False
+    """Having sent so many bytes, send no more, and wait for the client to hang up."""
     spoil: bool = False
     """Answer with a body of the right size whose last byte is another."""
     drip: bool = False
@@ -210,6 +212,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body[: self._fault.send])
         if self._fault.send is not None:
             self.wfile.flush()
+            if self._fault.stall:
+                self.rfile.read(1)
             raise _Broken
 
     def _error(self, status: int, code: str) -> None:
