@@ -22,6 +22,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
     "push": ("cpack_build.cli.push:push", "Push an image to a registry."),
     "pull": ("cpack_build.cli.pull:pull", "Pull an image or a pack from a registry."),
+    "login": ("cpack_build.cli.login:login", "Log in to a registry."),
+    "logout": ("cpack_build.cli.login:logout", "Forget the login of a registry."),
     "verify": ("cpack_build.cli.verify:verify", "Make an image again from its lock, and name what differs."),
     "import": ("cpack_build.cli.importing:import_", "Make a pack of what another program recorded, or of an old pack."),
     "serve": ("cpack_build.cli.serve:serve", "Serve a pack or workflow here, with a ComfyUI of this machine."),

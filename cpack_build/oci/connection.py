@@ -95,6 +95,11 @@ class Connection:
         return self._transport.requests
 
     @property
+    def was_challenged(self) -> bool:
+        """Whether the registry has asked who we are."""
+        return self._authorization.was_challenged
+
+    @property
     def root(self) -> str:
         """The registry's address: ``https://host/v2/``."""
         with self._lock:
@@ -284,7 +289,8 @@ class Connection:
 
     def failure(self, problem: str, hint: str) -> NetworkError:
         """That *problem* occurred while this repository was spoken to."""
-        return NetworkError(f"{self._verb} {self.reference}: {problem}.", hint=hint)
+        name = self.reference if self.reference.repository else self.reference.registry
+        return NetworkError(f"{self._verb} {name}: {problem}.", hint=hint)
 
     def lost(self, lost: Lost, what: str) -> NetworkError:
         """That there was no connection, or no longer one."""
@@ -301,6 +307,8 @@ class Connection:
                 f"Registry {registry} has no {what} in {self.reference.repository}.",
                 hint="Check the name, tag and digest.",
             )
+        if status in (401, 403) and not self.reference.repository:
+            return self.failure(f"{what}: the registry refuses them ({told})", "Nothing was written. Check both.")
         if status in (401, 403):
             problem = self._authorization.problem
             return self.failure(
