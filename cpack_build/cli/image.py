@@ -66,6 +66,7 @@ def image(
     chosen: Chosen,
     jobs: int,
     blob_limit: int | None,
+    layer_limit: int | None,
     terminal: Terminal,
 ) -> None:
     """Build the image of PACK, and give it to Docker, podman, a folder, a file or a registry.
@@ -109,6 +110,7 @@ def image(
             targets,
             jobs=jobs,
             blob_limit=None if blob_limit is None else blob_limit << 20,
+            layer_limit=layer_limit,
             access=access,
             memo=Store(),
             progress=terminal.progress,

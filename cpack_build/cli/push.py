@@ -26,7 +26,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def registry_options(function: F) -> F:
-    """The options *jobs* and *blob_limit* (MiB)."""
+    """The options *jobs*, *blob_limit* (MiB) and *layer_limit*."""
     options = (
         click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs to send at once."),
         click.option(
@@ -34,6 +34,12 @@ def registry_options(function: F) -> F:
             type=click.IntRange(0),
             metavar="MIB",
             help="The largest blob that the registry takes; by default what is known of it, 0 for none.",
+        ),
+        click.option(
+            "--layer-limit",
+            type=click.IntRange(0),
+            metavar="COUNT",
+            help="The most layers that the registry takes; by default what is known of it, 0 for none.",
         ),
     )
     return cast("F", functools.reduce(lambda inner, option: option(inner), reversed(options), cast("Any", function)))
@@ -61,6 +67,7 @@ def push(
     dry_run: bool,
     jobs: int,
     blob_limit: int | None,
+    layer_limit: int | None,
     insecure: tuple[str, ...],
     ca: Path | None,
     terminal: Terminal,
@@ -83,6 +90,7 @@ def push(
         targets,
         jobs=jobs,
         blob_limit=None if blob_limit is None else blob_limit << 20,
+        layer_limit=layer_limit,
         access=access,
         mount_from=[name] if isinstance(name, Reference) else [],
         memo=Store(),

@@ -17,7 +17,7 @@ from typing import Protocol
 
 from cpack_build.errors import Cancelled, HashMismatch, UsageError
 from cpack_build.oci.connection import Access, Connection
-from cpack_build.oci.limits import check_blobs
+from cpack_build.oci.limits import RUNNABLE_LAYERS, check_limits
 from cpack_build.oci.reference import Reference, is_digest
 from cpack_build.oci.registry import ACCEPT
 from cpack_build.oci.types import Blob, Image
@@ -63,15 +63,16 @@ def push(
     memo: Memo | None = None,
     piece: int = PIECE,
     blob_limit: int | None = None,
+    layer_limit: int | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Pushed, ...]:
     """Give *image* to each of *references*, one after the other.
 
     *mount_from* are repositories that may have its blobs; those of *references* are looked in as well. With *dry_run*
-    the registries are only asked what they have, and ``sent`` is what would be. *blob_limit* in bytes takes the place
-    of what is known of a registry (0: none). Raises :class:`UsageError`,
-    :class:`HashMismatch`, :class:`NetworkError`, :class:`UnsafeInput`; the names then stand for what they stood for.
+    the registries are only asked what they have, and ``sent`` is what would be. *blob_limit* in bytes and *layer_limit*
+    take the place of what is known of a registry (0: none). Raises :class:`UsageError`, :class:`HashMismatch`,
+    :class:`NetworkError`, :class:`UnsafeInput`; the names then stand for what they stood for.
     """
     for reference in references:
         if reference.digest not in (None, image.digest):
@@ -79,7 +80,9 @@ def push(
                 f"{reference}: the image is {image.digest}, so that it cannot be pushed under another digest.",
                 hint="Leave the @… out.",
             )
-        check_blobs((image.config, *image.layers), reference, limit=blob_limit)
+        check_limits(image, reference, blob_limit=blob_limit, layer_limit=layer_limit)
+    if references and len(image.layers) > RUNNABLE_LAYERS:
+        progress.note(f"The image has {len(image.layers)} layers; Docker runs {RUNNABLE_LAYERS} on its graph drivers.")
     done: list[Pushed] = []
     known = list(mount_from)
     for reference in references:
