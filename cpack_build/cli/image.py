@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.lock import lock_beside, make_lock, write_lock
 from cpack_build.cli.options import Chosen, documents_of, pack_argument, places_of, settings_options, terminal_options
-from cpack_build.cli.push import access_for, push_document, push_line, registry_options
+from cpack_build.cli.push import PushOptions, access_for, registry_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -64,10 +64,8 @@ def image(
     trust: bool,
     dry_run: bool,
     chosen: Chosen,
-    jobs: int,
-    blob_limit: int | None,
-    layer_limit: int | None,
     terminal: Terminal,
+    **flags: Any,
 ) -> None:
     """Build the image of PACK, and give it to Docker, podman, a folder, a file or a registry.
 
@@ -75,9 +73,8 @@ def image(
     podman, else to NAME.oci/ beside PACK.
     """
     from cpack_build.cpack.reader import read_pack
-    from cpack_build.fetch.store import Store
+    from cpack_build.errors import UsageError
     from cpack_build.oci.engines import open_engine
-    from cpack_build.oci.push import push as push_image
     from cpack_build.oci.reference import EngineName, Reference
 
     read = read_pack(pack)
@@ -87,6 +84,9 @@ def image(
     found = _find_lock(read, settings, path, must=locked or lock_file is not None)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
+    options = PushOptions(**flags)
+    if options.attach and not targets:
+        raise UsageError("--attach needs a registry.", hint="Add --push REF.")
     access = access_for(targets, insecure=chosen.insecure, ca=chosen.ca)
     for destination in destinations:
         # An engine that does not answer is better known now than after the build.
@@ -105,16 +105,7 @@ def image(
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
-        pushed = push_image(
-            built,
-            targets,
-            jobs=jobs,
-            blob_limit=None if blob_limit is None else blob_limit << 20,
-            layer_limit=layer_limit,
-            access=access,
-            memo=Store(),
-            progress=terminal.progress,
-        )
+        done = options.push(built, targets, access=access, terminal=terminal)
         terminal.result(
             {
                 "image_id": built.id,
@@ -124,12 +115,11 @@ def image(
                 "layers": len(built.layers),
                 "lock": str(path),
                 "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],
-                **({"pushed": [push_document(one) for one in pushed]} if pushed else {}),
+                **done.document(),
             }
         )
         terminal.say(f"{built.id}  {amount(built.size, None, 'B')} in {len(built.layers)} layers, {built.platform}")
-    for one in pushed:
-        terminal.say(push_line(one))
+    done.say(terminal)
     for destination in destinations:
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
 

@@ -1,12 +1,13 @@
-"""``cpack-build push IMAGE REF``: an image that lies in a folder, a file or a registry goes to a registry.
+"""``cpack-build push OBJECT REF``: an image that lies in a folder, a file or a registry, or a pack, goes to a registry.
 
-Also what ``image --push`` shares with it: the options that say how registries are reached, and how the result is told.
+Also what ``image --push`` shares with it: the options of a push, and how the result is told.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -19,14 +20,15 @@ if TYPE_CHECKING:
     from cpack_build.oci.push import Pushed
     from cpack_build.oci.reference import Reference
     from cpack_build.oci.transport import Access
+    from cpack_build.oci.types import Image
 
-__all__ = ["access_for", "push", "push_document", "push_line", "registry_options"]
+__all__ = ["Done", "PushOptions", "access_for", "own_platform", "push", "registry_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def registry_options(function: F) -> F:
-    """The options *jobs*, *blob_limit* (MiB) and *layer_limit*."""
+    """The options of :class:`PushOptions`: *jobs*, *blob_limit* (MiB), *layer_limit* and *attach*."""
     options = (
         click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs to send at once."),
         click.option(
@@ -41,6 +43,13 @@ def registry_options(function: F) -> F:
             metavar="COUNT",
             help="The most layers that the registry takes; by default what is known of it, 0 for none.",
         ),
+        click.option(
+            "--attach",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            metavar="FILE",
+            help="A pack, lock, SBOM or provenance that is to refer to it in the registry; may be given several times.",
+        ),
     )
     return cast("F", functools.reduce(lambda inner, option: option(inner), reversed(options), cast("Any", function)))
 
@@ -49,11 +58,13 @@ def registry_options(function: F) -> F:
     epilog="Example: cpack-build push oci:upscale.oci registry.example/team/upscale:1    "
     "(exit codes: docs/exit-codes.md)"
 )
-@click.argument("image")
+@click.argument("image", metavar="OBJECT")
 @click.argument("reference", metavar="REF")
 @click.option("--also", multiple=True, metavar="REF", help="One more name for it; may be given several times.")
 @click.option(
-    "--platform", type=click.Choice(["linux/amd64", "linux/arm64"]), help="Which of IMAGE's; by default this machine's."
+    "--platform",
+    type=click.Choice(["linux/amd64", "linux/arm64"]),
+    help="Which of OBJECT's; by default this machine's.",
 )
 @click.option("--dry-run", is_flag=True, help="Ask what the registry has, and send nothing.")
 @registry_options
@@ -65,50 +76,142 @@ def push(
     also: tuple[str, ...],
     platform: str | None,
     dry_run: bool,
-    jobs: int,
-    blob_limit: int | None,
-    layer_limit: int | None,
     insecure: tuple[str, ...],
     ca: Path | None,
     terminal: Terminal,
+    **flags: Any,
 ) -> None:
-    """Push IMAGE (oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's) to the registry as REF.
+    """Push OBJECT to the registry as REF: an image (oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's), or
+    a pack (NAME.cpack.zip), which `cpack-build pull` gives back.
 
-    Logins are those of docker and podman, or CPACK_REGISTRY_USER and CPACK_REGISTRY_PASSWORD.
+    Logins are those of docker and podman and of `cpack-build login`, or CPACK_REGISTRY_USER and
+    CPACK_REGISTRY_PASSWORD.
     """
-    from cpack_build.fetch.store import Store
-    from cpack_build.oci.push import push as push_image
     from cpack_build.oci.reference import Reference, parse_image_name, parse_reference
     from cpack_build.oci.sources import open_source
 
     targets = [parse_reference(text) for text in (reference, *also)]
     access = access_for(targets, insecure=insecure, ca=ca)
-    name = parse_image_name(image)
-    found = open_source(name, access=access).as_image(platform or own_platform())
-    pushed = push_image(
-        found,
-        targets,
-        jobs=jobs,
-        blob_limit=None if blob_limit is None else blob_limit << 20,
-        layer_limit=layer_limit,
-        access=access,
-        mount_from=[name] if isinstance(name, Reference) else [],
-        memo=Store(),
-        dry_run=dry_run,
-        progress=terminal.progress,
-    )
+    options = PushOptions(**flags)
+    if Path(image).is_file():
+        found, mounts = _pack(Path(image)), []
+    else:
+        name = parse_image_name(image)
+        found = open_source(name, access=access).as_image(platform or own_platform())
+        mounts = [name] if isinstance(name, Reference) else []
+    done = options.push(found, targets, access=access, mount_from=mounts, dry_run=dry_run, terminal=terminal)
+    is_pack = Path(image).is_file()
     terminal.result(
         {
-            "image_id": found.id,
+            **({} if is_pack else {"image_id": found.id, "platform": found.platform}),
             "digest": found.digest,
-            "platform": found.platform,
             "size": found.size,
-            "pushed": [push_document(one) for one in pushed],
+            **done.document(),
             **({"dry_run": True} if dry_run else {}),
         }
     )
-    for one in pushed:
-        terminal.say(push_line(one, dry_run=dry_run))
+    done.say(terminal, dry_run=dry_run)
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """What :func:`registry_options` asks for."""
+
+    jobs: int
+    blob_limit: int | None
+    layer_limit: int | None
+    attach: tuple[Path, ...] = ()
+
+    def __post_init__(self) -> None:
+        """What cannot be attached is better known before the push, or the build, than after it."""
+        if self.attach:
+            from cpack_build.oci.artifact import PACK, kind_of
+
+            for path in self.attach:
+                if kind_of(path) == PACK:
+                    _pack(path)
+
+    def push(
+        self,
+        image: Image,
+        targets: Sequence[Reference],
+        *,
+        access: Access,
+        mount_from: Sequence[Reference] = (),
+        dry_run: bool = False,
+        terminal: Terminal,
+    ) -> Done:
+        """Push *image* to *targets*, and attach to it in each repository what is to be attached."""
+        from cpack_build.fetch.store import Store
+        from cpack_build.oci.artifact import attach
+        from cpack_build.oci.push import push as push_image
+
+        memo = Store()
+        pushed = push_image(
+            image,
+            targets,
+            jobs=self.jobs,
+            blob_limit=None if self.blob_limit is None else self.blob_limit << 20,
+            layer_limit=self.layer_limit,
+            access=access,
+            mount_from=mount_from,
+            memo=memo,
+            dry_run=dry_run,
+            progress=terminal.progress,
+        )
+        places = {target.name: target for target in targets}.values() if self.attach and not dry_run else ()
+        attached = [
+            one
+            for place in places
+            for one in attach(
+                self.attach,
+                image.manifest.descriptor,
+                place,
+                access=access,
+                memo=memo,
+                jobs=self.jobs,
+                progress=terminal.progress,
+            )
+        ]
+        return Done(tuple(pushed), tuple(attached))
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a push did."""
+
+    pushed: tuple[Pushed, ...]
+    attached: tuple[Pushed, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """For ``--json``."""
+        document = {"pushed": [push_document(one) for one in self.pushed]}
+        if self.attached:
+            document["attached"] = [push_document(one) for one in self.attached]
+        return document if self.pushed else {}
+
+    def say(self, terminal: Terminal, *, dry_run: bool = False) -> None:
+        """For people."""
+        for one in self.pushed:
+            terminal.say(push_line(one, dry_run=dry_run))
+        for one in self.attached:
+            terminal.say(f"  with {push_line(one)}")
+
+
+def _pack(path: Path) -> Image:
+    """The pack at *path* as an artifact, if it is one that may be shown to others."""
+    from cpack_build.cpack.reader import read_pack
+    from cpack_build.errors import UnsafeInput
+    from cpack_build.fetch.urls import without_secrets
+    from cpack_build.oci.artifact import PACK, file_artifact
+
+    for name, data in read_pack(path).documents().items():
+        if without_secrets(data) != data:
+            raise UnsafeInput(
+                f"{path} has a token in an address in its {name}, which everybody who may pull it would see.",
+                hint="Remove it there, or make the pack again.",
+            )
+    return file_artifact(path, PACK)
 
 
 def access_for(targets: Sequence[Reference], *, insecure: Sequence[str], ca: Path | None) -> Access:

@@ -93,9 +93,8 @@ def check_limits(
     for blob in (image.config, *image.layers):
         own = blob.descriptor
         if largest and own.size > largest:
-            title = own.annotations.get("io.cpack.model.path") or own.annotations.get("io.cpack.layer.name") or "blob"
             raise UsageError(
-                f"{reference}: {title} ({own.digest}) has {own.size // _MIB} MiB, and {name} takes "
+                f"{reference}: {own.title} ({own.digest}) has {own.size // _MIB} MiB, and {name} takes "
                 f"{largest // _MIB} MiB in one blob.",
                 hint="Nothing was sent. Push to another registry, or set --blob-limit if that is no longer so.",
             )

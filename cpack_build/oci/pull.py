@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from cpack_build.errors import StorageError
 from cpack_build.oci.download import BlobStore, Received, download, missing_bytes
 from cpack_build.oci.sources import ImageSource, Kept
-from cpack_build.oci.types import Descriptor, Image
+from cpack_build.oci.types import Descriptor, FileBlob, Image
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["JOBS", "Pulled", "pull"]
+__all__ = ["JOBS", "Pulled", "pull", "pull_blob"]
 
 JOBS = 4
 """Blobs under way at once."""
@@ -73,12 +73,19 @@ def pull(
     return Pulled(here, received, max(0, image.size - received))
 
 
+def pull_blob(source: ImageSource, descriptor: Descriptor, *, progress: Progress = SILENT) -> FileBlob:
+    """One blob of *source*, a registry's, as a file of the store. Raises what :func:`pull` does."""
+    assert source.kept is not None
+    _check_space(source.kept.store, missing_bytes(descriptor, source.kept.store))
+    blob = _one(source, source.kept, descriptor, advance=lambda count: None, progress=progress).blob
+    assert isinstance(blob, FileBlob)
+    return blob
+
+
 def _one(
     source: ImageSource, kept: Kept, own: Descriptor, *, advance: Callable[[int], object], progress: Progress
 ) -> Received:
-    annotations = own.annotations
-    title = annotations.get("io.cpack.model.path") or annotations.get("io.cpack.layer.name") or own.digest
-    with progress.task(title, total=own.size) as task:
+    with progress.task(own.title, total=own.size) as task:
         left = own.size
 
         def moved(count: int) -> None:

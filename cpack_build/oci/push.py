@@ -15,11 +15,11 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from cpack_build.errors import Cancelled, HashMismatch, UsageError
+from cpack_build.errors import Cancelled, UsageError
 from cpack_build.oci.connection import Access, Connection
 from cpack_build.oci.limits import RUNNABLE_LAYERS, check_limits
-from cpack_build.oci.reference import Reference, is_digest
-from cpack_build.oci.registry import ACCEPT
+from cpack_build.oci.manifests import has_manifest, put_manifest
+from cpack_build.oci.reference import Reference
 from cpack_build.oci.types import Blob, Image
 from cpack_build.oci.upload import PIECE, upload
 from cpack_build.progress import SILENT, Progress, Task
@@ -51,6 +51,8 @@ class Pushed:
     requests: int = 0
     changed: bool = True
     """``False`` when the name stood for this image already."""
+    is_referrer: bool = False
+    """That the registry has understood that it refers to another (its ``subject``)."""
 
 
 def push(
@@ -122,48 +124,19 @@ class _Push:
         blobs = {blob.descriptor.digest: blob for blob in (image.config, *image.layers)}
         total = sum(blob.descriptor.size for blob in blobs.values())
         named = replace(self._reference, digest=image.digest)
-        if self._has_manifest(self._version):
+        if has_manifest(self._connection, self._version, image.manifest.descriptor):
             return Pushed(named, present=total, requests=self._connection.request_count, changed=False)
         counts = {"sent": 0, "mounted": 0, "present": 0}
-        if self._version != image.digest and self._has_manifest(image.digest):
+        if self._version != image.digest and has_manifest(self._connection, image.digest, image.manifest.descriptor):
             counts["present"] = total
         else:
             with self._progress.task(f"Pushing {self._reference}", total=total) as task:
                 counts |= self._blobs(list(blobs.values()), task, jobs=jobs, dry_run=dry_run)
-        if not dry_run:
-            self._put_manifest()
+        is_referrer = not dry_run and put_manifest(self._connection, self._version, image.manifest)
+        requests = self._connection.request_count
         return Pushed(
-            named, counts["sent"], counts["mounted"], counts["present"], requests=self._connection.request_count
+            named, counts["sent"], counts["mounted"], counts["present"], requests=requests, is_referrer=is_referrer
         )
-
-    # -- manifests -----------------------------------------------------------------------------------------------------
-
-    def _has_manifest(self, version: str) -> bool:
-        url = f"{self._connection.base}manifests/{version}"
-        what = f"manifest {version}"
-        with self._connection.ask("HEAD", url, what=what, ok=(200, 404), headers={"Accept": ACCEPT}) as response:
-            if response.status_code == 404:
-                return False
-            own = self._image.manifest.descriptor
-            size = response.headers.get("Content-Length", str(own.size))
-            return response.headers.get("Docker-Content-Digest") == own.digest and size == str(own.size)
-
-    def _put_manifest(self) -> None:
-        manifest = self._image.manifest
-        own = manifest.descriptor
-        what = f"manifest {own.digest}"
-        url = f"{self._connection.base}manifests/{self._version}"
-        headers = {"Content-Type": own.media_type}
-        response = self._connection.ask("PUT", url, what=what, ok=(201,), headers=headers, body=manifest.data)
-        response.close()
-        told = response.headers.get("Docker-Content-Digest", "")
-        if is_digest(told) and told != own.digest:
-            raise HashMismatch(
-                f"What {self._reference} has stored as {what}",
-                expected=own.digest,
-                actual=told,
-                hint="Tell the registry's owner.",
-            )
 
     # -- blobs ---------------------------------------------------------------------------------------------------------
 
@@ -214,8 +187,7 @@ class _Push:
         if dry_run:
             advance(own.size)
             return "sent"
-        title = own.annotations.get("io.cpack.model.path") or own.annotations.get("io.cpack.layer.name") or own.digest
-        with self._progress.task(title, total=own.size) as task:
+        with self._progress.task(own.title, total=own.size) as task:
             left = own.size
 
             def moved(count: int) -> None:

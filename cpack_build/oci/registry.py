@@ -15,7 +15,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from cpack_build.oci.connection import TRIES, Access, Connection
-from cpack_build.oci.documents import DOCUMENT_LIMIT, INDEX_TYPES, MANIFEST_TYPES
+from cpack_build.oci.documents import DOCUMENT_LIMIT
+from cpack_build.oci.manifests import ACCEPT
 from cpack_build.oci.origins import Document
 from cpack_build.oci.reference import Reference, is_digest
 from cpack_build.oci.types import CHUNK, Descriptor
@@ -23,14 +24,13 @@ from cpack_build.oci.types import CHUNK, Descriptor
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["ACCEPT", "RegistryOrigin"]
+__all__ = ["RegistryOrigin"]
 
 _GAIN = 64 << 10
 """Bytes that a connection must have brought for its break to be no failure in a row."""
 _PATIENCE = 60.0
 """Seconds in which :data:`_LEAST` bytes must come."""
 _LEAST = 16 << 10
-ACCEPT = ", ".join((INDEX_TYPES[0], MANIFEST_TYPES[0], INDEX_TYPES[1], MANIFEST_TYPES[1]))
 
 
 class RegistryOrigin:

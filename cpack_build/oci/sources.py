@@ -31,6 +31,7 @@ from cpack_build.oci.reference import (
     EngineName,
     ImageName,
     LayoutName,
+    Reference,
     is_digest,
     parse_image_name,
     parse_reference,
@@ -88,7 +89,7 @@ def open_source(
     plain = place.startswith("http://")
     target = parse_reference(place.removeprefix("https://").removeprefix("http://") + version)
     origin = RegistryOrigin(target, plain=plain, access=access)
-    return ImageSource(str(name), origin, None if store is None else Kept(store, origin))
+    return ImageSource(str(name), origin, None if store is None else Kept(store, origin), reference=target)
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,11 @@ class Kept:
 class ImageSource:
     """One name's images, one for each platform: what it gives is verified, or an error comes instead of its end."""
 
-    def __init__(self, name: str, origin: Origin, kept: Kept | None = None) -> None:
+    def __init__(
+        self, name: str, origin: Origin, kept: Kept | None = None, *, reference: Reference | None = None
+    ) -> None:
         self.name = name
+        self.reference = reference
         self.kept = kept
         self._origin = origin
         self._found: dict[str, tuple[Descriptor, bytes]] = {}

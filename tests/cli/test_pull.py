@@ -88,12 +88,20 @@ def test_a_dry_run_writes_nothing(call: Caller, registry: Registry, tmp_path: Pa
 def test_what_cannot_be_is_said_before_anything_is_asked(call: Caller, tmp_path: Path) -> None:
     for arguments, code in (
         (("oci:somewhere",), 2),
-        (("r.example/x:1", "-o", "r.example/y:1"), 2),
+        (("r.example/x:1", "-o", "docker", "-o", "r.example/y:1"), 2),
         (("r.example/x:1", "-o", f"oci:{tmp_path}/a", "-o", f"oci:{tmp_path}/a"), 2),
         (("r.example/x:1", "--insecure-registry", "http://r.example/"), 2),
         (("https://r.example/x:1",), 2),
     ):
         assert call("pull", *arguments).code == code, arguments
+
+
+def test_an_image_is_written_to_no_plain_file(call: Caller, tmp_path: Path) -> None:
+    with run_misbehaving() as fake:
+        fake.hold(small_image())
+        done = call("pull", f"{fake.host}/x:v1", "-o", tmp_path / "x")
+        assert done.code == 2, done.err
+        assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(

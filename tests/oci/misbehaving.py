@@ -23,7 +23,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
 
-from cpack_build.oci.types import Image
+from cpack_build.oci.types import INDEX, Image
 
 
 @dataclass
@@ -72,6 +72,8 @@ class Misbehaving:
     fault: Callable[[Request], Fault | None] = lambda request: None
     minimum: int = 0
     """``OCI-Chunk-Min-Length``."""
+    has_referrers: bool = False
+    """Whether it keeps the list of what refers to a manifest, as distribution-spec 1.1 has it."""
     remembers: bool = True
     """Whether an upload that was cut can be asked for and gone on with."""
     blobs: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -230,6 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Broken
         if found := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path):
             self._manifest(*found.groups())
+        elif found := re.fullmatch(r"/v2/(.+)/referrers/([^/]+)", path):
+            self._referrers(*found.groups())
         elif found := re.fullmatch(r"/v2/(.+)/blobs/uploads/", path):
             self._begin(found.group(1))
         elif found := re.fullmatch(r"/v2/(.+)/blobs/uploads/([^/]+)", path):
@@ -261,15 +265,18 @@ class _Handler(BaseHTTPRequestHandler):
         if self.request_.method == "PUT":
             data = b"".join(self._body())
             document = json.loads(data)
-            for part in (document["config"], *document["layers"]):
+            parts = (document["config"], *document["layers"]) if "layers" in document else ()
+            for part in parts:
                 if (name, part["digest"]) not in self.state.blobs:
                     self._error(404, "MANIFEST_BLOB_UNKNOWN")
                     return
             digest = "sha256:" + hashlib.sha256(data).hexdigest()
             for key in (version, digest):
                 self.state.manifests[name, key] = (self.request_.headers["content-type"], data)
-            location = f"/v2/{name}/manifests/{digest}"
-            self._answer(201, {"Location": location, "Docker-Content-Digest": digest})
+            headers = {"Location": f"/v2/{name}/manifests/{digest}", "Docker-Content-Digest": digest}
+            if self.state.has_referrers and "subject" in document:
+                headers["OCI-Subject"] = document["subject"]["digest"]
+            self._answer(201, headers)
             return
         found = self.state.manifests.get((name, version))
         if found is None:
@@ -277,6 +284,21 @@ class _Handler(BaseHTTPRequestHandler):
             return
         digest = "sha256:" + hashlib.sha256(found[1]).hexdigest()
         self._answer(200, {"Content-Type": found[0], "Docker-Content-Digest": digest}, found[1])
+
+    def _referrers(self, name: str, subject: str) -> None:
+        if not self.state.has_referrers:
+            self._error(404, "NAME_UNKNOWN")
+            return
+        entries = {}
+        for (repository, _), (kind, data) in self.state.manifests.items():
+            document = json.loads(data)
+            if repository == name and document.get("subject", {}).get("digest") == subject:
+                digest = "sha256:" + hashlib.sha256(data).hexdigest()
+                entries[digest] = {
+                    "mediaType": kind, "digest": digest, "size": len(data), "artifactType": document["artifactType"]
+                }  # fmt: skip
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": list(entries.values())}
+        self._answer(200, {"Content-Type": INDEX}, json.dumps(index).encode())
 
     def _begin(self, name: str) -> None:
         mount, source = self.request_.query.get("mount"), self.request_.query.get("from")
