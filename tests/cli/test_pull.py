@@ -88,7 +88,7 @@ def test_a_dry_run_writes_nothing(call: Caller, registry: Registry, tmp_path: Pa
 def test_what_cannot_be_is_said_before_anything_is_asked(call: Caller, tmp_path: Path) -> None:
     for arguments, code in (
         (("oci:somewhere",), 2),
-        (("r.example/x:1", "-o", "docker", "-o", "r.example/y:1"), 2),
+        (("r.example/x:1", "-o", f"oci:{tmp_path}/a", "-o", "r.example/y:1"), 2),
         (("r.example/x:1", "-o", f"oci:{tmp_path}/a", "-o", f"oci:{tmp_path}/a"), 2),
         (("r.example/x:1", "--insecure-registry", "http://r.example/"), 2),
         (("https://r.example/x:1",), 2),
