@@ -11,8 +11,17 @@ import click
 
 from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.lock import lock_beside, make_lock, write_lock
-from cpack_build.cli.options import Chosen, documents_of, pack_argument, places_of, settings_options, terminal_options
-from cpack_build.cli.push import PushOptions, access_for, registry_options
+from cpack_build.cli.options import (
+    Chosen,
+    documents_of,
+    form_options,
+    in_settings,
+    pack_argument,
+    places_of,
+    settings_options,
+    terminal_options,
+)
+from cpack_build.cli.push import PushOptions, access_for, registry_options, tell_of_zstd
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -20,6 +29,7 @@ if TYPE_CHECKING:
     from cpack_build.cpack.settings import Settings
     from cpack_build.fetch.http import Sources
     from cpack_build.lock.schema import Lock
+    from cpack_build.oci.reference import Reference
     from cpack_build.oci.types import Image
 
 __all__ = ["image"]
@@ -51,6 +61,7 @@ __all__ = ["image"]
     "--trust", is_flag=True, help="Run the Python of a lock that was made elsewhere, here, to compile bytecode with it."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@form_options
 @settings_options
 @registry_options
 @terminal_options
@@ -63,6 +74,8 @@ def image(
     locked: bool,
     trust: bool,
     dry_run: bool,
+    compression: str | None,
+    format_revision: int | None,
     chosen: Chosen,
     terminal: Terminal,
     **flags: Any,
@@ -74,6 +87,9 @@ def image(
     """
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import UsageError
+    from cpack_build.fetch.store import Store
+    from cpack_build.lock.form import compression_of, in_form
+    from cpack_build.oci.compressed import compressed_image
     from cpack_build.oci.engines import open_engine
     from cpack_build.oci.reference import EngineName, Reference
 
@@ -81,7 +97,10 @@ def image(
     read.served()
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
+    form = in_settings(settings, compression=compression, format_revision=format_revision)
     found = _find_lock(read, settings, path, must=locked or lock_file is not None)
+    if found is not None:
+        found = in_form(found, revision=format_revision)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
     options = PushOptions(**flags)
@@ -98,14 +117,20 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        found = make_lock(read, settings, sources=chosen.sources(settings), terminal=terminal)
+        made = make_lock(read, form, sources=chosen.sources(settings), terminal=terminal)
+        found = in_form(made, revision=format_revision)
         write_lock(found, path)
+    how = compression_of(found, instead=compression) if targets else None
     sources = chosen.sources(settings)
     with _built(found, read, settings, sources=sources, trust=trust, terminal=terminal) as built:
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
-        done = options.push(built, targets, access=access, terminal=terminal)
+        packed = built
+        if how is not None:
+            packed = compressed_image(built, how, store=Store(), progress=terminal.progress)
+            tell_of_zstd(packed, terminal)
+        done = options.push(packed, targets, access=access, mount_from=_base_of(found), terminal=terminal)
         terminal.result(
             {
                 "image_id": built.id,
@@ -115,7 +140,7 @@ def image(
                 "layers": len(built.layers),
                 "lock": str(path),
                 "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],
-                **done.document(),
+                **({"compression": str(how), **done.document()} if targets else {}),
             }
         )
         terminal.say(f"{built.id}  {amount(built.size, None, 'B')} in {len(built.layers)} layers, {built.platform}")
@@ -134,6 +159,17 @@ def _find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool) -> Loc
     lock = load_lock(path)
     check_fresh(lock, pack, settings, name=path)
     return lock
+
+
+def _base_of(lock: Lock) -> list[Reference]:
+    """Where the base's blobs lie, as the base has them: a push to the same registry has them mounted from there."""
+    from cpack_build.lock.schema import BaseImage
+    from cpack_build.oci.reference import Reference, parse_image_name
+
+    if not isinstance(lock.base, BaseImage) or lock.base.reference == "layout":
+        return []
+    name = parse_image_name(lock.base.reference)
+    return [name] if isinstance(name, Reference) else []
 
 
 @contextmanager

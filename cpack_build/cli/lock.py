@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cpack_build.cli.options import Chosen, pack_argument, settings_options, terminal_options
+from cpack_build.cli.options import Chosen, form_options, in_settings, pack_argument, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ __all__ = ["lock", "lock_beside", "make_lock", "write_lock"]
     metavar="WHAT",
     help="Resolve anew though the lock is fresh: a Python package, python, or all. May be given several times.",
 )
+@form_options
 @click.option("--offline", is_flag=True, help="Ask nobody: resolve from what is in the caches and on this machine.")
 @click.option("--dry-run", is_flag=True, help="Resolve everything, and write nothing.")
 @settings_options
@@ -42,6 +43,8 @@ def lock(
     update: tuple[str, ...],
     offline: bool,
     dry_run: bool,
+    compression: str | None,
+    format_revision: int | None,
     chosen: Chosen,
     terminal: Terminal,
 ) -> None:
@@ -54,11 +57,12 @@ def lock(
     from cpack_build.errors import UsageError
 
     read = read_pack(pack)
+    from cpack_build.lock.form import in_form
     from cpack_build.lock.target import driver_of
     from cpack_build.lock.wheels import wheels_of
 
     target = output or lock_beside(pack)
-    settings = chosen.settings(read)
+    settings = in_settings(chosen.settings(read), compression=compression, format_revision=format_revision)
     before = target.read_bytes() if target.is_file() else None
     if update and before is None:
         raise UsageError(f"There is no lock {target} to update.", hint="Leave --update out to make one.")
@@ -68,6 +72,7 @@ def lock(
     else:
         sources = chosen.sources(settings, offline=offline)
         made = make_lock(read, settings, sources=sources, previous=earlier, update=update, terminal=terminal)
+    made = in_form(made, compression=settings.compression, revision=format_revision)
     changed = before != made.to_bytes()
     if not dry_run and changed:
         write_lock(made, target)
@@ -83,6 +88,7 @@ def lock(
             "python": made.interpreter.version,
             "target": made.target,
             "driver": driver_of(made.target),
+            "compression": made.compression.model_dump() if made.compression else None,
             "wheels": len(wheels),
             "wheel_bytes": known_bytes,
             "debs": len(made.system),
@@ -133,7 +139,7 @@ def _is_fresh(lock: Lock, pack: Pack, settings: Settings) -> bool:
 
     pack.served()
     try:
-        check_fresh(lock, pack, settings)
+        check_fresh(lock, pack, settings.model_copy(update={"compression": None}))  # nothing to resolve anew
     except StaleLock:
         return False
     return lock.builder == cpack_build.__version__

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from cpack_build.cli.options import access_of, access_options, terminal_options
+from cpack_build.cli.options import access_of, access_options, compression_option, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cpack_build.oci.transport import Access
     from cpack_build.oci.types import Image
 
-__all__ = ["Done", "PushOptions", "access_for", "own_platform", "push", "registry_options"]
+__all__ = ["Done", "PushOptions", "access_for", "own_platform", "push", "registry_options", "tell_of_zstd"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -66,6 +66,7 @@ def registry_options(function: F) -> F:
     type=click.Choice(["linux/amd64", "linux/arm64"]),
     help="Which of OBJECT's; by default this machine's.",
 )
+@compression_option
 @click.option("--dry-run", is_flag=True, help="Ask what the registry has, and send nothing.")
 @registry_options
 @access_options
@@ -75,6 +76,7 @@ def push(
     reference: str,
     also: tuple[str, ...],
     platform: str | None,
+    compression: str | None,
     dry_run: bool,
     insecure: tuple[str, ...],
     ca: Path | None,
@@ -84,20 +86,27 @@ def push(
     """Push OBJECT to the registry as REF: an image (oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's), or
     a pack (NAME.cpack.zip), which `cpack-build pull` gives back.
 
-    Logins are those of docker and podman and of `cpack-build login`, or CPACK_REGISTRY_USER and
+    An image's layers go as they are, and its digest stays, unless --compression says otherwise; models are never
+    compressed. Logins are those of docker and podman and of `cpack-build login`, or CPACK_REGISTRY_USER and
     CPACK_REGISTRY_PASSWORD.
     """
+    from cpack_build.fetch.store import Store
+    from cpack_build.oci.compressed import compressed_image, parse_compression
     from cpack_build.oci.reference import Reference, parse_image_name, parse_reference
     from cpack_build.oci.sources import open_source
 
     targets = [parse_reference(text) for text in (reference, *also)]
     access = access_for(targets, insecure=insecure, ca=ca)
     options = PushOptions(**flags)
+    how = parse_compression(compression) if compression is not None else None
     if Path(image).is_file():
         found, mounts = _pack(Path(image)), []
     else:
         name = parse_image_name(image)
         found = open_source(name, access=access).as_image(platform or own_platform())
+        if how is not None:
+            found = compressed_image(found, how, store=Store(), progress=terminal.progress)
+        tell_of_zstd(found, terminal)
         mounts = [name] if isinstance(name, Reference) else []
     done = options.push(found, targets, access=access, mount_from=mounts, dry_run=dry_run, terminal=terminal)
     is_pack = Path(image).is_file()
@@ -228,6 +237,14 @@ def access_for(targets: Sequence[Reference], *, insecure: Sequence[str], ca: Pat
             hint="Name the one that it is for in CPACK_REGISTRY.",
         )
     return access_of(insecure, ca, own=registries[0] if len(registries) == 1 else None)
+
+
+def tell_of_zstd(image: Image, terminal: Terminal) -> None:
+    """Say who cannot pull *image*."""
+    from cpack_build.oci.compressed import takes_zstd
+
+    if takes_zstd(image):
+        terminal.progress.note("Docker before 23.0 cannot pull zstd layers; for it, push with --compression gzip.")
 
 
 def push_document(pushed: Pushed) -> dict[str, Any]:

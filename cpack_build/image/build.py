@@ -38,10 +38,10 @@ from cpack_build.lock.schema import (
 )
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelLayer, stamp
-from cpack_build.oci.types import Blob, Image
+from cpack_build.oci.types import Blob, BytesBlob, Image
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["HEAVY", "LAYER_BUDGET", "Materials", "build", "compiler_identity", "layers_of", "model_layer"]
+__all__ = ["FORMATS", "HEAVY", "LAYER_BUDGET", "Materials", "build", "compiler_identity", "layers_of", "model_layer"]
 
 HEAVY = 64 * 1024 * 1024
 """Wheels of this many bytes and more get a layer of their own."""
@@ -74,28 +74,31 @@ class Materials:
 
 
 @contextmanager
-def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress = SILENT) -> Iterator[Image]:
-    """The image of *lock*, for as long as the context lasts: publish it there.
+def build(
+    lock: Lock, materials: Materials, *, store: Store, workers: int = _WORKERS, progress: Progress = SILENT
+) -> Iterator[Image]:
+    """The image of *lock*, for as long as the context lasts: publish it there. Up to *workers* layers are made at once.
 
     Reads what has not been measured before. Writes no layer, only the store's memo and bytecode.
     """
     with _compiler(lock, materials, store=store) as compiler:
-        parts = layers_of(lock, materials, store=store, compiler=compiler)
+        form = FORMATS[lock.image_revision]
+        parts = form.layers(lock, materials, store=store, compiler=compiler)
         recipes = [part for part in parts if isinstance(part, Recipe)]
-        with working(_WORKERS, progress) as (pool, reports):
+        with working(workers, progress) as (pool, reports):
             layers = pool.map(lambda recipe: recipe.measured(store, progress=reports), recipes)
             measured = dict(zip((recipe.key for recipe in recipes), layers, strict=True))
         ours = [measured[part.key] if isinstance(part, Recipe) else part for part in parts]
         base = materials.base
         below: tuple[Blob, ...] = base.layers if base is not None else ()
         every: tuple[Blob, ...] = (*below, *ours)
-        config = image_config(
+        config = form.config(
             lock,
             history=[_history(layer) for layer in ours],
             diff_ids=[layer.descriptor.digest for layer in every],
             base=base.config if base is not None else None,
         )
-        yield Image(image_manifest(lock, config=config, layers=every), config, every)
+        yield Image(form.manifest(lock, config=config, layers=every), config, every)
 
 
 @contextmanager
@@ -182,7 +185,7 @@ def layers_of(
     parts.append(comfyui_layer(lock.comfyui, materials.comfyui, compiler=compiler))
     parts += [node_layer(pin, tree, compiler=compiler) for pin, tree in zip(pins, materials.nodes, strict=True)]
     accounts = materials.base.accounts() if materials.base is not None else None
-    documents = {**materials.documents, "cpack.lock": lock.to_bytes()}
+    documents = {**materials.documents, "cpack.lock": lock.carried.to_bytes()}
     parts.append(app_layer(lock.models, documents, base_accounts=accounts))
     return parts
 
@@ -198,6 +201,19 @@ def model_layer(model: Model, path: Path, *, store: Store) -> ModelLayer:
     is_proved = found is not None and found.path == path and is_layer_known(model, store=store)
     proof = stamp(status) if is_proved and status is not None else None
     return ModelLayer(path, model.sha256, model.size, model.layer_digest, model.path, proof)
+
+
+@dataclass(frozen=True)
+class Format:
+    """One revision of the image format. Those that there were stay, so that their locks stay buildable."""
+
+    layers: Callable[..., list[Recipe | ModelLayer]]
+    config: Callable[..., BytesBlob]
+    manifest: Callable[..., BytesBlob]
+
+
+FORMATS: Mapping[int, Format] = {1: Format(layers_of, image_config, image_manifest)}
+"""By the lock's ``image_revision``."""
 
 
 def _history(layer: ModelLayer | TarLayer) -> str:

@@ -17,10 +17,12 @@ from cpack_build.cpack.settings import AcceleratorName, Text, VariableName
 from cpack_build.errors import BadField, BadInput
 
 __all__ = [
+    "IMAGE_REVISIONS",
     "LOCK_REVISION",
     "ArchiveInterpreter",
     "BaseImage",
     "BaseInterpreter",
+    "Compression",
     "Deb",
     "DebInterpreter",
     "GitTree",
@@ -36,6 +38,8 @@ __all__ = [
 ]
 
 LOCK_REVISION = 1
+IMAGE_REVISIONS = (1,)
+"""Of the image format: those that can be built (:data:`cpack_build.image.build.FORMATS`)."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -174,11 +178,21 @@ class Model(_Document):
     sources: tuple[str, ...]
 
 
+class Compression(_Document):
+    """How the layers of the image are compressed when it is pushed; its digest in a registry depends on it."""
+
+    algorithm: Literal["zstd", "gzip", "none"]
+    level: Annotated[int, Field(ge=0, le=19)]
+    compressor: Annotated[str, StringConstraints(pattern=r"^[ -~]{0,80}$")]
+    """The library and its version, since the bytes of two may differ (``docs/decisions/025-compression.md``)."""
+
+
 class Lock(_Document):
     """The whole lock, for one platform."""
 
     lock_revision: Literal[1] = 1
     image_revision: Literal[1] = 1
+    """Of the image format (``docs/image-format.md``)."""
     builder: str
     """Version of cpack-build that resolved it."""
     inputs: Inputs
@@ -200,6 +214,13 @@ class Lock(_Document):
     models: tuple[Model, ...]
     environment: dict[VariableName, Text]
     comfyui_args: tuple[Text, ...]
+    compression: Compression | None = None
+    """``None`` in the lock that an image carries: its ID depends on no compressor."""
+
+    @property
+    def carried(self) -> Lock:
+        """The lock as its image holds it and is named for: all of it but the compression."""
+        return self.model_copy(update={"compression": None})
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, indented for review, with a final newline."""
@@ -221,6 +242,13 @@ def read_lock(data: bytes, *, name: object) -> Lock:
     if isinstance(revision, int) and revision > LOCK_REVISION:
         raise BadInput(
             f"{name} has lock revision {revision}; this cpack-build knows {LOCK_REVISION}.", hint="Update cpack-build."
+        )
+    revision = document.get("image_revision") if isinstance(document, dict) else None
+    if isinstance(revision, int) and revision > max(IMAGE_REVISIONS):
+        known = ", ".join(map(str, IMAGE_REVISIONS))
+        raise BadInput(
+            f"{name} is for images of format revision {revision}; this cpack-build makes {known}.",
+            hint="Update cpack-build, or make the lock again with `cpack-build lock`.",
         )
     try:
         return Lock.model_validate_json(data)
