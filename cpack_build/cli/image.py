@@ -50,6 +50,12 @@ __all__ = ["image"]
 )
 @click.option("--push", "pushes", multiple=True, metavar="REF", help="A registry to push it to; as --output REF.")
 @click.option(
+    "--push-models",
+    "models_to",
+    metavar="REF",
+    help="A repository where each model gets an image of its own, made of the same layer; with --push.",
+)
+@click.option(
     "--lock",
     "lock_file",
     type=click.Path(path_type=Path),
@@ -104,9 +110,9 @@ def image(
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
     options = PushOptions(**flags)
-    if options.attach and not targets:
-        raise UsageError("--attach needs a registry.", hint="Add --push REF.")
-    access = access_for(targets, insecure=chosen.insecure, ca=chosen.ca)
+    if (options.attach or options.models_to) and not targets:
+        raise UsageError("--attach and --push-models go with a push.", hint="Add --push REF.")
+    access = access_for([*targets, *options.places], insecure=chosen.insecure, ca=chosen.ca)
     for destination in destinations:
         # An engine that does not answer is better known now than after the build.
         if outputs and isinstance(destination.place, EngineName) and not dry_run:

@@ -17,6 +17,7 @@ from cpack_build.cli.options import access_of, access_options, compression_optio
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
+    from cpack_build.oci.modelimage import ModelImage
     from cpack_build.oci.push import Pushed
     from cpack_build.oci.reference import Reference
     from cpack_build.oci.transport import Access
@@ -59,12 +60,18 @@ def registry_options(function: F) -> F:
     "(exit codes: docs/exit-codes.md)"
 )
 @click.argument("image", metavar="OBJECT")
-@click.argument("reference", metavar="REF")
+@click.argument("reference", metavar="REF", required=False)
 @click.option("--also", multiple=True, metavar="REF", help="One more name for it; may be given several times.")
 @click.option(
     "--platform",
     type=click.Choice(["linux/amd64", "linux/arm64"]),
     help="Which of OBJECT's; by default this machine's.",
+)
+@click.option(
+    "--models",
+    "models_to",
+    metavar="REF",
+    help="A repository where each model of the image gets an image of its own, made of the same layer.",
 )
 @compression_option
 @click.option("--dry-run", is_flag=True, help="Ask what the registry has, and send nothing.")
@@ -73,7 +80,7 @@ def registry_options(function: F) -> F:
 @terminal_options
 def push(
     image: str,
-    reference: str,
+    reference: str | None,
     also: tuple[str, ...],
     platform: str | None,
     compression: str | None,
@@ -84,7 +91,7 @@ def push(
     **flags: Any,
 ) -> None:
     """Push OBJECT to the registry as REF: an image (oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's), or
-    a pack (NAME.cpack.zip), which `cpack-build pull` gives back.
+    a pack (NAME.cpack.zip), which `cpack-build pull` gives back. With --models alone only an image's models are pushed.
 
     An image's layers go as they are, and its digest stays, unless --compression says otherwise; models are never
     compressed. Logins are those of docker and podman and of `cpack-build login`, or CPACK_REGISTRY_USER and
@@ -95,9 +102,11 @@ def push(
     from cpack_build.oci.reference import Reference, parse_image_name, parse_reference
     from cpack_build.oci.sources import open_source
 
-    targets = [parse_reference(text) for text in (reference, *also)]
-    access = access_for(targets, insecure=insecure, ca=ca)
     options = PushOptions(**flags)
+    if reference is None and (also or not options.models_to):
+        raise click.UsageError("Missing argument 'REF': where to push it.")
+    targets = [parse_reference(text) for text in (*([reference] if reference else ()), *also)]
+    access = access_for([*targets, *options.places], insecure=insecure, ca=ca)
     how = parse_compression(compression) if compression is not None else None
     if Path(image).is_file():
         found, mounts = _pack(Path(image)), []
@@ -130,6 +139,14 @@ class PushOptions:
     blob_limit: int | None
     layer_limit: int | None
     attach: tuple[Path, ...] = ()
+    models_to: str | None = None
+
+    @property
+    def places(self) -> list[Reference]:
+        """Where models go, besides the image."""
+        from cpack_build.oci.reference import parse_reference
+
+        return [parse_reference(self.models_to)] if self.models_to else []
 
     def __post_init__(self) -> None:
         """What cannot be attached is better known before the push, or the build, than after it."""
@@ -153,9 +170,11 @@ class PushOptions:
         """Push *image* to *targets*, and attach to it in each repository what is to be attached."""
         from cpack_build.fetch.store import Store
         from cpack_build.oci.artifact import attach
+        from cpack_build.oci.modelimage import push_models
         from cpack_build.oci.push import push as push_image
 
         memo = Store()
+        models = _models_for(image, self.places, dry_run=dry_run)
         pushed = push_image(
             image,
             targets,
@@ -182,7 +201,21 @@ class PushOptions:
                 progress=terminal.progress,
             )
         ]
-        return Done(tuple(pushed), tuple(attached))
+        made = [
+            one
+            for place in self.places
+            for one in push_models(
+                models,
+                place,
+                access=access,
+                mount_from=[*targets, *mount_from],
+                memo=memo,
+                jobs=self.jobs,
+                blob_limit=None if self.blob_limit is None else self.blob_limit << 20,
+                progress=terminal.progress,
+            )
+        ]
+        return Done(tuple(pushed), tuple(attached), tuple(made))
 
 
 @dataclass(frozen=True)
@@ -191,13 +224,12 @@ class Done:
 
     pushed: tuple[Pushed, ...]
     attached: tuple[Pushed, ...] = ()
+    models: tuple[Pushed, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """For ``--json``."""
-        document = {"pushed": [push_document(one) for one in self.pushed]}
-        if self.attached:
-            document["attached"] = [push_document(one) for one in self.attached]
-        return document if self.pushed else {}
+        told = {"pushed": self.pushed, "attached": self.attached, "models": self.models}
+        return {key: [push_document(one) for one in pushed] for key, pushed in told.items() if pushed}
 
     def say(self, terminal: Terminal, *, dry_run: bool = False) -> None:
         """For people."""
@@ -205,6 +237,21 @@ class Done:
             terminal.say(push_line(one, dry_run=dry_run))
         for one in self.attached:
             terminal.say(f"  with {push_line(one)}")
+        for one in self.models:
+            terminal.say(f"  model {push_line(one)}")
+
+
+def _models_for(image: Image, places: list[Reference], *, dry_run: bool) -> tuple[ModelImage, ...]:
+    """The models of *image*, if they are to go anywhere. Raises :class:`UsageError` when it has none."""
+    from cpack_build.errors import UsageError
+    from cpack_build.oci.modelimage import model_images
+
+    if not places or dry_run:
+        return ()
+    models = model_images(image)
+    if not models:
+        raise UsageError("The image has no model that could be pushed.", hint="Leave --models out.")
+    return models
 
 
 def _pack(path: Path) -> Image:
