@@ -17,6 +17,7 @@ from cpack_build.cli.options import access_of, access_options, compression_optio
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
+    from cpack_build.fetch.store import Store
     from cpack_build.oci.modelimage import ModelImage
     from cpack_build.oci.push import Pushed
     from cpack_build.oci.reference import Reference
@@ -169,8 +170,6 @@ class PushOptions:
     ) -> Done:
         """Push *image* to *targets*, and attach to it in each repository what is to be attached."""
         from cpack_build.fetch.store import Store
-        from cpack_build.oci.artifact import attach
-        from cpack_build.oci.modelimage import push_models
         from cpack_build.oci.push import push as push_image
 
         memo = Store()
@@ -187,35 +186,44 @@ class PushOptions:
             dry_run=dry_run,
             progress=terminal.progress,
         )
-        places = {target.name: target for target in targets}.values() if self.attach and not dry_run else ()
-        attached = [
-            one
-            for place in places
-            for one in attach(
-                self.attach,
-                image.manifest.descriptor,
-                place,
-                access=access,
-                memo=memo,
-                jobs=self.jobs,
-                progress=terminal.progress,
-            )
-        ]
-        made = [
-            one
-            for place in self.places
-            for one in push_models(
-                models,
-                place,
-                access=access,
-                mount_from=[*targets, *mount_from],
-                memo=memo,
-                jobs=self.jobs,
-                blob_limit=None if self.blob_limit is None else self.blob_limit << 20,
-                progress=terminal.progress,
-            )
-        ]
+        places = {target.name: target for target in targets}.values() if not dry_run else ()
+        attached = [one for place in places for one in self._attach(image, place, access, memo, terminal)]
+        sources = [*targets, *mount_from]
+        made = [one for place in self.places for one in self._models(models, place, sources, access, memo, terminal)]
         return Done(tuple(pushed), tuple(attached), tuple(made))
+
+    def _attach(
+        self, image: Image, place: Reference, access: Access, memo: Store, terminal: Terminal
+    ) -> tuple[Pushed, ...]:
+        if not self.attach:
+            return ()
+        from cpack_build.oci.artifact import attach
+
+        subject = image.manifest.descriptor
+        progress = terminal.progress
+        return attach(self.attach, subject, place, access=access, memo=memo, jobs=self.jobs, progress=progress)
+
+    def _models(
+        self,
+        models: Sequence[ModelImage],
+        place: Reference,
+        sources: Sequence[Reference],
+        access: Access,
+        memo: Store,
+        terminal: Terminal,
+    ) -> tuple[Pushed, ...]:
+        from cpack_build.oci.modelimage import push_models
+
+        return push_models(
+            models,
+            place,
+            access=access,
+            mount_from=sources,
+            memo=memo,
+            jobs=self.jobs,
+            blob_limit=None if self.blob_limit is None else self.blob_limit << 20,
+            progress=terminal.progress,
+        )
 
 
 @dataclass(frozen=True)
@@ -243,11 +251,11 @@ class Done:
 
 def _models_for(image: Image, places: list[Reference], *, dry_run: bool) -> tuple[ModelImage, ...]:
     """The models of *image*, if they are to go anywhere. Raises :class:`UsageError` when it has none."""
+    if not places or dry_run:
+        return ()
     from cpack_build.errors import UsageError
     from cpack_build.oci.modelimage import model_images
 
-    if not places or dry_run:
-        return ()
     models = model_images(image)
     if not models:
         raise UsageError("The image has no model that could be pushed.", hint="Leave --models out.")
