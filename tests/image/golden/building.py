@@ -14,10 +14,11 @@ from typing import Any
 
 from cpack_build.fetch.git import fetch_tree
 from cpack_build.fetch.mirrors import Mirrors
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import Base
-from cpack_build.image.build import HEAVY, Materials, build, layers_of
+from cpack_build.image.budget import HEAVY
+from cpack_build.image.build import Materials, build, layers_of
 from cpack_build.image.bytecode import Compiler, Interpreter, Launch
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.interpreter import archive_layer
@@ -156,7 +157,9 @@ def _materials(lock: Lock, inputs: Path, trees: dict[str, Tree]) -> Materials:
         wheels=wheels(lock.python),
         comfyui=trees["ComfyUI"],
         nodes=(trees["node"],),
-        models={model.sha256: inputs / "tiny.safetensors" for model in lock.models},
+        models={
+            model.sha256: StoredFile(inputs / "tiny.safetensors", model.sha256, model.size) for model in lock.models
+        },
         documents=_DOCUMENTS,
     )
 
@@ -172,7 +175,7 @@ def _archive(inputs: Path, store: Store) -> TarLayer:
         version="3.11", path="/opt/python/bin/python3.11", url="https://python.example/python.tar",
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size=path.stat().st_size,
     )  # fmt: skip
-    return archive_layer(pin, path, store=store).measured(store)
+    return archive_layer(pin, StoredFile(path, pin.sha256, pin.size), store=store).measured(store)
 
 
 def _summary(image: Image, store: Store, workers: int) -> dict[str, Any]:
