@@ -47,6 +47,9 @@ __all__ = ["image"]
 )
 @click.option("--locked", is_flag=True, help="Fail rather than lock when there is no lock.")
 @click.option(
+    "--frozen", is_flag=True, help="Build what the lock says, whatever the settings are now; the pack must be its own."
+)
+@click.option(
     "--trust", is_flag=True, help="Run the Python of a lock that was made elsewhere, here, to compile bytecode with it."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -60,6 +63,7 @@ def image(
     pushes: tuple[str, ...],
     lock_file: Path | None,
     locked: bool,
+    frozen: bool,
     trust: bool,
     dry_run: bool,
     chosen: Chosen,
@@ -84,7 +88,7 @@ def image(
     read.served()
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
-    found = _find_lock(read, settings, path, must=locked or lock_file is not None)
+    found = _find_lock(read, settings, path, must=locked or frozen or lock_file is not None, frozen=frozen)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
     access = access_for(targets, insecure=insecure, ca=ca)
@@ -132,7 +136,7 @@ def image(
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
 
 
-def _find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool) -> Lock | None:
+def _find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool, frozen: bool = False) -> Lock | None:
     """The lock at *path* if it is there and fresh; ``None`` if it is not there and need not be."""
     from cpack_build.lock.resolve import check_fresh
     from cpack_build.lock.schema import load_lock
@@ -140,7 +144,7 @@ def _find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool) -> Loc
     if not path.exists() and not must:
         return None
     lock = load_lock(path)
-    check_fresh(lock, pack, settings, name=path)
+    check_fresh(lock, pack, settings, frozen=frozen, name=path)
     return lock
 
 

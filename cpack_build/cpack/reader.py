@@ -96,12 +96,23 @@ class Pack:
         return read_workflow(self.workflow_api, name=f"{self.path}: workflow_api.json")
 
     def documents(self) -> dict[str, bytes]:
-        """What an image carries of the pack: workflow, snapshot and input files, as they lie in the zip, by name."""
-        names = [
-            name for name in ("snapshot.json", "workflow_api.json", "workflow.json") if name in self._archive.sizes
-        ]
+        """What an image carries of the pack, by name: its documents, patches and input files as they lie in the zip.
+
+        Local nodes (``nodes/``) are not among them: an image has each as a layer.
+        """
+        names = [name for name in sorted(self._archive.sizes) if name in _DOCUMENTS or name.startswith("patches/")]
         found = {name: self.open_member(name) for name in names}
         return found | {f"input/{item.path}": self.open_member(item.name) for item in self.inputs}
+
+    def contents(self) -> Iterator[tuple[str, Iterator[bytes]]]:
+        """Every file that a lock or an image may depend on: its name and its bytes in chunks, by name.
+
+        ``cpack.yaml`` is not among them, for settings are a thing of their own; nor is what no one uses.
+        """
+        names = {name: name for name in self._archive.sizes if _is_content(name)}
+        names |= {f"input/{item.path}": item.name for item in self.inputs}
+        for name in sorted(names):
+            yield name, self.stream_member(names[name])
 
     def open_member(self, name: str, *, limit: int = _IN_MEMORY_LIMIT) -> bytes:
         """The bytes of the entry *name*, at most *limit* of them.
@@ -157,6 +168,10 @@ def read_pack(path: Path) -> Pack:
         extra={key: value for key, value in document.items() if key not in _KNOWN} if document else {},
         _archive=archive,
     )
+
+
+def _is_content(name: str) -> bool:
+    return (name in _DOCUMENTS and name != "cpack.yaml") or name.startswith(("nodes/", "patches/"))
 
 
 def _workflow_api(document: Any, path: Path) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.base import Base, open_base
 from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
+from cpack_build.lock.inputs import Contents, pack_digest
 from cpack_build.lock.interpreter import archive_interpreter, base_interpreter, vouch
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.nodes import lock_trees
@@ -44,11 +45,8 @@ _UNKNOWN_GLIBC = 28
 """For a base whose glibc cannot be told: what every distribution in support has."""
 
 
-class PackInput(Protocol):
+class PackInput(Contents, Protocol):
     """What of a pack a lock depends on (:class:`cpack_build.cpack.reader.Pack` is one)."""
-
-    @property
-    def sha256(self) -> str: ...
 
     @property
     def snapshot(self) -> Snapshot: ...
@@ -124,7 +122,7 @@ def resolve(
     assert python is not None
     lock = Lock(
         builder=cpack_build.__version__,
-        inputs=Inputs(pack=pack.sha256, settings=settings.digest()),
+        inputs=Inputs(pack=pack_digest(pack), settings=settings.digest()),
         source_date_epoch=max(tree.committed_at for tree in (trees.comfyui, *trees.nodes)),
         platform=target_platform,
         target=target_of(wheels_of(python), platform=target_platform),
@@ -181,12 +179,23 @@ def _environment(
     return environment
 
 
-def check_fresh(lock: Lock, pack: PackInput, settings: Settings, *, name: object = "The lock") -> None:
-    """See that *lock* belongs to *pack*, *settings* and us. Raises :class:`StaleLock`, saying which not."""
-    if lock.inputs.pack != pack.sha256:
+def check_fresh(
+    lock: Lock, pack: PackInput, settings: Settings, *, frozen: bool = False, name: object = "The lock"
+) -> None:
+    """See that *lock* belongs to *pack*, *settings* and us; when *frozen*, whatever the settings are.
+
+    Raises :class:`StaleLock`, saying which not.
+    """
+    if lock.inputs.pack != pack_digest(pack):
         raise StaleLock(name, "the pack has changed since it was made")
-    if lock.inputs.settings != settings.digest():
-        raise StaleLock(name, "the settings (cpack.yaml or flags) have changed since it was made")
+    if frozen:
+        settings = settings.model_copy(update={"platform": None})
+    elif lock.inputs.settings != settings.digest():
+        raise StaleLock(
+            name,
+            "the settings (cpack.yaml or flags) have changed since it was made",
+            hint="Run `cpack-build lock` again, or build what it says all the same with --frozen.",
+        )
     if settings.platform is not None and lock.platform != settings.platform:
         raise StaleLock(name, f"it is for {lock.platform}, not {settings.platform}")
     if lock.service_code != service_code():

@@ -59,7 +59,7 @@ class Inputs(_Document):
     """What the lock was resolved from; a change of either makes it stale."""
 
     pack: Sha256
-    """Of the pack's bytes."""
+    """Of the pack's contents (:func:`cpack_build.lock.inputs.pack_digest`), whatever zip they lie in."""
     settings: Sha256
     """Of the settings that shape the image (``Settings.digest``), machine-local ones left out."""
 

@@ -11,6 +11,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,8 +47,11 @@ sys.stdout.buffer.write(World.load(Path(sys.argv[1])).lock(Path(sys.argv[3])).to
 class FakePack:
     """What resolve looks at of a pack."""
 
-    sha256: str
+    content: str
     snapshot: Snapshot
+
+    def contents(self) -> Iterator[tuple[str, Iterator[bytes]]]:
+        yield "workflow_api.json", iter([self.content.encode()])
 
 
 class World:

@@ -1,0 +1,185 @@
+"""A small image made here in a moment, with all that a restore may meet: ComfyUI and a node from git, a model, inputs,
+two wheels. No system package and no index is needed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cpack_build
+from cpack_build.cli.lock import lock_beside
+from cpack_build.cli.options import documents_of
+from cpack_build.cpack.reader import Pack, read_pack
+from cpack_build.cpack.settings import Settings
+from cpack_build.cpack.writer import write_pack
+from cpack_build.fetch.git import Tree, fetch_tree
+from cpack_build.fetch.mirrors import Mirrors
+from cpack_build.fetch.store import Store
+from cpack_build.image.build import Materials, build
+from cpack_build.image.wheels import StoredWheel
+from cpack_build.lock.inputs import pack_digest
+from cpack_build.lock.models import lock_models
+from cpack_build.lock.resolve import this_platform
+from cpack_build.lock.schema import DebInterpreter, GitTree, Inputs, Lock, PythonEnvironment, ScratchBase
+from cpack_build.lock.service import service_code
+from cpack_build.lock.wheels import Wheel, pylock_text
+from cpack_build.oci.layout import write_layout
+from tests.example import WORKFLOW, system_python
+from tests.fetch.repositories import make_repository
+from tests.making import make_wheel
+
+COMFYUI_URL = "https://github.com/Comfy-Org/ComfyUI"
+NODE_URL = "https://nodes.example/team/fancy"
+MODEL = "models/checkpoints/tiny.safetensors"
+WEIGHTS = b"weights" * 5000
+COMFYUI_FILES = {
+    "main.py": "print('main')\n",
+    "nodes.py": "NODES = {}\n",
+    "folder_paths.py": "PATHS = {}\n",
+    "comfyui_version.py": '__version__ = "0.3.64"\n',
+    "comfy/model.py": "class Model:\n    pass\n",
+    "custom_nodes/websocket_image_save.py": "x = 1\n",
+    "models/checkpoints/put_checkpoints_here": "",
+    "input/example.txt": "from ComfyUI\n",
+}
+NODE_FILES = {"__init__.py": "NODE_CLASS_MAPPINGS = {}\n", "tools/run.py": "print('tool')\n", "ä/naïve.txt": "é\n"}
+
+
+@dataclass(frozen=True)
+class World:
+    """The pack, its lock, the image's layout, and where on this machine the things that they name lie."""
+
+    folder: Path
+    pack: Path
+    lock: Lock
+    layout: Path
+    mirrors: Mapping[str, str]
+    wheels: Path
+    built: tuple[StoredWheel, ...]
+    image_id: str
+
+    @property
+    def lock_path(self) -> Path:
+        return lock_beside(self.pack)
+
+
+def make_world(folder: Path, *, snapshot: Mapping[str, Any] | None = None) -> World:
+    """Make all of it in *folder*; *snapshot* replaces keys of the pack's."""
+    comfyui = make_repository(folder / "git" / "ComfyUI", COMFYUI_FILES, date=1_600_000_000)
+    node = make_repository(folder / "git" / "fancy", NODE_FILES, date=1_650_000_000)
+    model = folder / "models" / MODEL.removeprefix("models/")
+    model.parent.mkdir(parents=True)
+    model.write_bytes(WEIGHTS)
+    document = {
+        "comfyui": comfyui,
+        "git_custom_nodes": {NODE_URL + ".git": {"hash": node, "disabled": False}},
+        "cnr_custom_nodes": {},
+        "file_custom_nodes": [],
+        "pips": {"one==1.0": "", "two==2.0": ""},
+        "python": system_python(),
+        "models": [
+            {
+                "filename": MODEL,
+                "size": len(WEIGHTS),
+                "atime": 0,
+                "ctime": 0,
+                "disabled": False,
+                "sha256": hashlib.sha256(WEIGHTS).hexdigest(),
+                "source": {},
+            }
+        ],
+        **(snapshot or {}),
+    }
+    pack = folder / "small.cpack.zip"
+    inputs = {"sample.png": b"a picture", "sub/ümlaut.txt": b"text"}
+    write_pack(pack, snapshot_document=document, workflow_api=WORKFLOW, workflow={"nodes": []}, inputs=inputs)
+    mirrors = {COMFYUI_URL: str(folder / "git" / "ComfyUI"), NODE_URL: str(folder / "git" / "fancy")}
+    store = Store(folder / "builder")
+    one = {"one/__init__.py": b"VALUE = 1\n", "one-1.0.data/scripts/one-it": _SCRIPT}
+    two = {"two.py": b"VALUE = 2\n\n\ndef main():\n    print(VALUE)\n", "two-2.0.dist-info/entry_points.txt": _POINTS}
+    wheels = (
+        make_wheel(folder / "wheels", "one", one),
+        make_wheel(folder / "wheels", "two", two, version="2.0"),
+    )
+    read = read_pack(pack)
+    lock = _lock(read, comfyui, node, model, wheels=wheels, store=store, mirrors=mirrors)
+    lock_beside(pack).write_bytes(lock.to_bytes())
+    layout = folder / "small.oci"
+    with make_image(read, lock, model, wheels=wheels, store=store, mirrors=mirrors) as image:
+        write_layout(image, layout)
+        return World(folder, pack, lock, layout, mirrors, folder / "wheels", wheels, image.id)
+
+
+_SCRIPT = b"#!python\nimport one\nprint(one.VALUE)\n"
+_POINTS = b"[console_scripts]\ntwo-it = two:main\n"
+
+
+def _lock(
+    pack: Pack, comfyui: str, node: str, model: Path, *,
+    wheels: tuple[StoredWheel, ...], store: Store, mirrors: Mapping[str, str],
+) -> Lock:  # fmt: skip
+    (locked,), _ = lock_models(pack.snapshot.models, folders=[str(model.parents[1])], store=store, sources=_sources())
+    python = system_python()
+    return Lock(
+        builder=cpack_build.__version__,
+        inputs=Inputs(pack=pack_digest(pack), settings=Settings().digest()),
+        source_date_epoch=1_650_000_000,
+        platform=this_platform(),
+        base=ScratchBase(),
+        system=(),
+        interpreter=DebInterpreter(version=python, path=f"/usr/bin/python{python}", packages=()),
+        service=_environment((), python),
+        service_code=service_code(),
+        python=_environment(wheels, python),
+        comfyui=_pin("ComfyUI", _tree(COMFYUI_URL, comfyui, store, mirrors)),
+        nodes=(_pin("fancy", _tree(NODE_URL, node, store, mirrors)),),
+        models=(locked,),
+        environment={},
+        comfyui_args=(),
+    )
+
+
+def make_image(
+    pack: Pack, lock: Lock, model: Path, *,
+    wheels: tuple[StoredWheel, ...], store: Store, mirrors: Mapping[str, str],
+) -> Any:  # fmt: skip
+    """The image of *lock*, as a context."""
+    materials = Materials(
+        base=None,
+        system=(),
+        interpreter_debs=(),
+        interpreter_archive=None,
+        service_wheels=(),
+        service_code={"cpack_build/__init__.py": b""},
+        wheels=wheels,
+        comfyui=_tree(COMFYUI_URL, lock.comfyui.commit, store, mirrors),
+        nodes=tuple(_tree(pin.url, pin.commit, store, mirrors) for pin in lock.nodes),
+        models={item.sha256: model for item in lock.models},
+        documents=documents_of(pack),
+    )
+    return build(lock, materials, store=store)
+
+
+def _environment(wheels: tuple[StoredWheel, ...], python: str) -> PythonEnvironment:
+    listed = [Wheel(item.name, item.version, item.filename, None, item.sha256, item.size) for item in wheels]
+    text = pylock_text(listed, python_version=python)
+    return PythonEnvironment(pylock=text, pylock_sha256=hashlib.sha256(text.encode()).hexdigest())
+
+
+def _tree(url: str, commit: str, store: Store, mirrors: Mapping[str, str]) -> Tree:
+    return fetch_tree(url, commit, store=store, mirrors=Mirrors(mirrors))
+
+
+def _pin(name: str, tree: Tree) -> GitTree:
+    return GitTree(
+        name=name, url=tree.url, commit=tree.commit, tree_sha256=tree.tree_digest(), committed_at=tree.committed_at
+    )
+
+
+def _sources() -> Any:
+    from cpack_build.fetch.http import Sources
+
+    return Sources()
