@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 
 from cpack_build.errors import Unresolvable
-from cpack_build.fetch.git import Tree
 from cpack_build.fetch.store import Store
+from cpack_build.fetch.tree import Tree
 from cpack_build.image.app import app_layer
 from cpack_build.image.base import Base
 from cpack_build.image.bytecode import Compiler, identity_of

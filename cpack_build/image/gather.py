@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from cpack_build.errors import StaleLock, UnsafeInput
-from cpack_build.fetch.git import Tree, open_locked
+from cpack_build.fetch.git import open_locked
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.store import Store
+from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import open_locked_base
 from cpack_build.image.build import Materials
 from cpack_build.image.debs import StoredDeb

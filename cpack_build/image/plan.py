@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from cpack_build.fetch.git import Tree
 from cpack_build.fetch.store import Store
+from cpack_build.fetch.tree import Tree
 from cpack_build.image.build import Materials, compiler_identity, layers_of
 from cpack_build.image.bytecode import Compiler, Interpreter
 from cpack_build.image.debs import StoredDeb

@@ -140,7 +140,7 @@ class ServiceCode(_Document):
 
 
 class GitTree(_Document):
-    """A repository at one commit. *tree_sha256* is of the exported tree (``fetch.git.tree_digest``)."""
+    """A repository at one commit. *tree_sha256* is of the exported tree (``fetch.tree.Tree.tree_digest``)."""
 
     name: FolderName
     """Folder name below ``custom_nodes``; ``ComfyUI`` for ComfyUI itself."""
