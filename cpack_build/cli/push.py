@@ -16,9 +16,9 @@ from cpack_build.cli.options import terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
-    from cpack_build.oci.connection import Access
     from cpack_build.oci.push import Pushed
     from cpack_build.oci.reference import Reference
+    from cpack_build.oci.transport import Access
 
 __all__ = ["access_for", "push", "push_document", "push_line", "registry_options"]
 
@@ -122,7 +122,7 @@ def access_for(targets: Sequence[Reference], *, insecure: Sequence[str], ca: Pat
     import os
 
     from cpack_build.errors import UsageError
-    from cpack_build.oci.connection import Access
+    from cpack_build.oci.transport import Access
 
     registries = sorted({target.registry for target in targets})
     for host in insecure:

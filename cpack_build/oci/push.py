@@ -120,7 +120,7 @@ class _Push:
         total = sum(blob.descriptor.size for blob in blobs.values())
         named = replace(self._reference, digest=image.digest)
         if self._has_manifest(self._version):
-            return Pushed(named, present=total, requests=self._connection.requests, changed=False)
+            return Pushed(named, present=total, requests=self._connection.request_count, changed=False)
         counts = {"sent": 0, "mounted": 0, "present": 0}
         if self._version != image.digest and self._has_manifest(image.digest):
             counts["present"] = total
@@ -129,7 +129,9 @@ class _Push:
                 counts |= self._blobs(list(blobs.values()), task, jobs=jobs, dry_run=dry_run)
         if not dry_run:
             self._put_manifest()
-        return Pushed(named, counts["sent"], counts["mounted"], counts["present"], requests=self._connection.requests)
+        return Pushed(
+            named, counts["sent"], counts["mounted"], counts["present"], requests=self._connection.request_count
+        )
 
     # -- manifests -----------------------------------------------------------------------------------------------------
 
