@@ -14,7 +14,7 @@ from cpack_build.cli.push import access_for
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
-    from cpack_build.oci.connection import Access
+    from cpack_build.oci.transport import Access
 
 __all__ = ["access_to", "export", "image_options", "name_of"]
 

@@ -15,7 +15,7 @@ from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import Image
 
 if TYPE_CHECKING:
-    from cpack_build.oci.connection import Access
+    from cpack_build.oci.transport import Access
 
 __all__ = ["opened_image", "pack_path"]
 
