@@ -81,12 +81,18 @@ def name_of(source: str) -> str:
     help="By default NAME.cpack.zip here; the lock goes to NAME.cpack.lock beside it.",
 )
 @click.option("--force", is_flag=True, help="Replace a pack or lock that is there and differs.")
+@click.option(
+    "--inexact",
+    is_flag=True,
+    help="Also when the pack held more than IMAGE carries; the lock is then for what there is.",
+)
 @image_options
 @terminal_options
 def export(
     image: str,
     output: Path | None,
     force: bool,
+    inexact: bool,
     platform: str | None,
     mirror: tuple[str, ...],
     insecure: tuple[str, ...],
@@ -118,7 +124,7 @@ def export(
         mirrors=Mirrors.parse(mirror),
         access=access_to(image, insecure=insecure, ca=ca),
     ) as found:
-        made = exported(read_artifact(found, name=image), pack, lock_path, progress=terminal.progress)
+        made = exported(read_artifact(found, name=image), pack, lock_path, inexact=inexact, progress=terminal.progress)
         image_id = found.id
     command = f"cpack-build image {shlex.quote(str(pack))} --frozen"
     terminal.result(
@@ -128,8 +134,9 @@ def export(
             "sha256": made.sha256,
             "lock": str(made.lock_path),
             "lock_sha256": made.lock.sha256,
+            "exact": made.exact,
             "next": command,
         }
     )
     terminal.say(f"{made.pack}  {amount(made.pack.stat().st_size, None, 'B')}, and {made.lock_path}")
-    terminal.say(f"The same image again:\n  {command}")
+    terminal.say(f"{'The same' if made.exact else 'An'} image again:\n  {command}")

@@ -162,6 +162,7 @@ def _built(lock: Lock, pack: Pack, settings: Settings, *, trust: bool, terminal:
     materials = gather(
         lock,
         documents=documents_of(pack),
+        pack=pack,
         places=places_of(settings),
         store=store,
         sources=sources,

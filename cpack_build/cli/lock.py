@@ -85,7 +85,7 @@ def lock(
             "wheel_bytes": known_bytes,
             "debs": len(made.system),
             "deb_bytes": sum(deb.size for deb in made.system),
-            "nodes": len(made.nodes) + len(made.registry_nodes),
+            "nodes": len(made.custom_nodes),
             "models": len(made.models),
         }
     )
@@ -98,7 +98,7 @@ def lock(
         f"{target} {outcome}: {made.platform}, {made.target}{driver}, Python {made.interpreter.version}, "
         f"{len(wheels)} wheels ({amount(known_bytes, None, 'B')}), "
         f"{len(made.system)} system packages ({amount(sum(deb.size for deb in made.system), None, 'B')}), "
-        f"{len(made.nodes) + len(made.registry_nodes)} custom nodes, "
+        f"{len(made.custom_nodes)} custom nodes, "
         f"{len(made.models)} models ({amount(sum(model.size for model in made.models), None, 'B')})."
     )
 

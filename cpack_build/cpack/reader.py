@@ -7,8 +7,10 @@ listed under :attr:`Pack.other` and never used.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -56,14 +58,13 @@ class PackFile:
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack as it was read. *sha256* (hex) is of the zip's bytes.
+    """A pack as it was read.
 
     *workflow_api* is what ComfyUI executes, *workflow* what its editor shows (``None`` if the pack has none);
     *settings_text* is the pack's own ``cpack.yaml``, unparsed.
     """
 
     path: Path
-    sha256: str
     era: Era
     snapshot: Snapshot
     workflow_api: dict[str, Any]
@@ -74,6 +75,34 @@ class Pack:
     extra: dict[str, Any]
     """What ``snapshot.json`` holds besides, by its top keys: ``cpack`` is our own, others are anyone's."""
     _archive: Archive = field(repr=False, compare=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex, of the zip's bytes."""
+        return _sha256(self.path)
+
+    @cached_property
+    def content_sha256(self) -> str:
+        """Hex, over ``SHA256 SP NAME NUL`` of every entry that a lock or an image depends on, sorted by name.
+
+        The zip's order, dates and compression do not count, so a pack that comes out of an image is the same as the one
+        that went in; nor does ``cpack.yaml`` (settings are an input of their own), nor what is never used.
+        """
+        names = {name: name for name in self.sizes if _is_content(name)}
+        names |= {f"input/{item.path}": item.name for item in self.inputs}
+        digest = hashlib.sha256()
+        with self.reading() as stream:
+            for name in sorted(names, key=str.encode):
+                content = hashlib.sha256()
+                for chunk in stream(names[name]):
+                    content.update(chunk)
+                digest.update(f"{content.hexdigest()} ".encode() + name.encode() + b"\0")
+        return digest.hexdigest()
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Every file in the zip, with its size in bytes."""
+        return self._archive.sizes
 
     @property
     def name(self) -> str:
@@ -100,19 +129,9 @@ class Pack:
 
         Local nodes (``nodes/``) are not among them: an image has each as a layer.
         """
-        names = [name for name in sorted(self._archive.sizes) if name in _DOCUMENTS or name.startswith("patches/")]
+        names = [name for name in sorted(self.sizes) if name in _DOCUMENTS or name.startswith("patches/")]
         found = {name: self.open_member(name) for name in names}
         return found | {f"input/{item.path}": self.open_member(item.name) for item in self.inputs}
-
-    def contents(self) -> Iterator[tuple[str, Iterator[bytes]]]:
-        """Every file that a lock or an image may depend on: its name and its bytes in chunks, by name.
-
-        ``cpack.yaml`` is not among them, for settings are a thing of their own; nor is what no one uses.
-        """
-        names = {name: name for name in self._archive.sizes if _is_content(name)}
-        names |= {f"input/{item.path}": item.name for item in self.inputs}
-        for name in sorted(names):
-            yield name, self.stream_member(names[name])
 
     def open_member(self, name: str, *, limit: int = _IN_MEMORY_LIMIT) -> bytes:
         """The bytes of the entry *name*, at most *limit* of them.
@@ -124,6 +143,10 @@ class Pack:
     def stream_member(self, name: str, *, limit: int = MEMBER_LIMIT) -> Iterator[bytes]:
         """The bytes of the entry *name* in chunks. Raises as :meth:`open_member`."""
         return self._archive.stream(name, limit=limit)
+
+    def reading(self) -> AbstractContextManager[Callable[[str], Iterator[bytes]]]:
+        """What :meth:`stream_member` does, for many entries: ``with pack.reading() as stream: stream(name)``."""
+        return self._archive.reading()
 
 
 def read_pack(path: Path) -> Pack:
@@ -157,7 +180,6 @@ def read_pack(path: Path) -> Pack:
     inputs = tuple(PackFile(name, names[name]) for name in sorted(names) if name.startswith(_INPUTS))
     return Pack(
         path=path,
-        sha256=_sha256(path),
         era=era,
         snapshot=snapshot,
         workflow_api=_workflow_api(_json(archive, "workflow_api.json"), path),
@@ -171,7 +193,9 @@ def read_pack(path: Path) -> Pack:
 
 
 def _is_content(name: str) -> bool:
-    return (name in _DOCUMENTS and name != "cpack.yaml") or name.startswith(("nodes/", "patches/"))
+    if name in _DOCUMENTS:
+        return name != "cpack.yaml"
+    return name.startswith(("nodes/", "patches/", "comfyui/")) and not name.endswith((".pyc", ".pyo"))
 
 
 def _workflow_api(document: Any, path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.mirrors import Mirrors, local_path
+from cpack_build.fetch.patch import Patch, patched
 from cpack_build.fetch.repository import (
     git_command,
     git_environment,
@@ -82,10 +83,22 @@ def fetch_tree(
 
 
 def open_locked(
-    url: str, commit: str, *, tree_sha256: str, store: Store, mirrors: Mirrors, progress: Progress = SILENT
+    url: str,
+    commit: str,
+    *,
+    tree_sha256: str,
+    patch: Patch | None = None,
+    store: Store,
+    mirrors: Mirrors,
+    progress: Progress = SILENT,
 ) -> Tree:
-    """The tree that a lock names, checked against its hash. Raises :class:`HashMismatch` as well."""
+    """The tree that a lock names, with *patch* applied, checked against its hash.
+
+    Raises :class:`HashMismatch`, and what :func:`fetch_tree` and :func:`~cpack_build.fetch.patch.patched` raise.
+    """
     tree = fetch_tree(url, commit, store=store, mirrors=mirrors, progress=progress)
+    if patch is not None:
+        tree = patched(tree, patch, store=store)
     if (actual := tree.tree_digest()) != tree_sha256:
         raise HashMismatch(f"{redact(url)} at {commit}", expected=tree_sha256, actual=actual)
     return tree

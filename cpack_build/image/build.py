@@ -31,10 +31,8 @@ from cpack_build.lock.schema import (
     ArchiveInterpreter,
     BaseImage,
     DebInterpreter,
-    GitTree,
     Lock,
     Model,
-    RegistryNode,
 )
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelLayer, stamp
@@ -66,7 +64,7 @@ class Materials:
     wheels: tuple[StoredWheel, ...]
     comfyui: Tree
     nodes: tuple[Tree, ...]
-    """In the order of ``lock.nodes``, then of ``lock.registry_nodes``."""
+    """In the order of ``lock.custom_nodes``."""
     models: Mapping[str, Path]
     """sha256 → file."""
     documents: Mapping[str, bytes]
@@ -140,7 +138,7 @@ def layers_of(
     heavy = [wheel for wheel in materials.wheels if wheel.size >= HEAVY]
     heavy.sort(key=lambda wheel: (-wheel.size, wheel.name))
     models = sorted({model.sha256: model for model in lock.models}.values(), key=lambda model: model.sha256)
-    pins: tuple[GitTree | RegistryNode, ...] = (*lock.nodes, *lock.registry_nodes)
+    pins = lock.custom_nodes
     fixed = 6 + len(pins)
     budget = min(LAYER_BUDGET, _IN_ALL - (len(materials.base.layers) if materials.base is not None else 0))
     heavy = heavy[: max(0, budget - fixed - len(models))]

@@ -41,7 +41,7 @@ class Limit:
 def layer_count(lock: Lock) -> int:
     """Our layers over the base, as :func:`~cpack_build.image.build.layers_of` will make them."""
     models = len({model.sha256 for model in lock.models})
-    fixed = 6 + len(lock.nodes) + len(lock.registry_nodes)
+    fixed = 6 + len(lock.custom_nodes)
     heavy = sum((wheel.size or 0) >= HEAVY for wheel in wheels_of(lock.python))
     return fixed + models + min(heavy, max(0, LAYER_BUDGET - fixed - models))
 
@@ -54,8 +54,8 @@ def limits_of(lock: Lock, *, base_layers: int = 0) -> list[Limit]:
         found.append(
             Limit(
                 "cpack-build",
-                f"{len(lock.models)} models and {len(lock.nodes)} custom nodes need {ours} layers, {LAYER_BUDGET} are "
-                "allowed. Leave some of them out of the pack.",
+                f"{len(lock.models)} models and {len(lock.custom_nodes)} custom nodes need {ours} layers, "
+                f"{LAYER_BUDGET} are allowed. Leave some of them out of the pack.",
                 is_fatal=True,
             )
         )

@@ -22,13 +22,22 @@ from cpack_build.errors import BadInput, BadSettings, CpackError, StaleLock, Unr
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.base import Base, open_base
+from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
-from cpack_build.lock.inputs import Contents, pack_digest
 from cpack_build.lock.interpreter import archive_interpreter, base_interpreter, vouch
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.nodes import lock_trees
 from cpack_build.lock.python import Target, lock_environment, lock_service, parse_requirements
-from cpack_build.lock.schema import Deb, DebInterpreter, Inputs, Interpreter, Lock, PythonEnvironment, ScratchBase
+from cpack_build.lock.schema import (
+    Deb,
+    DebInterpreter,
+    GitTree,
+    Inputs,
+    Interpreter,
+    Lock,
+    PythonEnvironment,
+    ScratchBase,
+)
 from cpack_build.lock.service import service_code, service_requirements
 from cpack_build.lock.target import FAMILY, check_target, retarget, target_of
 from cpack_build.lock.wheels import wheels_of
@@ -41,12 +50,17 @@ _T = TypeVar("_T")
 _MACHINES: dict[str, Platform] = {
     "x86_64": "linux/amd64", "amd64": "linux/amd64", "aarch64": "linux/arm64", "arm64": "linux/arm64",
 }  # fmt: skip
+_NO_COMMIT = 315532800
+"""1980-01-01, as all else in a pack is dated: for a pack with no git repository."""
 _UNKNOWN_GLIBC = 28
 """For a base whose glibc cannot be told: what every distribution in support has."""
 
 
-class PackInput(Contents, Protocol):
+class PackInput(Captured, Protocol):
     """What of a pack a lock depends on (:class:`cpack_build.cpack.reader.Pack` is one)."""
+
+    @property
+    def content_sha256(self) -> str: ...
 
     @property
     def snapshot(self) -> Snapshot: ...
@@ -80,8 +94,9 @@ def resolve(
     target_platform = settings.platform or this_platform()
     with working(4, progress) as (pool, reports):
         trees_work = pool.submit(
-            lock_trees, snapshot, exclude=settings.nodes.exclude, store=store, sources=sources, progress=reports
-        )
+            lock_trees, snapshot, pack=pack, exclude=settings.nodes.exclude, store=store, sources=sources,
+            progress=reports,
+        )  # fmt: skip
         models_work = pool.submit(
             lock_models, snapshot.models, folders=settings.models, store=store, sources=sources, progress=reports
         )
@@ -122,8 +137,11 @@ def resolve(
     assert python is not None
     lock = Lock(
         builder=cpack_build.__version__,
-        inputs=Inputs(pack=pack_digest(pack), settings=settings.digest()),
-        source_date_epoch=max(tree.committed_at for tree in (trees.comfyui, *trees.nodes)),
+        inputs=Inputs(pack=pack.content_sha256, settings=settings.digest()),
+        source_date_epoch=max(
+            (tree.committed_at for tree in (trees.comfyui, *trees.nodes) if isinstance(tree, GitTree)),
+            default=_NO_COMMIT,
+        ),
         platform=target_platform,
         target=target_of(wheels_of(python), platform=target_platform),
         base=system.base.record if system.base is not None else ScratchBase(),
@@ -137,6 +155,7 @@ def resolve(
         comfyui=trees.comfyui,
         nodes=trees.nodes,
         registry_nodes=trees.registry_nodes,
+        local_nodes=trees.local_nodes,
         models=tuple(models[0]),
         environment=dict(sorted(settings.environment.items())),
         comfyui_args=settings.comfyui_args,
@@ -186,7 +205,7 @@ def check_fresh(
 
     Raises :class:`StaleLock`, saying which not.
     """
-    if lock.inputs.pack != pack_digest(pack):
+    if lock.inputs.pack != pack.content_sha256:
         raise StaleLock(name, "the pack has changed since it was made")
     if frozen:
         settings = settings.model_copy(update={"platform": None})

@@ -26,8 +26,10 @@ __all__ = [
     "GitTree",
     "Inputs",
     "Interpreter",
+    "LocalTree",
     "Lock",
     "Model",
+    "NodeTree",
     "PythonEnvironment",
     "RegistryNode",
     "ScratchBase",
@@ -59,7 +61,7 @@ class Inputs(_Document):
     """What the lock was resolved from; a change of either makes it stale."""
 
     pack: Sha256
-    """Of the pack's contents (:func:`cpack_build.lock.inputs.pack_digest`), whatever zip they lie in."""
+    """Of the pack's files (``cpack.reader.Pack.content_sha256``)."""
     settings: Sha256
     """Of the settings that shape the image (``Settings.digest``), machine-local ones left out."""
 
@@ -140,7 +142,8 @@ class ServiceCode(_Document):
 
 
 class GitTree(_Document):
-    """A repository at one commit. *tree_sha256* is of the exported tree (``fetch.tree.Tree.tree_digest``)."""
+    """A repository at one commit. *tree_sha256* is of the exported tree (``fetch.tree.Tree.tree_digest``), with the
+    patch applied where there is one."""
 
     name: FolderName
     """Folder name below ``custom_nodes``; ``ComfyUI`` for ComfyUI itself."""
@@ -149,6 +152,17 @@ class GitTree(_Document):
     tree_sha256: Sha256
     committed_at: Seconds
     """Committer date, seconds since 1970."""
+    patch_sha256: Sha256 | None = None
+    """Of the pack's ``patches/<name>.patch``: changes that were never committed."""
+
+
+class LocalTree(_Document):
+    """Files that the pack itself holds: a custom node that nobody else has, or ComfyUI."""
+
+    name: FolderName
+    """Folder or file name below ``custom_nodes``; ``ComfyUI`` for ComfyUI itself."""
+    kind: Literal["comfyui", "folder", "file"] = "folder"
+    tree_sha256: Sha256
 
 
 class RegistryNode(_Document):
@@ -161,6 +175,10 @@ class RegistryNode(_Document):
     sha256: Sha256
     size: Size
     tree_sha256: Sha256
+
+
+NodeTree = GitTree | RegistryNode | LocalTree
+"""A custom node, wherever it is from."""
 
 
 class Model(_Document):
@@ -194,9 +212,10 @@ class Lock(_Document):
     service: PythonEnvironment
     service_code: ServiceCode
     python: PythonEnvironment
-    comfyui: GitTree
+    comfyui: GitTree | LocalTree
     nodes: tuple[GitTree, ...]
     registry_nodes: tuple[RegistryNode, ...] = ()
+    local_nodes: tuple[LocalTree, ...] = ()
     models: tuple[Model, ...]
     environment: dict[VariableName, Text]
     comfyui_args: tuple[Text, ...]
@@ -204,6 +223,11 @@ class Lock(_Document):
     def to_bytes(self) -> bytes:
         """Canonical JSON, indented for review, with a final newline."""
         return (json.dumps(self.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+    @property
+    def custom_nodes(self) -> tuple[NodeTree, ...]:
+        """Every one, in the order of their layers."""
+        return (*self.nodes, *self.registry_nodes, *self.local_nodes)
 
     @property
     def sha256(self) -> str:

@@ -22,6 +22,7 @@ __all__ = ["Artifact", "Layer", "read_artifact"]
 
 _OURS = "cpack-build: "
 _TOP = "links and config"
+_ELSEWHERE = frozenset({"base", "system", "interpreter", "service", "model", "app"})
 _KINDS = {"system packages": "system", "BentoML service": "service", _TOP: "app"}
 
 
@@ -44,9 +45,11 @@ class Artifact:
     layers: tuple[Layer, ...]
     image: Image
 
-    def of_kinds(self, *kinds: str) -> tuple[Layer, ...]:
-        """The layers of *kinds*, and those of which nobody says what they are."""
-        return tuple(layer for layer in self.layers if layer.kind in kinds or not layer.kind)
+    @property
+    def workspace_layers(self) -> tuple[Layer, ...]:
+        """The layers that may have something of ComfyUI, its nodes and its packages: all but those that surely do not,
+        for how the rest share layers is the build's business."""
+        return tuple(layer for layer in self.layers if layer.kind not in _ELSEWHERE)
 
 
 def read_artifact(image: Image, *, name: str) -> Artifact:

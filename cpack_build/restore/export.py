@@ -13,47 +13,56 @@ from tempfile import TemporaryDirectory
 from cpack_build.cpack.reader import read_pack
 from cpack_build.cpack.writer import write_entries
 from cpack_build.errors import HashMismatch, writing
-from cpack_build.lock.inputs import pack_digest
-from cpack_build.lock.schema import Lock
+from cpack_build.lock.schema import Inputs, Lock
 from cpack_build.oci.storage import whole_file
 from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.artifact import Artifact
-from cpack_build.restore.localnodes import local_nodes
+from cpack_build.restore.parts import captured_files
 
 __all__ = ["Exported", "export"]
 
 
 @dataclass(frozen=True)
 class Exported:
-    """The pack at *pack* (its *sha256*, hex) and the lock at *lock_path*."""
+    """The pack at *pack* (its *sha256*, hex) and the lock at *lock_path*; *exact* says that they are what made the
+    image, and not what is left of it."""
 
     pack: Path
     sha256: str
     lock_path: Path
     lock: Lock
+    exact: bool
 
 
-def export(artifact: Artifact, pack: Path, lock_path: Path, *, progress: Progress = SILENT) -> Exported:
+def export(
+    artifact: Artifact, pack: Path, lock_path: Path, *, inexact: bool = False, progress: Progress = SILENT
+) -> Exported:
     """Write the pack and the lock of *artifact*.
 
-    Raises :class:`HashMismatch` when the documents are not those of the lock: then nothing is left behind.
+    A pack may have held more than its image carries: nodes that the settings left out, or secrets in URLs. Then
+    :class:`HashMismatch` is raised and nothing is left behind, unless *inexact* allows a lock for what there is.
     """
+    lock = artifact.lock
     with TemporaryDirectory(prefix="cpack-export-") as folder:
         entries: dict[str, bytes | Path] = dict(artifact.documents)
-        entries |= local_nodes(artifact, into=Path(folder) / "files", progress=progress)
+        entries |= captured_files(artifact, into=Path(folder) / "files", progress=progress)
         aside = Path(folder) / pack.name
         write_entries(aside, entries)
         read = read_pack(aside)
-        if (actual := pack_digest(read)) != artifact.lock.inputs.pack:
+        exact = read.content_sha256 == lock.inputs.pack
+        if not exact and not inexact:
             raise HashMismatch(
                 f"The pack in {artifact.name}",
-                expected=artifact.lock.inputs.pack,
-                actual=actual,
-                hint="Its documents are not those that its lock was made from; nothing was written.",
+                expected=lock.inputs.pack,
+                actual=read.content_sha256,
+                hint="The pack held more than the image carries (nodes that were left out, secrets), or the image was "
+                "changed. --inexact writes what there is, with a lock for that.",
             )
+        if not exact:
+            lock = lock.model_copy(update={"inputs": Inputs(pack=read.content_sha256, settings=lock.inputs.settings)})
         with writing(pack), whole_file(pack) as file, aside.open("rb") as source:
             while chunk := source.read(1 << 20):
                 file.write(chunk)
         with writing(lock_path), whole_file(lock_path) as file:
-            file.write(artifact.lock.to_bytes())
-        return Exported(pack, read.sha256, lock_path, artifact.lock)
+            file.write(lock.to_bytes())
+        return Exported(pack, read.sha256, lock_path, lock, exact)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from cpack_build.errors import NetworkError, Unresolvable
-from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.resolve import this_platform
 from cpack_build.lock.schema import Lock
@@ -36,11 +35,9 @@ __all__ = ["Packages"]
 class Packages:
     """The environment of one workspace."""
 
-    def __init__(
-        self, lock: Lock, folder: Folder, *, origins: Origins, store: Store, sources: Sources, progress: Progress
-    ) -> None:
+    def __init__(self, lock: Lock, folder: Folder, *, origins: Origins, store: Store, progress: Progress) -> None:
         self._lock, self._folder, self._origins = lock, folder, origins
-        self._store, self._sources, self._progress = store, sources, progress
+        self._store, self._progress = store, progress
         self._wheels = wheels_of(lock.python)
 
     @property
@@ -70,7 +67,10 @@ class Packages:
             path.unlink(missing_ok=True)
 
     def make(self, options: Options) -> Literal["wheels", "image"]:
-        """Make the environment; from where. Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`ToolMissing`."""
+        """Make the environment, and say from what.
+
+        Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`ToolMissing`.
+        """
         lock, store = self._lock, self._store
         if lock.platform != this_platform():
             raise Unresolvable(
@@ -82,7 +82,7 @@ class Packages:
             if not are_wheels_stored(lock, store=store) and self._origins.artifact is not None:
                 raise Unresolvable("The image has the packages, and the store does not.")
             wheels = fetch_wheels(
-                lock, store=store, sources=self._sources, find_links=options.find_links,
+                lock, store=store, sources=self._origins.outside, find_links=options.find_links,
                 index_urls=options.index_urls, progress=self._progress,
             )  # fmt: skip
         except (Unresolvable, NetworkError):

@@ -20,7 +20,8 @@ from cpack_build.cpack.reader import Pack
 from cpack_build.errors import HashMismatch, Occupied
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
-from cpack_build.lock.schema import GitTree, Lock, RegistryNode
+from cpack_build.lock.models import safe_model_path
+from cpack_build.lock.schema import GitTree, Lock, Model, RegistryNode
 from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.artifact import Artifact
 from cpack_build.restore.checkout import head_of, make_checkout
@@ -29,13 +30,12 @@ from cpack_build.restore.models import How, bring_model, is_model_there, place_m
 from cpack_build.restore.names import check_names, folds_case
 from cpack_build.restore.origins import Origins
 from cpack_build.restore.packages import Packages
+from cpack_build.restore.parts import Pin, place_of
 from cpack_build.restore.scripts import Consent, run_scripts
 from cpack_build.restore.state import held, load_manifest, load_state, save_manifest, save_state, take_over
 from cpack_build.restore.trees import File, Manifest, Source
 
-__all__ = ["Goal", "Options", "Part", "Restored", "place_of", "restore"]
-
-TREES = "ComfyUI"
+__all__ = ["Goal", "Options", "Part", "Restored", "documents_of", "is_there", "restore", "tree_key"]
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,8 @@ class Goal:
 
 @dataclass(frozen=True)
 class Options:
-    """How. *force* names paths that may be replaced, *models* is ``none`` to leave them out; the folders and indexes are
-    where on this machine, or for it, things may be found."""
+    """How. *force* names paths that may be replaced, *models* is ``none`` to leave them out; the folders and indexes
+    are where things may be found."""
 
     models: How | Literal["none"] = "link"
     environment: bool = True
@@ -62,6 +62,8 @@ class Options:
     model_folders: Sequence[str] = ()
     find_links: Sequence[str] = ()
     index_urls: Sequence[str] = ()
+    disabled_models: bool = False
+    """Also the models that the pack lists as not chosen, as far as it says their hashes."""
     consent: Consent = field(default=lambda scripts: False)
 
 
@@ -91,11 +93,6 @@ class Restored:
         return sum(part.made for part in self.parts)
 
 
-def place_of(lock: Lock, name: str) -> str:
-    """Where the tree *name* of *lock* lies in the workspace: a prefix, empty for ComfyUI."""
-    return f"custom_nodes/{name}/"
-
-
 def restore(
     goal: Goal, root: Path, *, options: Options, store: Store, sources: Sources, progress: Progress = SILENT
 ) -> Restored:
@@ -122,7 +119,7 @@ class _Tree:
 
     name: str
     prefix: str
-    pin: GitTree | RegistryNode
+    pin: Pin
     manifest: Manifest
     missing: list[File]
     source: Source | None
@@ -151,11 +148,11 @@ class _Work:
             goal.lock, pack=goal.pack, artifact=goal.artifact, aside=opened.enter_context(folder.aside()),
             store=store, sources=sources, offline=options.offline, progress=progress, opened=opened,
         )  # fmt: skip
-        self.packages = Packages(
-            goal.lock, folder, origins=self.origins, store=store, sources=sources, progress=progress
-        )
+        self.packages = Packages(goal.lock, folder, origins=self.origins, store=store, progress=progress)
         self.inputs = {name: data for name, data in goal.documents.items() if name.startswith("input/")}
         self.models = {model.path: model for model in goal.lock.models} if options.models != "none" else {}
+        if options.disabled_models and goal.pack is not None:
+            self.models |= {model.path: model for model in _disabled(goal.pack)}
 
     def run(self) -> Restored:
         goal, folder = self.goal, self.folder
@@ -182,9 +179,8 @@ class _Work:
         scripts: tuple[str, ...] = ()
         if not self.options.dry_run:
             places = [(tree.name, tree.prefix) for tree in trees if tree.prefix]
-            scripts = run_scripts(
-                folder, places, self.state, consent=self.options.consent, runs=self.options.environment
-            )
+            consent = self.options.consent if self.options.environment else _never
+            scripts = run_scripts(folder, places, self.state, consent=consent)
             self.state.complete = True
             self._save()
         return Restored(folder.root, tuple(self.parts), tuple(self.notes), scripts)
@@ -193,21 +189,19 @@ class _Work:
 
     def _look_at_trees(self) -> list[_Tree]:
         lock = self.goal.lock
-        pins: list[tuple[str, str, GitTree | RegistryNode]] = [("ComfyUI", "", lock.comfyui)]
-        pins += [(pin.name, place_of(lock, pin.name), pin) for pin in (*lock.nodes, *lock.registry_nodes)]
         found = []
-        for name, prefix, pin in pins:
-            key = prefix.rstrip("/").replace("/", ":") or TREES
+        for pin in (lock.comfyui, *lock.custom_nodes):
+            prefix, key = place_of(pin, lock), tree_key(pin, lock)
             source = None
             manifest = load_manifest(self.folder, key, pin.tree_sha256)
             missing = self._missing(prefix, manifest) if manifest is not None else []
             if manifest is None or missing:
-                source = self.origins.tree(pin, prefix=prefix)
+                source = self.origins.tree(pin)
                 manifest = source.manifest
                 missing = self._missing(prefix, manifest)
                 if not self.options.dry_run:
                     save_manifest(self.folder, key, manifest)
-            found.append(_Tree(name, prefix, pin, manifest, missing, source))
+            found.append(_Tree(pin.name, prefix, pin, manifest, missing, source))
         return found
 
     def _missing(self, prefix: str, manifest: Manifest) -> list[File]:
@@ -320,7 +314,7 @@ class _Work:
             model = self.models[path]
             file = bring_model(
                 model, artifact=self.goal.artifact, folders=self.options.model_folders, store=self.store,
-                sources=self.sources, progress=self.progress,
+                sources=self.origins.outside, progress=self.progress,
             )  # fmt: skip
             self._clear(path)
             how: How = "copy" if self.options.models == "copy" else "link"
@@ -352,6 +346,7 @@ class _Work:
 
     def _save(self) -> None:
         self.state.name, self.state.lock_sha256 = self.goal.name, self.goal.lock.sha256
+        self.state.inputs = sorted(name.removeprefix("input/") for name in self.inputs)
         self.state.left_out = [
             *(["models"] if self.options.models == "none" else []),
             *(["environment"] if not self.options.environment else []),
@@ -369,6 +364,11 @@ class _Work:
         for path in self.models:
             made = path in models
             self.parts.append(Part("model", path, not made, made, self.state.models.get(path, "")))
+
+
+def tree_key(pin: Pin, lock: Lock) -> str:
+    """What the manifest of *pin* is called in the workspace."""
+    return "ComfyUI" if pin == lock.comfyui else f"custom_nodes/{pin.name}"
 
 
 def is_there(folder: Folder, path: str, file: File) -> bool | None:
@@ -400,6 +400,21 @@ def documents_of(goal: Goal) -> dict[str, bytes]:
     return files | {f"{OWN}/{name}": goal.documents[name] for name in own if name in goal.documents}
 
 
+def _disabled(pack: Pack) -> Iterator[Model]:
+    """The models of *pack* that are not chosen and whose hash and size it knows."""
+    for entry in pack.snapshot.models:
+        if entry.disabled and entry.sha256 and entry.size is not None:
+            path = safe_model_path(entry.filename)
+            # Its layer is nobody's business: it is in no image.
+            yield Model(
+                path=path, sha256=entry.sha256, size=entry.size, layer_digest=f"sha256:{'0' * 64}", sources=entry.urls
+            )
+
+
+def _never(scripts: object) -> bool:
+    return False
+
+
 def _proved(chunks: Iterator[bytes], file: File, name: str) -> Iterator[bytes]:
     hasher = hashlib.sha256()
     for chunk in chunks:
@@ -413,7 +428,7 @@ def _outlook(goal: Goal, root: Path, options: Options) -> Restored:
     """What a restore to a folder that is not there would make, told from the lock alone."""
     lock = goal.lock
     parts = [Part("comfyui", "ComfyUI", 0, 1)]
-    parts += [Part("node", pin.name, 0, 1) for pin in (*lock.nodes, *lock.registry_nodes)]
+    parts += [Part("node", pin.name, 0, 1) for pin in lock.custom_nodes]
     parts.append(Part("files", "workflows and inputs", 0, len(documents_of(goal))))
     if options.models != "none":
         parts += [Part("model", model.path, 0, 1) for model in lock.models]

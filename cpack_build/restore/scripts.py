@@ -32,11 +32,11 @@ Consent = Callable[[Sequence[Script]], bool]
 
 
 def run_scripts(
-    folder: Folder, places: Sequence[tuple[str, str]], state: State, *, consent: Consent, runs: bool
+    folder: Folder, places: Sequence[tuple[str, str]], state: State, *, consent: Consent
 ) -> tuple[str, ...]:
     """Run what was not run before, if *consent* says so; the paths of what was not run.
 
-    Without an environment (*runs* is false) nothing is run. Raises :class:`Unresolvable` when one fails.
+    Raises :class:`Unresolvable` when one fails.
     """
     waiting = []
     for node, prefix in places:
@@ -46,7 +46,7 @@ def run_scripts(
             script = Script(node, path, hashlib.sha256(data).hexdigest())
             if state.scripts.get(node) != script.sha256:
                 waiting.append(script)
-    if not waiting or not runs or not consent(waiting):
+    if not waiting or not consent(waiting):
         return tuple(script.path for script in waiting)
     for script in waiting:
         place = folder.root / script.path

@@ -34,6 +34,7 @@ class State:
     lock_sha256: str = ""
     trees: dict[str, dict[str, Any]] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     environment: str = ""
     scripts: dict[str, str] = field(default_factory=dict)

@@ -71,20 +71,16 @@ def read_manifest(data: bytes, *, name: str) -> Manifest:
 
 @dataclass(frozen=True)
 class Source:
-    """A tree whose bytes can be read: *origin* says where, *read* gives the content of one path.
-
-    *git* is the tree of the commit itself, where git has it.
-    """
+    """A tree whose bytes can be read: *origin* says where, *read* gives the content of one path."""
 
     origin: Literal["git", "image", "pack"]
     manifest: Manifest
     read: Callable[[str], Iterator[bytes]]
-    git: Tree | None = None
 
 
 @contextmanager
-def from_git(tree: Tree, *, commit: Tree | None = None, origin: Literal["git", "pack"] = "git") -> Iterator[Source]:
-    """*tree* as a source, for as long as the context lasts; *commit* is the tree without its patch."""
+def from_git(tree: Tree, *, origin: Literal["git", "pack"] = "git") -> Iterator[Source]:
+    """*tree* as a source, for as long as the context lasts."""
     oids = {file.path: file for file in tree.files()}
     with tree.reader() as reader:
 
@@ -105,7 +101,7 @@ def from_git(tree: Tree, *, commit: Tree | None = None, origin: Literal["git", "
                 links[path] = b"".join(read(path)).decode("utf-8", "surrogateescape")
             files.append(File(path, file.mode, hasher.hexdigest()))
         _check_links(links, tree.url)
-        yield Source(origin, Manifest(tuple(files)), read, commit)
+        yield Source(origin, Manifest(tuple(files)), read)
 
 
 def from_content(contents: Mapping[str, Content], *, name: str) -> Source:

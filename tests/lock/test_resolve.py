@@ -11,8 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -28,6 +26,7 @@ from cpack_build.lock.resolve import check_fresh, resolve
 from cpack_build.lock.schema import DebInterpreter, Lock, read_lock
 from tests import need
 from tests.fetch.repositories import make_repository
+from tests.lock.packs import FakePack
 
 pytestmark = pytest.mark.network
 COMFYUI = "https://github.com/comfyanonymous/ComfyUI.git"
@@ -41,17 +40,6 @@ from tests.lock.test_resolve import World
 os.umask(int(sys.argv[2], 8))
 sys.stdout.buffer.write(World.load(Path(sys.argv[1])).lock(Path(sys.argv[3])).to_bytes())
 """
-
-
-@dataclass(frozen=True)
-class FakePack:
-    """What resolve looks at of a pack."""
-
-    content: str
-    snapshot: Snapshot
-
-    def contents(self) -> Iterator[tuple[str, Iterator[bytes]]]:
-        yield "workflow_api.json", iter([self.content.encode()])
 
 
 class World:

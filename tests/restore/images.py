@@ -15,12 +15,12 @@ from cpack_build.cli.options import documents_of
 from cpack_build.cpack.reader import Pack, read_pack
 from cpack_build.cpack.settings import Settings
 from cpack_build.cpack.writer import write_pack
-from cpack_build.fetch.git import Tree, fetch_tree
+from cpack_build.fetch.git import fetch_tree
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.fetch.tree import Tree
 from cpack_build.image.build import Materials, build
 from cpack_build.image.wheels import StoredWheel
-from cpack_build.lock.inputs import pack_digest
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.resolve import this_platform
 from cpack_build.lock.schema import DebInterpreter, GitTree, Inputs, Lock, PythonEnvironment, ScratchBase
@@ -125,7 +125,7 @@ def _lock(
     python = system_python()
     return Lock(
         builder=cpack_build.__version__,
-        inputs=Inputs(pack=pack_digest(pack), settings=Settings().digest()),
+        inputs=Inputs(pack=pack.content_sha256, settings=Settings().digest()),
         source_date_epoch=1_650_000_000,
         platform=this_platform(),
         base=ScratchBase(),

@@ -1,0 +1,28 @@
+"""Starting the restored ComfyUI once, as far as it loads its nodes: what is broken shows now, not at the first use."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from cpack_build.errors import Unresolvable
+from cpack_build.progress import SILENT, Progress
+from cpack_build.restore.environment import python_of
+
+__all__ = ["preheat"]
+
+
+def preheat(root: Path, *, progress: Progress = SILENT) -> None:
+    """Run ``main.py --quick-test-for-ci``, which ends when everything is loaded.
+
+    Raises :class:`Unresolvable` when it fails.
+    """
+    command = [str(python_of(root)), "main.py", "--cpu", "--quick-test-for-ci"]
+    with progress.task("Starting ComfyUI once", unit="starts"):
+        done = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
+    if done.returncode:
+        raise Unresolvable(
+            f"ComfyUI does not start: it ended with exit code {done.returncode}.",
+            hint="See what it said above. The workspace is restored all the same.",
+        )
