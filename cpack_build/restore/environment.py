@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import base64
 import csv
+import ctypes
 import hashlib
 import io
 import os
 import re
+import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from packaging.utils import canonicalize_name
@@ -38,6 +41,7 @@ __all__ = [
 
 VENV = ".venv"
 _PARALLEL = 8
+_PR_SET_PDEATHSIG = 1  # prctl(2)
 _DIST_INFO = re.compile(r"(?P<name>[^/]+?)-(?P<version>[^-/]+)\.dist-info")
 _PYTHON_LINKS = re.compile(r"bin/python[0-9.]*$")
 
@@ -282,7 +286,19 @@ def _run(command: list[str], *, offline: bool) -> subprocess.CompletedProcess[st
     environment = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH")}
     if offline:
         environment["UV_OFFLINE"] = "1"
-    return subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
+    # With the workspace's lock, and not longer than we live: nothing is left at work in a workspace.
+    return subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment, close_fds=False,
+        preexec_fn=_end_with_parent(),
+    )  # fmt: skip
+
+
+def _end_with_parent() -> Callable[[], object] | None:
+    if not sys.platform.startswith("linux"):
+        return None
+    # loaded before the fork: between it and exec little may be done
+    prctl = ctypes.CDLL(None).prctl
+    return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
 
 def _said(done: subprocess.CompletedProcess[str]) -> str:

@@ -13,12 +13,14 @@ from pathlib import Path
 from secrets import token_hex
 
 from cpack_build.errors import UnsafeInput, writing
+from cpack_build.restore.folder import OWN
 
 __all__ = ["check_names", "folds_case", "windows_problem"]
 
 # learn.microsoft.com, "Naming Files, Paths, and Namespaces"
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.IGNORECASE)
 _FORBIDDEN = re.compile(r'[<>:"|?*\\\x00-\x1f]')
+_OURS = frozenset({OWN, ".venv"})
 _LONGEST = 255
 """Units of UTF-16 in one part of a path."""
 _LONGEST_PATH = 32_000
@@ -44,16 +46,21 @@ def windows_problem(path: str) -> str:
 def check_names(paths: Iterable[str], *, windows: bool, folding: bool, what: str) -> None:
     """See that every one of *paths* can be had, each beside the others; *what* names the tree.
 
-    *windows* asks for its rules, *folding* says that names which differ in case alone are one. Raises
-    :class:`UnsafeInput`.
+    *windows* asks for its rules, *folding* says that names which differ in case alone are one. What git or we would
+    read as our own is refused everywhere: a ``.git/config`` names programs. Raises :class:`UnsafeInput`.
     """
     seen: dict[str, str] = {}
-    for path in paths:
+    every = set(paths)
+    for path in sorted(every):
+        if any(_is_git_s_own(part) for part in path.split("/")) or _plain(path.split("/")[0]) in _OURS:
+            raise UnsafeInput(f"{what}: {path!r} is a name of git's or of cpack-build's own.", hint="Do not use it.")
+        for end in range(1, len(parts := path.split("/"))):
+            if (parent := "/".join(parts[:end])) in every:
+                raise UnsafeInput(f"{what}: {parent!r} is both a file or link and a folder.", hint="Do not use it.")
         if windows and (problem := windows_problem(path)):
             raise UnsafeInput(f"{what}: {path!r} {problem}.", hint="Restore it on Linux or macOS, or in WSL.")
         if not folding:
             continue
-        parts = path.split("/")
         for end in range(1, len(parts) + 1):
             name = "/".join(parts[:end])
             if (twin := seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)) != name:
@@ -61,6 +68,17 @@ def check_names(paths: Iterable[str], *, windows: bool, folding: bool, what: str
                     f"{what}: {twin!r} and {name!r} would be one file here, where upper and lower case are the same.",
                     hint="Restore it to a file system that tells them apart.",
                 )
+
+
+def _is_git_s_own(part: str) -> bool:
+    """Whether some file system takes *part* for ``.git`` (git's own ``verify_path``: HFS+ and NTFS rules, too)."""
+    plain = _plain(part)
+    return plain == ".git" or plain.startswith((".git:", "git~1"))
+
+
+def _plain(part: str) -> str:
+    visible = "".join(character for character in part if unicodedata.category(character) != "Cf")
+    return visible.casefold().rstrip(". ")
 
 
 def folds_case(folder: Path) -> bool:

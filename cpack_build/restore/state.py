@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +24,7 @@ __all__ = ["State", "held", "load_manifest", "load_state", "save_manifest", "sav
 _STATE = f"{OWN}/state.json"
 _LOCK = f"{OWN}/cpack.lock"
 _REVISION = 1
+_WAIT_SECONDS = 5.0
 
 
 @dataclass
@@ -114,10 +116,18 @@ def held(folder: Folder) -> Iterator[None]:
     with folder._parent(f"{OWN}/held") as (handle, name):
         descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UsageError(f"Another restore to {folder.root} is under way.", hint="Wait for its end.") from error
+        # What we start (uv) holds it too, so the next run never meets a program that a killed one has left at work.
+        os.set_inheritable(descriptor, True)
+        until = time.monotonic() + _WAIT_SECONDS
+        while True:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if time.monotonic() > until:
+                    message = f"Another restore to {folder.root} is under way."
+                    raise UsageError(message, hint="Wait for its end.") from error
+                time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)

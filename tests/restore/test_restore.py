@@ -48,7 +48,7 @@ def check_packages(root: Path) -> None:
     for script, answer in (("one-it", "1"), ("two-it", "2")):
         done = subprocess.run([root / ".venv/bin" / script], check=True, capture_output=True, text=True)
         assert done.stdout.strip() == answer
-    assert not [path for path in root.rglob(".venv/**/direct_url.json")], "a pack of it would name this machine"
+    assert not list(root.rglob(".venv/**/direct_url.json")), "a pack of it would name this machine"
 
 
 def test_a_pack_with_its_lock_becomes_a_workspace(world: World, call: Caller, tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ def test_models_in_the_store_are_shared_and_read_by_nobody(world: World, call: C
         (lambda root: (root / "custom_nodes/fancy/more.py").write_text(""), "more.py is not in the lock"),
         (lambda root: (root / "custom_nodes/other").mkdir(), "custom_nodes/other is not in the lock"),
         (lambda root: (root / "input/sample.png").unlink(), "input/sample.png is missing"),
-        (lambda root: next(root.glob(".venv/lib/*/site-packages/two.py")).write_text("VALUE = 3"), "two.py has changed"),
+        (lambda root: next(root.glob(".venv/lib/*/*/two.py")).write_text("VALUE = 3"), "two.py has changed"),
         (lambda root: (root / ".cpack/trees/ComfyUI").write_bytes(b""), "cannot be proved"),
     ],
 )  # fmt: skip
