@@ -16,6 +16,7 @@ from cpack_build.cpack.reader import Pack, read_pack
 from cpack_build.cpack.settings import Settings
 from cpack_build.cpack.writer import write_pack
 from cpack_build.fetch.git import fetch_tree
+from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tree import Tree
@@ -105,7 +106,9 @@ def make_world(folder: Path, *, snapshot: Mapping[str, Any] | None = None) -> Wo
         make_wheel(folder / "wheels", "two", two, version="2.0"),
     )
     read = read_pack(pack)
-    lock = _lock(read, comfyui, node, model, wheels=wheels, store=store, mirrors=mirrors)
+    python = environment_of(wheels, system_python())
+    nodes = {"fancy": (NODE_URL, node)}
+    lock = lock_of(read, comfyui, nodes, model, python=python, store=store, mirrors=mirrors)
     lock_beside(pack).write_bytes(lock.to_bytes())
     layout = folder / "small.oci"
     with make_image(read, lock, model, wheels=wheels, store=store, mirrors=mirrors) as image:
@@ -117,12 +120,13 @@ _SCRIPT = b"#!python\nimport one\nprint(one.VALUE)\n"
 _POINTS = b"[console_scripts]\ntwo-it = two:main\n"
 
 
-def _lock(
-    pack: Pack, comfyui: str, node: str, model: Path, *,
-    wheels: tuple[StoredWheel, ...], store: Store, mirrors: Mapping[str, str],
+def lock_of(
+    pack: Pack, comfyui: str, nodes: Mapping[str, tuple[str, str]], model: Path, *,
+    python: PythonEnvironment, store: Store, mirrors: Mapping[str, str],
 ) -> Lock:  # fmt: skip
-    (locked,), _ = lock_models(pack.snapshot.models, folders=[str(model.parents[1])], store=store, sources=_sources())
-    python = system_python()
+    """The lock of *pack*, over nothing and without a system: *nodes* are URL and commit by name."""
+    (locked,), _ = lock_models(pack.snapshot.models, folders=[str(model.parents[1])], store=store, sources=Sources())
+    version = system_python()
     return Lock(
         builder=cpack_build.__version__,
         inputs=Inputs(pack=pack.content_sha256, settings=Settings().digest()),
@@ -130,12 +134,12 @@ def _lock(
         platform=this_platform(),
         base=ScratchBase(),
         system=(),
-        interpreter=DebInterpreter(version=python, path=f"/usr/bin/python{python}", packages=()),
-        service=_environment((), python),
+        interpreter=DebInterpreter(version=version, path=f"/usr/bin/python{version}", packages=()),
+        service=environment_of((), version),
         service_code=service_code(),
-        python=_environment(wheels, python),
+        python=python,
         comfyui=_pin("ComfyUI", _tree(COMFYUI_URL, comfyui, store, mirrors)),
-        nodes=(_pin("fancy", _tree(NODE_URL, node, store, mirrors)),),
+        nodes=tuple(_pin(name, _tree(url, commit, store, mirrors)) for name, (url, commit) in sorted(nodes.items())),
         models=(locked,),
         environment={},
         comfyui_args=(),
@@ -163,7 +167,8 @@ def make_image(
     return build(lock, materials, store=store)
 
 
-def _environment(wheels: tuple[StoredWheel, ...], python: str) -> PythonEnvironment:
+def environment_of(wheels: tuple[StoredWheel, ...], python: str) -> PythonEnvironment:
+    """The environment of exactly *wheels*, from a local folder."""
     listed = [Wheel(item.name, item.version, item.filename, None, item.sha256, item.size) for item in wheels]
     text = pylock_text(listed, python_version=python)
     return PythonEnvironment(pylock=text, pylock_sha256=hashlib.sha256(text.encode()).hexdigest())
@@ -177,9 +182,3 @@ def _pin(name: str, tree: Tree) -> GitTree:
     return GitTree(
         name=name, url=tree.url, commit=tree.commit, tree_sha256=tree.tree_digest(), committed_at=tree.committed_at
     )
-
-
-def _sources() -> Any:
-    from cpack_build.fetch.http import Sources
-
-    return Sources()
