@@ -138,10 +138,7 @@ def test_the_exported_pack_is_restored_as_well(built: Built, tmp_path: Path) -> 
     exported = cpack_build("export", f"oci:{built.layout}", "-o", tmp_path / "again.cpack.zip")
     assert exported["exact"]
     assert Path(exported["pack"]).read_bytes() == built.pack.read_bytes()
-    shutil.copytree(built.home, tmp_path / "store")
-    done = cpack_build(
-        "restore", exported["pack"], "-d", tmp_path / "w", "--offline", CPACK_HOME=str(tmp_path / "store")
-    )
+    done = cpack_build("restore", exported["pack"], "-d", tmp_path / "w", "--offline", CPACK_HOME=str(built.home))
     assert {part["origin"] for part in done["parts"] if part["kind"] in ("comfyui", "node")} == {"git"}
 
 
