@@ -35,7 +35,13 @@ def files_of(pin: Pin, lock: Lock, files: Mapping[str, Content]) -> dict[str, Co
         return {path: content for path, content in own.items() if path == pin.name}
     if pin == lock.comfyui:
         others = tuple(f"custom_nodes/{node.name}/" for node in lock.custom_nodes)
-        return {path: content for path, content in own.items() if not f"{path}/".startswith(others)}
+        # The links to the models are the build's, and no part of the tree.
+        links = {model.path for model in lock.models}
+        return {
+            path: content
+            for path, content in own.items()
+            if not f"{path}/".startswith(others) and not (content.mode == "120000" and path in links)
+        }
     return own
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 from cpack_build.errors import Unresolvable
 from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.environment import python_of
+from cpack_build.restore.scripts import run_shown
 
 __all__ = ["preheat"]
 
@@ -20,9 +19,9 @@ def preheat(root: Path, *, progress: Progress = SILENT) -> None:
     """
     command = [str(python_of(root)), "main.py", "--cpu", "--quick-test-for-ci"]
     with progress.task("Starting ComfyUI once", unit="starts"):
-        done = subprocess.run(command, cwd=root, stdin=subprocess.DEVNULL, stdout=sys.stderr, check=False)
-    if done.returncode:
+        code = run_shown(command, root)
+    if code:
         raise Unresolvable(
-            f"ComfyUI does not start: it ended with exit code {done.returncode}.",
+            f"ComfyUI does not start: it ended with exit code {code}.",
             hint="See what it said above. The workspace is restored all the same.",
         )

@@ -10,13 +10,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from cpack_build.errors import Unresolvable
 from cpack_build.restore.environment import python_of
 from cpack_build.restore.folder import Folder
 from cpack_build.restore.state import State, save_state
 
-__all__ = ["Consent", "Script", "run_scripts"]
+__all__ = ["Consent", "Script", "run_scripts", "run_shown"]
 
 
 @dataclass(frozen=True)
@@ -50,15 +51,24 @@ def run_scripts(
         return tuple(script.path for script in waiting)
     for script in waiting:
         place = folder.root / script.path
-        done = subprocess.run(
-            [str(python_of(folder.root)), "-s", place.name], cwd=place.parent, stdin=subprocess.DEVNULL,
-            stdout=sys.stderr, check=False,
-        )  # fmt: skip
-        if done.returncode:
+        code = run_shown([str(python_of(folder.root)), "-s", place.name], place.parent)
+        if code:
             raise Unresolvable(
-                f"{script.path} ended with exit code {done.returncode}.",
+                f"{script.path} ended with exit code {code}.",
                 hint="See what it said above. Everything else is restored; run it again to go on.",
             )
         state.scripts[script.node] = script.sha256
         save_state(folder, state)
     return ()
+
+
+def run_shown(command: Sequence[str], folder: Path) -> int:
+    """Run *command* in *folder* with nothing to read, its words on our standard error; its exit code."""
+    with subprocess.Popen(
+        command, cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, errors="backslashreplace",
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        for line in process.stdout:
+            sys.stderr.write(line)
+    return process.returncode

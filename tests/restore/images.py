@@ -15,16 +15,15 @@ from cpack_build.cli.options import documents_of
 from cpack_build.cpack.reader import Pack, read_pack
 from cpack_build.cpack.settings import Settings
 from cpack_build.cpack.writer import write_pack
-from cpack_build.fetch.git import fetch_tree
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
-from cpack_build.fetch.tree import Tree
 from cpack_build.image.build import Materials, build
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.models import lock_models
+from cpack_build.lock.nodes import lock_trees, open_tree
 from cpack_build.lock.resolve import this_platform
-from cpack_build.lock.schema import DebInterpreter, GitTree, Inputs, Lock, PythonEnvironment, ScratchBase
+from cpack_build.lock.schema import DebInterpreter, Inputs, Lock, PythonEnvironment, ScratchBase
 from cpack_build.lock.service import service_code
 from cpack_build.lock.wheels import Wheel, pylock_text
 from cpack_build.oci.layout import write_layout
@@ -67,10 +66,16 @@ class World:
         return lock_beside(self.pack)
 
 
-def make_world(folder: Path, *, snapshot: Mapping[str, Any] | None = None) -> World:
-    """Make all of it in *folder*; *snapshot* replaces keys of the pack's."""
+def make_world(
+    folder: Path,
+    *,
+    snapshot: Mapping[str, Any] | None = None,
+    other: Mapping[str, bytes] | None = None,
+    node_files: Mapping[str, str] = NODE_FILES,
+) -> World:
+    """Make all of it in *folder*; *snapshot* replaces keys of the pack's, *other* are further files in the pack."""
     comfyui = make_repository(folder / "git" / "ComfyUI", COMFYUI_FILES, date=1_600_000_000)
-    node = make_repository(folder / "git" / "fancy", NODE_FILES, date=1_650_000_000)
+    node = make_repository(folder / "git" / "fancy", node_files, date=1_650_000_000)
     model = folder / "models" / MODEL.removeprefix("models/")
     model.parent.mkdir(parents=True)
     model.write_bytes(WEIGHTS)
@@ -96,7 +101,9 @@ def make_world(folder: Path, *, snapshot: Mapping[str, Any] | None = None) -> Wo
     }
     pack = folder / "small.cpack.zip"
     inputs = {"sample.png": b"a picture", "sub/ümlaut.txt": b"text"}
-    write_pack(pack, snapshot_document=document, workflow_api=WORKFLOW, workflow={"nodes": []}, inputs=inputs)
+    write_pack(
+        pack, snapshot_document=document, workflow_api=WORKFLOW, workflow={"nodes": []}, inputs=inputs, other=other
+    )
     mirrors = {COMFYUI_URL: str(folder / "git" / "ComfyUI"), NODE_URL: str(folder / "git" / "fancy")}
     store = Store(folder / "builder")
     one = {"one/__init__.py": b"VALUE = 1\n", "one-1.0.data/scripts/one-it": _SCRIPT}
@@ -107,8 +114,7 @@ def make_world(folder: Path, *, snapshot: Mapping[str, Any] | None = None) -> Wo
     )
     read = read_pack(pack)
     python = environment_of(wheels, system_python())
-    nodes = {"fancy": (NODE_URL, node)}
-    lock = lock_of(read, comfyui, nodes, model, python=python, store=store, mirrors=mirrors)
+    lock = lock_of(read, model, python=python, store=store, mirrors=mirrors)
     lock_beside(pack).write_bytes(lock.to_bytes())
     layout = folder / "small.oci"
     with make_image(read, lock, model, wheels=wheels, store=store, mirrors=mirrors) as image:
@@ -120,12 +126,13 @@ _SCRIPT = b"#!python\nimport one\nprint(one.VALUE)\n"
 _POINTS = b"[console_scripts]\ntwo-it = two:main\n"
 
 
-def lock_of(
-    pack: Pack, comfyui: str, nodes: Mapping[str, tuple[str, str]], model: Path, *,
-    python: PythonEnvironment, store: Store, mirrors: Mapping[str, str],
-) -> Lock:  # fmt: skip
-    """The lock of *pack*, over nothing and without a system: *nodes* are URL and commit by name."""
-    (locked,), _ = lock_models(pack.snapshot.models, folders=[str(model.parents[1])], store=store, sources=Sources())
+def lock_of(pack: Pack, model: Path, *, python: PythonEnvironment, store: Store, mirrors: Mapping[str, str]) -> Lock:
+    """The lock of *pack*, over nothing and without a system."""
+    sources = Sources(Mirrors(mirrors))
+    (locked,), _ = lock_models(pack.snapshot.models, folders=[str(model.parents[1])], store=store, sources=sources)
+    trees = lock_trees(pack.snapshot, pack=pack, store=store, sources=sources)
+    assert not trees.missing, trees.missing
+    assert trees.comfyui is not None
     version = system_python()
     return Lock(
         builder=cpack_build.__version__,
@@ -138,8 +145,10 @@ def lock_of(
         service=environment_of((), version),
         service_code=service_code(),
         python=python,
-        comfyui=_pin("ComfyUI", _tree(COMFYUI_URL, comfyui, store, mirrors)),
-        nodes=tuple(_pin(name, _tree(url, commit, store, mirrors)) for name, (url, commit) in sorted(nodes.items())),
+        comfyui=trees.comfyui,
+        nodes=trees.nodes,
+        registry_nodes=trees.registry_nodes,
+        local_nodes=trees.local_nodes,
         models=(locked,),
         environment={},
         comfyui_args=(),
@@ -151,6 +160,7 @@ def make_image(
     wheels: tuple[StoredWheel, ...], store: Store, mirrors: Mapping[str, str],
 ) -> Any:  # fmt: skip
     """The image of *lock*, as a context."""
+    sources = Sources(Mirrors(mirrors))
     materials = Materials(
         base=None,
         system=(),
@@ -159,8 +169,8 @@ def make_image(
         service_wheels=(),
         service_code={"cpack_build/__init__.py": b""},
         wheels=wheels,
-        comfyui=_tree(COMFYUI_URL, lock.comfyui.commit, store, mirrors),
-        nodes=tuple(_tree(pin.url, pin.commit, store, mirrors) for pin in lock.nodes),
+        comfyui=open_tree(lock.comfyui, pack, store=store, sources=sources),
+        nodes=tuple(open_tree(pin, pack, store=store, sources=sources) for pin in lock.custom_nodes),
         models={item.sha256: model for item in lock.models},
         documents=documents_of(pack),
     )
@@ -172,13 +182,3 @@ def environment_of(wheels: tuple[StoredWheel, ...], python: str) -> PythonEnviro
     listed = [Wheel(item.name, item.version, item.filename, None, item.sha256, item.size) for item in wheels]
     text = pylock_text(listed, python_version=python)
     return PythonEnvironment(pylock=text, pylock_sha256=hashlib.sha256(text.encode()).hexdigest())
-
-
-def _tree(url: str, commit: str, store: Store, mirrors: Mapping[str, str]) -> Tree:
-    return fetch_tree(url, commit, store=store, mirrors=Mirrors(mirrors))
-
-
-def _pin(name: str, tree: Tree) -> GitTree:
-    return GitTree(
-        name=name, url=tree.url, commit=tree.commit, tree_sha256=tree.tree_digest(), committed_at=tree.committed_at
-    )

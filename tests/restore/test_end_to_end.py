@@ -58,12 +58,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
         file = fetch_wheel(wheel, store=store, sources=sources)
         wheels.append(StoredWheel(wheel.name, wheel.version, wheel.filename, wheel.sha256, file.path, file.size))
     model = folder / "models/upscale_models/tiny.safetensors"
-    (node,) = pack.snapshot.nodes
-    assert pack.snapshot.comfyui is not None
-    lock = lock_of(
-        pack, pack.snapshot.comfyui.commit, {node.name: (_NODE_URL, node.commit)}, model,
-        python=environment, store=store, mirrors=mirrors,
-    )  # fmt: skip
+    lock = lock_of(pack, model, python=environment, store=store, mirrors=mirrors)
     example.pack.with_name("example.cpack.lock").write_bytes(lock.to_bytes())
     layout = folder / "example.oci"
     with make_image(pack, lock, model, wheels=tuple(wheels), store=store, mirrors=mirrors) as image:
