@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "push": ("cpack_build.cli.push:push", "Push an image to a registry."),
     "run": ("cpack_build.cli.run:run", "Run a workflow once here, with its parameters as flags."),
     "restore": ("cpack_build.cli.restore:restore", "Make a workspace of a pack or an image again, and check one."),
+    "init": ("cpack_build.cli.init:init", "Make a new workspace: ComfyUI and nodes at pinned versions."),
     "unpack": ("cpack_build.cli.restore:unpack", "Restore a pack, with comfy-pack's flags."),
     "export": ("cpack_build.cli.export:export", "Get the pack and the lock that made an image out of it."),
     "verify": ("cpack_build.cli.verify:verify", "Make an image again from its lock, and name what differs."),

@@ -144,15 +144,17 @@ def make_lock(
     previous: Lock | None = None,
     update: tuple[str, ...] = (),
     offline: bool = False,
+    served: bool = True,
     terminal: Terminal,
 ) -> Lock:
-    """Resolve *pack*, whose workflow must be one that can be served; *offline* asks nobody."""
+    """Resolve *pack*, whose workflow must be one that can be served unless *served* is false; *offline* asks nobody."""
     from cpack_build.fetch.http import Offline, RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import resolve
 
-    pack.served()
+    if served:
+        pack.served()
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
     sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())

@@ -271,7 +271,7 @@ def goal_of(
             lock = load_lock(lock_path)
             check_fresh(lock, pack, settings, frozen=True, name=lock_path)
         else:
-            lock = make_lock(pack, settings, offline=offline, terminal=terminal)
+            lock = make_lock(pack, settings, offline=offline, served=False, terminal=terminal)
             if write:
                 write_lock(lock, lock_path)
         sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())

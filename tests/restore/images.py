@@ -72,13 +72,14 @@ def make_world(
     snapshot: Mapping[str, Any] | None = None,
     other: Mapping[str, bytes] | None = None,
     node_files: Mapping[str, str] = NODE_FILES,
+    weights: bytes = WEIGHTS,
 ) -> World:
     """Make all of it in *folder*; *snapshot* replaces keys of the pack's, *other* are further files in the pack."""
     comfyui = make_repository(folder / "git" / "ComfyUI", COMFYUI_FILES, date=1_600_000_000)
     node = make_repository(folder / "git" / "fancy", node_files, date=1_650_000_000)
     model = folder / "models" / MODEL.removeprefix("models/")
     model.parent.mkdir(parents=True)
-    model.write_bytes(WEIGHTS)
+    model.write_bytes(weights)
     document = {
         "comfyui": comfyui,
         "git_custom_nodes": {NODE_URL + ".git": {"hash": node, "disabled": False}},
@@ -89,11 +90,11 @@ def make_world(
         "models": [
             {
                 "filename": MODEL,
-                "size": len(WEIGHTS),
+                "size": len(weights),
                 "atime": 0,
                 "ctime": 0,
                 "disabled": False,
-                "sha256": hashlib.sha256(WEIGHTS).hexdigest(),
+                "sha256": hashlib.sha256(weights).hexdigest(),
                 "source": {},
             }
         ],
