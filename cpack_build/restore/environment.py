@@ -163,7 +163,7 @@ def install_content(folder: Folder, contents: Mapping[str, Content], *, lock: Lo
             if data.startswith(line):
                 changed[path] = f"#!{executable}\n".encode() + data[len(line) :]
     for path, content in files.items():
-        if path.startswith(f"{site}/") and path.endswith(".dist-info/RECORD"):
+        if _is_metadata(path, site, "RECORD"):
             changed[path] = _record(content, files, changed, site)
     for path, content in sorted(files.items()):
         chunks = iter([changed[path]]) if path in changed else content.chunks()
@@ -174,11 +174,7 @@ def _check_packages(files: Mapping[str, Content], site: str, lock: Lock) -> None
     """See that the packages among *files* are the lock's, by name and version."""
     found = set()
     for path in files:
-        if (
-            path.startswith(f"{site}/")
-            and path.endswith(".dist-info/METADATA")
-            and path.count("/") == site.count("/") + 2
-        ):
+        if _is_metadata(path, site, "METADATA"):
             match = _DIST_INFO.fullmatch(path.split("/")[-2])
             if match is not None:
                 found.add((canonicalize_name(match["name"]), match["version"]))
@@ -186,6 +182,12 @@ def _check_packages(files: Mapping[str, Content], site: str, lock: Lock) -> None
     if found != wanted:
         differing = ", ".join(sorted(f"{name} {version}" for name, version in found ^ wanted)[:5])
         raise BadImage("The image's Python packages", f"are not those of its lock: {differing}")
+
+
+def _is_metadata(path: str, site: str, name: str) -> bool:
+    """Whether *path* is the file *name* of an installed package; packages that one carries within itself are not."""
+    parts = path.split("/")
+    return "/".join(parts[:-2]) == site and parts[-1] == name and _DIST_INFO.fullmatch(parts[-2]) is not None
 
 
 def _record(content: Content, files: Mapping[str, Content], changed: Mapping[str, bytes], site: str) -> bytes:

@@ -107,7 +107,13 @@ def make_world(
     )
     mirrors = {COMFYUI_URL: str(folder / "git" / "ComfyUI"), NODE_URL: str(folder / "git" / "fancy")}
     store = Store(folder / "builder")
-    one = {"one/__init__.py": b"VALUE = 1\n", "one-1.0.data/scripts/one-it": _SCRIPT}
+    one = {
+        "one/__init__.py": b"VALUE = 1\n",
+        "one-1.0.data/scripts/one-it": _SCRIPT,
+        # as setuptools carries others within itself
+        "one/_vendor/inner-3.0.dist-info/METADATA": b"Metadata-Version: 2.1\nName: inner\nVersion: 3.0\n",
+        "one/_vendor/inner-3.0.dist-info/RECORD": b"inner-3.0.dist-info/INSTALLER,sha256=5hhM4Q,4\n",
+    }
     two = {"two.py": b"VALUE = 2\n\n\ndef main():\n    print(VALUE)\n", "two-2.0.dist-info/entry_points.txt": _POINTS}
     wheels = (
         make_wheel(folder / "wheels", "one", one),
