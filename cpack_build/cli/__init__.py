@@ -21,7 +21,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("cpack_build.cli.plan:plan", "Show the layers that a build would make, and which are known already."),
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
     "push": ("cpack_build.cli.push:push", "Push an image to a registry."),
-    "run": ("cpack_build.cli.run:run", "Run a workflow once here, with its parameters as flags."),
+    "run": ("cpack_build.cli.running:run", "Run a workflow once here, with its parameters as flags."),
     "restore": ("cpack_build.cli.restore:restore", "Make a workspace of a pack or an image again, and check one."),
     "init": ("cpack_build.cli.init:init", "Make a new workspace: ComfyUI and nodes at pinned versions."),
     "unpack": ("cpack_build.cli.restore:unpack", "Restore a pack, with comfy-pack's flags."),
