@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpack_build.cli.lock import make_lock
+from cpack_build.cli.lock import make_locks
 from cpack_build.cli.options import terminal_options
 from cpack_build.cli.restore import next_command, restore_options, sources_of
 from cpack_build.cli.terminal import Terminal
@@ -101,7 +101,7 @@ def init(
         if earlier is not None and earlier.inputs.pack == pack.content_sha256:
             lock = earlier
         else:
-            lock = make_lock(pack, settings, offline=offline, served=False, terminal=terminal)
+            (lock,) = make_locks(pack, settings, offline=offline, served=False, terminal=terminal)
         python = settings.python
         done = restore(
             Goal(pack.name, lock, pack.documents(), pack=pack),

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cpack_build.cli.export import access_to, image_options, name_of
-from cpack_build.cli.lock import lock_beside, make_lock, write_lock
+from cpack_build.cli.lock import lock_beside, make_locks, write_locks
 from cpack_build.cli.options import Chosen, absolute, terminal_options
 from cpack_build.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from cpack_build.cpack.settings import Settings
+    from cpack_build.cpack.settings import Platform, Settings
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
     from cpack_build.restore.restoring import Goal, Restored
@@ -61,7 +61,7 @@ def sources_of(
         "find_links": [absolute(place) for place in find_links],
     }
     overrides: dict[str, Any] = {
-        "platform": platform,
+        "platform": [platform] if platform else [],
         "python": {key: value for key, value in python.items() if value},
         "mirrors": dict(Mirrors.parse(mirror).prefixes),
         "models": [str(folder.expanduser().absolute()) for folder in models_dir],
@@ -256,8 +256,8 @@ def goal_of(
     from cpack_build.cpack.reader import read_pack
     from cpack_build.fetch.http import Offline, RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
-    from cpack_build.lock.resolve import check_fresh, this_platform
-    from cpack_build.lock.schema import load_lock
+    from cpack_build.lock.resolve import check_fresh
+    from cpack_build.lock.schema import load_lock, load_locks
     from cpack_build.restore.artifact import read_artifact
     from cpack_build.restore.naming import opened_image, pack_path
     from cpack_build.restore.restoring import Goal
@@ -268,12 +268,15 @@ def goal_of(
         settings = chosen.settings(pack)
         lock_path = lock_beside(path)
         if lock_path.exists():
-            lock = load_lock(lock_path)
+            platform = _platform(settings) if len(locks := load_locks(lock_path)) > 1 else locks[0].platform
+            lock = load_lock(lock_path, platform=platform)
             check_fresh(lock, pack, settings, frozen=True, name=lock_path)
         else:
-            lock = make_lock(pack, settings, offline=offline, served=False, terminal=terminal)
+            settings = settings.model_copy(update={"platform": (_platform(settings),)})
+            made = make_locks(pack, settings, offline=offline, served=False, terminal=terminal)
             if write:
-                write_lock(lock, lock_path)
+                write_locks(made, lock_path)
+            (lock,) = made
         sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())
         yield Goal(pack.name, lock, pack.documents(), pack=pack), settings, sources
         return
@@ -282,13 +285,23 @@ def goal_of(
     sources = Sources(mirrors, Offline() if offline else RequestsTransport())
     with opened_image(
         source,
-        platform=settings.platform or this_platform(),
+        platform=_platform(settings),
         store=store,
         mirrors=mirrors,
         access=access_to(source, insecure=insecure, ca=ca),
     ) as image:
         artifact = read_artifact(image, name=source)
         yield Goal(name_of(source), artifact.lock, artifact.documents, artifact=artifact), settings, sources
+
+
+def _platform(settings: Settings) -> Platform:
+    """The one platform of a workspace: what the user names, else this machine's."""
+    from cpack_build.errors import UsageError
+    from cpack_build.lock.resolve import this_platform
+
+    if len(settings.platform) > 1:
+        raise UsageError("A workspace is for one platform.", hint="Name one with --platform.")
+    return settings.platform[0] if settings.platform else this_platform()
 
 
 def _consent(trust: bool, terminal: Terminal) -> Callable[[Sequence[Script]], bool]:
@@ -366,7 +379,6 @@ def _best_effort(
 ) -> None:
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
-    from cpack_build.lock.resolve import this_platform
     from cpack_build.restore.foreign import recover
     from cpack_build.restore.naming import opened_image
 
@@ -374,7 +386,7 @@ def _best_effort(
     root = (folder or Path(name_of(source))).expanduser()
     with opened_image(
         source,
-        platform=settings.platform or this_platform(),
+        platform=_platform(settings),
         store=Store(),
         mirrors=Mirrors(settings.mirrors),
         access=access_to(source, insecure=insecure, ca=ca),

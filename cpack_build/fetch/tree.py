@@ -13,14 +13,14 @@ import subprocess
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
 from cpack_build.errors import BadInput, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.repository import git_command, git_environment, git_output, has_commit, initialise, locked
-from cpack_build.fetch.store import CHUNK, Store
+from cpack_build.fetch.store import CHUNK, Store, StoredFile
 from cpack_build.fetch.urls import redact
 
 __all__ = ["SUBMODULE_DEPTH", "Tree", "TreeFile", "files_digest", "import_tree", "imported_tree"]
@@ -42,6 +42,8 @@ class TreeFile:
     mode: Literal["100644", "100755", "120000"]
     oid: str
     size: int
+    stored: StoredFile | None = None
+    """The file itself, where the repository has only a pointer to it."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,16 @@ class Tree:
     url: str
     commit: str
     _store: Store = field(repr=False, compare=False)
+    lfs: Mapping[str, StoredFile] = field(default_factory=dict, repr=False, compare=False)
+    """The files that Git LFS keeps, by path, once they were fetched (:mod:`.lfs`)."""
 
     @cached_property
     def _files(self) -> tuple[TreeFile, ...]:
-        return tuple(sorted(self._listed(self.commit, "", 0), key=lambda file: file.path.encode()))
+        files = sorted(self._listed(self.commit, "", 0), key=lambda file: file.path.encode())
+        return tuple(
+            replace(file, size=self.lfs[file.path].size, stored=self.lfs[file.path]) if file.path in self.lfs else file
+            for file in files
+        )
 
     def _listed(self, commit: str, prefix: str, depth: int) -> list[TreeFile]:
         """The files of *commit* below *prefix*, and of its submodules, whose commits lie in the same repository."""
@@ -139,16 +147,17 @@ class Tree:
         return self._inspected[0]
 
     def lfs_pointers(self) -> tuple[str, ...]:
-        """Paths that hold a Git LFS pointer where the file itself should be."""
+        """Paths that hold a Git LFS pointer where the file itself is not known."""
         return self._inspected[1]
 
     @cached_property
     def _inspected(self) -> tuple[str, tuple[str, ...]]:
-        if (known := self._store.recall(_MEMO, self.commit)) is not None:
+        key = f"{self.commit}+lfs" if self.lfs else self.commit  # a pointer names the content, as a commit does
+        if (known := self._store.recall(_MEMO, key)) is not None:
             digest, *pointers = json.loads(known)
             return digest, tuple(pointers)
         digest, found = self._inspect()
-        self._store.remember(_MEMO, self.commit, json.dumps([digest, *found]))
+        self._store.remember(_MEMO, key, json.dumps([digest, *found]))
         return digest, found
 
     def _inspect(self) -> tuple[str, tuple[str, ...]]:
@@ -156,6 +165,9 @@ class Tree:
         pointers = []
         with self.reader() as read:
             for file in self._files:
+                if file.stored is not None:
+                    digest.update(f"{file.mode} {file.stored.sha256} ".encode() + file.path.encode() + b"\0")
+                    continue
                 content, start = hashlib.sha256(), b""
                 for chunk in [read(file.oid)] if file.size <= _BIG else self.chunks(file.oid):
                     content.update(chunk)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from cpack_build.fetch.store import CHUNK
 from cpack_build.fetch.tree import Tree, TreeFile
 from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.config import COMFYUI
@@ -64,7 +65,11 @@ class _GitBlob:
         return self.file.size
 
     def chunks(self) -> Iterator[bytes]:
-        if self.file.size > _BIG:
+        if self.file.stored is not None:
+            with self.file.stored.path.open("rb") as content:
+                while chunk := content.read(CHUNK):
+                    yield chunk
+        elif self.file.size > _BIG:
             yield from self.tree.chunks(self.file.oid)
         else:
             yield self.read(self.file.oid)

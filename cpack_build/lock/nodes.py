@@ -10,6 +10,7 @@ from cpack_build.cpack.schema import NodePin, Snapshot
 from cpack_build.errors import BadInput, CpackError, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.git import canonical_url, fetch_tree, open_locked
 from cpack_build.fetch.http import Sources
+from cpack_build.fetch.lfs import with_lfs
 from cpack_build.fetch.patch import patched
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tree import Tree
@@ -103,6 +104,7 @@ def lock_trees(
             )
             changes = patch_of(one.patch, pack) if one.patch is not None else None
             laid = patched(tree, changes, store=store) if changes is not None else tree
+            laid = with_lfs(laid, name=one.name, store=store, sources=sources, progress=reports)
             pinned = GitTree(
                 name=one.name,
                 url=tree.url,
@@ -111,8 +113,6 @@ def lock_trees(
                 committed_at=tree.committed_at,
                 patch_sha256=changes.sha256 if changes else None,
             )
-            for path in laid.lfs_pointers():
-                reports.note(f"{one.name}: {path} is a Git LFS pointer; the file itself is not in the repository.")
             return pinned, laid
         except (Unresolvable, NetworkError) as error:
             return error
@@ -172,7 +172,7 @@ def open_tree(
         tree_sha256=pin.tree_sha256,
         patch=patch_of(pin.name, pack, sha256=pin.patch_sha256) if pin.patch_sha256 is not None else None,
         store=store,
-        mirrors=sources.mirrors,
+        sources=sources,
         progress=progress,
     )
 

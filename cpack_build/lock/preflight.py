@@ -46,8 +46,7 @@ class _Answer:
 
 
 def preflight(
-    lock: Lock,
-    *,
+    *locks: Lock,
     pack: Captured | None = None,
     store: Store,
     sources: Sources,
@@ -55,23 +54,26 @@ def preflight(
     find_links: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> Preflight:
-    """Look for everything that *lock* names; *models* and *find_links* are the folders that the user named, *pack* has
-    what nobody else has.
+    """Look for everything that *locks* (of one pack, a platform each) name, once; *models* and *find_links* are the
+    folders that the user named, *pack* has what nobody else has.
 
     Raises :class:`BadInput` or :class:`HashMismatch` for a lock that contradicts itself.
     """
-    debs = [*lock.system, *(lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ())]
-    work: list[Callable[[], _Answer]] = [lambda deb=deb: _deb(deb, store, sources) for deb in debs]  # type: ignore[misc]
-    wheels = {wheel.sha256: wheel for wheel in (*wheels_of(lock.service), *wheels_of(lock.python))}
+    lock = locks[0]
+    work: list[Callable[[], _Answer]] = []
+    for deb in {deb.sha256: deb for one in locks for deb in (*one.system, *_own_debs(one))}.values():
+        work.append(lambda deb=deb: _deb(deb, store, sources))  # type: ignore[misc]
+    environments = [environment for one in locks for environment in (one.service, one.python)]
+    wheels = {wheel.sha256: wheel for environment in environments for wheel in wheels_of(environment)}
     for wheel in wheels.values():
         work.append(lambda wheel=wheel: _wheel(wheel, find_links, store, sources))  # type: ignore[misc]
     for tree in (lock.comfyui, *lock.custom_nodes):
         work.append(lambda tree=tree: _tree(tree, tree is not lock.comfyui, pack, store, sources, progress))  # type: ignore[misc]
     for model in lock.models:
         work.append(lambda model=model: _model(model, models, store, sources))  # type: ignore[misc]
-    archive = lock.interpreter
-    if isinstance(archive, ArchiveInterpreter) and store.find(archive.sha256) is None:
-        work.append(lambda: _address(archive.url, f"Python {archive.version}", archive.size, sources))
+    archives = {one.interpreter.sha256: one.interpreter for one in locks if one.interpreter.kind == "archive"}
+    for archive in archives.values():
+        work.append(lambda archive=archive: _archive(archive, store, sources))  # type: ignore[misc]
     with progress.task("Asking for everything", total=len(work), unit="things") as task, working(
         _PARALLEL, progress
     ) as (pool, _):  # fmt: skip
@@ -100,6 +102,16 @@ def _address(url: str, what: str, size: int | None, sources: Sources) -> _Answer
     except CpackError as error:
         raise type(error)(f"{what} cannot be fetched: {error.message}", hint=error.hint) from error
     return _Answer(download=size or 0, unsized=int(size is None))
+
+
+def _own_debs(lock: Lock) -> tuple[Deb, ...]:
+    return lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
+
+
+def _archive(archive: ArchiveInterpreter, store: Store, sources: Sources) -> _Answer:
+    if store.find(archive.sha256) is not None:
+        return _Answer()
+    return _address(archive.url, f"Python {archive.version}", archive.size, sources)
 
 
 def _deb(deb: Deb, store: Store, sources: Sources) -> _Answer:

@@ -11,19 +11,20 @@ import platform as host
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from packaging.utils import canonicalize_name
 
 import cpack_build
 from cpack_build.cpack.schema import Snapshot
-from cpack_build.cpack.settings import InterpreterArchive, Settings
+from cpack_build.cpack.settings import InterpreterArchive, Platform, Settings
 from cpack_build.errors import BadInput, BadSettings, CpackError, StaleLock, Unresolvable, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.base import Base, open_base
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
+from cpack_build.lock.form import in_form
 from cpack_build.lock.interpreter import archive_interpreter, base_interpreter, vouch
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.nodes import lock_trees
@@ -41,11 +42,11 @@ from cpack_build.lock.schema import (
 from cpack_build.lock.service import service_code, service_requirements
 from cpack_build.lock.target import FAMILY, check_target, retarget, target_of
 from cpack_build.lock.wheels import wheels_of
+from cpack_build.oci.compressed import parse_compression
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["PackInput", "check_fresh", "resolve", "this_platform"]
+__all__ = ["PackInput", "check_all_fresh", "check_fresh", "resolve", "resolve_all", "this_platform"]
 
-Platform = Literal["linux/amd64", "linux/arm64"]
 _T = TypeVar("_T")
 _MACHINES: dict[str, Platform] = {
     "x86_64": "linux/amd64", "amd64": "linux/amd64", "aarch64": "linux/arm64", "arm64": "linux/arm64",
@@ -66,17 +67,55 @@ class PackInput(Captured, Protocol):
     def snapshot(self) -> Snapshot: ...
 
 
+def resolve_all(
+    pack: PackInput,
+    platforms: Sequence[Platform],
+    *,
+    settings: Settings,
+    store: Store,
+    sources: Sources,
+    previous: Sequence[Lock] = (),
+    update: Collection[str] = (),
+    progress: Progress = SILENT,
+) -> tuple[Lock, ...]:
+    """A lock of *pack* for each of *platforms*, as :func:`resolve` makes it; what is missing on any is told at once."""
+    earlier = {lock.platform: lock for lock in previous}
+    locks, errors = [], []
+    for platform in sorted(platforms):
+        try:
+            locks.append(
+                resolve(
+                    pack, settings=settings, platform=platform, store=store, sources=sources,
+                    previous=earlier.get(platform), update=update, progress=progress,
+                )
+            )  # fmt: skip
+        except CpackError as error:
+            errors.append(error)
+    if errors:
+        raise _distinct(errors)
+    return tuple(locks)
+
+
+def _distinct(errors: Sequence[CpackError]) -> CpackError:
+    """Every one of *errors* once, though two platforms may have met it."""
+    single = [part for error in errors for part in error.parts or (error,)]
+    return together(list({(type(error), str(error)): error for error in single}.values()))
+
+
 def resolve(
     pack: PackInput,
     *,
     settings: Settings,
     store: Store,
     sources: Sources,
+    platform: Platform | None = None,
     previous: Lock | None = None,
     update: Collection[str] = (),
     progress: Progress = SILENT,
 ) -> Lock:
-    """Resolve *pack* to its lock. *sources* holds the mirrors (flags and settings) and transports.
+    """Resolve *pack* to its lock for *platform*, by default the one that *settings* name, else this machine's.
+
+    *sources* holds the mirrors (flags and settings) and transports.
 
     The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
     *update*; ``all`` or ``python`` there means every one of them.
@@ -91,7 +130,7 @@ def resolve(
             "The pack does not say which Python it needs; packs of November 2024 did not.",
             hint="Write it again with `cpack-build import PACK --python 3.11 -o NEW`.",
         )
-    target_platform = settings.platform or this_platform()
+    target_platform = platform or (settings.platform[0] if len(settings.platform) == 1 else this_platform())
     with working(4, progress) as (pool, reports):
         trees_work = pool.submit(
             lock_trees, snapshot, pack=pack, exclude=settings.nodes.exclude, store=store, sources=sources,
@@ -162,7 +201,7 @@ def resolve(
     )
     if lock.bytecode == "compiled":  # else nobody has said that this Python may run here: a pack may have named it
         vouch(lock, store=store)
-    return lock
+    return in_form(lock, compression=settings.compression)
 
 
 def _kept(previous: Lock | None, update: Collection[str]) -> tuple[str, ...]:
@@ -198,6 +237,20 @@ def _environment(
     return environment
 
 
+def check_all_fresh(
+    locks: Sequence[Lock], pack: PackInput, settings: Settings, *, frozen: bool = False, name: object = "The lock"
+) -> tuple[Lock, ...]:
+    """Those of *locks* that *settings* ask for, each fresh. Raises :class:`StaleLock`, also for one that lacks."""
+    wanted = set(settings.platform) or {lock.platform for lock in locks}
+    if lacking := sorted(wanted - {lock.platform for lock in locks}):
+        have = " and ".join(lock.platform for lock in locks)
+        raise StaleLock(name, f"it is for {have}, not {' and '.join(lacking)}")
+    chosen = tuple(lock for lock in locks if lock.platform in wanted)
+    for lock in chosen:
+        check_fresh(lock, pack, settings, frozen=frozen, name=name)
+    return chosen
+
+
 def check_fresh(
     lock: Lock, pack: PackInput, settings: Settings, *, frozen: bool = False, name: object = "The lock"
 ) -> None:
@@ -208,15 +261,20 @@ def check_fresh(
     if lock.inputs.pack != pack.content_sha256:
         raise StaleLock(name, "the pack has changed since it was made")
     if frozen:
-        settings = settings.model_copy(update={"platform": None})
+        settings = settings.model_copy(update={"platform": (), "compression": None})
     elif lock.inputs.settings != settings.digest():
         raise StaleLock(
             name,
             "the settings (cpack.yaml or flags) have changed since it was made",
             hint="Run `cpack-build lock` again, or build what it says all the same with --frozen.",
         )
-    if settings.platform is not None and lock.platform != settings.platform:
-        raise StaleLock(name, f"it is for {lock.platform}, not {settings.platform}")
+    if settings.platform and lock.platform not in settings.platform:
+        raise StaleLock(name, f"it is for {lock.platform}, not {' and '.join(settings.platform)}")
+    own = lock.compression
+    if settings.compression is not None and own is not None:
+        wanted = parse_compression(settings.compression)
+        if (wanted.algorithm, wanted.level) != (own.algorithm, own.level):
+            raise StaleLock(name, f"cpack.yaml wants layers compressed by {wanted}, and it says {own.algorithm}")
     if lock.service_code != service_code():
         raise StaleLock(
             name, f"it was made by another cpack-build ({lock.service_code.version}), whose service code differs"

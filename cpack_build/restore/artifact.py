@@ -14,7 +14,7 @@ from typing import Any
 from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import BadImage, HashMismatch, UnsafeInput
 from cpack_build.image.config import APP
-from cpack_build.lock.schema import Lock, read_lock
+from cpack_build.lock.schema import Lock, Model, read_lock
 from cpack_build.oci.filesystem import file_tree
 from cpack_build.oci.types import Blob, Image
 
@@ -22,7 +22,8 @@ __all__ = ["Artifact", "Layer", "read_artifact"]
 
 _OURS = "cpack-build: "
 _TOP = "links and config"
-_ELSEWHERE = frozenset({"base", "system", "interpreter", "service", "model", "app"})
+_SHARED = "io.cpack.models.sha256"
+_ELSEWHERE = frozenset({"base", "system", "interpreter", "service", "model", "models", "app"})
 _KINDS = {"system packages": "system", "BentoML service": "service", _TOP: "app"}
 
 
@@ -44,6 +45,13 @@ class Artifact:
     documents: Mapping[str, bytes]
     layers: tuple[Layer, ...]
     image: Image
+
+    def model_layers(self, model: Model) -> tuple[Layer, ...]:
+        """The layers that may have *model*: its own, by the digest in the lock, else those that several share."""
+        own = tuple(layer for layer in self.layers if layer.diff_id == model.layer_digest)
+        shared = [layer for layer in self.layers if layer.kind in ("models", "")]
+        listed = [layer for layer in shared if model.sha256 in layer.blob.descriptor.annotations.get(_SHARED, "")]
+        return own or tuple(listed or shared)
 
     @property
     def workspace_layers(self) -> tuple[Layer, ...]:

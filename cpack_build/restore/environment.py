@@ -17,6 +17,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -165,9 +166,16 @@ def install_content(folder: Folder, contents: Mapping[str, Content], *, lock: Lo
     for path, content in files.items():
         if _is_metadata(path, site, "RECORD"):
             changed[path] = _record(content, files, changed, site)
+    # What was read of the image lies aside already: it is moved to its place, unless another file has the same bytes.
+    uses = Counter(content.path for content in contents.values())
     for path, content in sorted(files.items()):
-        chunks = iter([changed[path]]) if path in changed else content.chunks()
-        folder.write(f"{VENV}/{path}", chunks, mode=0o755 if content.mode == "100755" else 0o644)
+        mode = 0o755 if content.mode == "100755" else 0o644
+        if path in changed:
+            folder.write(f"{VENV}/{path}", [changed[path]], mode=mode)
+        elif uses[content.path] > 1:
+            folder.write(f"{VENV}/{path}", content.chunks(), mode=mode)
+        else:
+            folder.take(content.path, f"{VENV}/{path}", mode=mode)
 
 
 def _check_packages(files: Mapping[str, Content], site: str, lock: Lock) -> None:

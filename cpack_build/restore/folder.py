@@ -153,6 +153,11 @@ class Folder:
         ):
             os.replace(from_name, to_name, src_dir_fd=from_handle, dst_dir_fd=to_handle)
 
+    def take(self, source: Path, path: str, *, mode: int = 0o644) -> None:
+        """Give the regular file *source*, which is ours and lies aside in the workspace, the name *path*."""
+        os.chmod(source, mode & 0o777)
+        self.move(source.relative_to(self.root).as_posix(), path)
+
     def make(self, path: str) -> None:
         """Make the folder *path* and its parents."""
         with writing(self.root / path), self._parent(f"{path}/x", make=True):

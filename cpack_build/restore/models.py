@@ -17,7 +17,7 @@ from typing import Literal
 
 from cpack_build.errors import UnsafeInput, writing
 from cpack_build.fetch.http import Sources
-from cpack_build.fetch.store import Store, StoredFile
+from cpack_build.fetch.store import Store, StoredFile, stored_at
 from cpack_build.lock.models import fetch_model
 from cpack_build.lock.schema import Model
 from cpack_build.oci.filesystem import stream_members
@@ -66,19 +66,21 @@ def bring_model(
     """
     if (known := store.find(model.sha256)) is not None and known.size == model.size:
         return known
-    layers = artifact.layers if artifact is not None else ()
-    layer = next((one.blob for one in layers if one.diff_id == model.layer_digest), None)
-    if layer is None:
+    layers = artifact.model_layers(model) if artifact is not None else ()
+    if not layers:
         return fetch_model(model, folders=folders, store=store, sources=sources, progress=progress)
     wanted = model_path(model.sha256)
     found: StoredFile | None = None
     with progress.task(model.path, total=model.size) as task:
-        for member, chunks in stream_members(layer):
-            if member.name == wanted and member.isreg():
-                content = _counted(chunks(), task)
-                found = store.put(content, what=model.path, sha256=model.sha256, size=model.size)
+        for layer in layers:
+            for member, chunks in stream_members(layer.blob):
+                if member.name == wanted and member.isreg():
+                    content = _counted(chunks(), task)
+                    found = store.put(content, what=model.path, sha256=model.sha256, size=model.size)
+            if found is not None:
+                break
     if found is None:
-        raise UnsafeInput(f"The layer of {model.path} does not hold it.", hint="Do not use this image.")
+        raise UnsafeInput(f"No layer of the image holds {model.path}.", hint="Do not use this image.")
     return found
 
 
@@ -96,9 +98,11 @@ def place_model(folder: Folder, path: str, file: StoredFile, *, how: How, store:
             folder.write(path, _chunks(file.path), mode=0o644)
         else:
             folder.move(aside.relative_to(folder.root).as_posix(), path)
-    if made != "hard link":
-        with suppress(OSError):
-            store.remember_file(folder.root / path, file.sha256)
+    # Both are known from now on: the new file, and the store's own, whose ctime a second name has changed.
+    with suppress(OSError):
+        store.remember_file(stored_at(folder.root / path, file.sha256))
+        if made == "hard link":
+            store.remember_file(stored_at(file.path, file.sha256))
     return made
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from cpack_build.errors import BadInput, CpackError, HashMismatch, Unresolvable, UnsafeInput
 from cpack_build.fetch.git import fetch_tree, open_locked
+from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.patch import Patch, patched
 from cpack_build.fetch.store import Store
@@ -121,12 +122,12 @@ def test_a_patch_with_other_bytes_than_promised_is_refused(tree: Tree) -> None:
 
 def test_a_locked_tree_with_a_patch_is_proved_as_a_whole(tmp_path: Path, tree: Tree) -> None:
     data = added("n.py")
-    store, mirrors = Store(tmp_path / "store"), Mirrors({URL: str(tmp_path / "node")})
+    store, sources = Store(tmp_path / "store"), Sources(Mirrors({URL: str(tmp_path / "node")}))
     patch = Patch("patches/node.patch", hashlib.sha256(data).hexdigest(), lambda: data)
     with pytest.raises(HashMismatch, match=URL):
-        open_locked(URL, tree.commit, tree_sha256=tree.tree_digest(), patch=patch, store=store, mirrors=mirrors)
+        open_locked(URL, tree.commit, tree_sha256=tree.tree_digest(), patch=patch, store=store, sources=sources)
     sound = apply(tree, data).tree_digest()
-    opened = open_locked(URL, tree.commit, tree_sha256=sound, patch=patch, store=store, mirrors=mirrors)
+    opened = open_locked(URL, tree.commit, tree_sha256=sound, patch=patch, store=store, sources=sources)
     assert "n.py" in {file.path for file in opened.files()}
 
 

@@ -17,7 +17,7 @@ from cpack_build.cpack.settings import Settings
 from cpack_build.cpack.writer import write_pack
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, stored_at
 from cpack_build.image.build import Materials, build
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.models import lock_models
@@ -178,7 +178,7 @@ def make_image(
         wheels=wheels,
         comfyui=open_tree(lock.comfyui, pack, store=store, sources=sources),
         nodes=tuple(open_tree(pin, pack, store=store, sources=sources) for pin in lock.custom_nodes),
-        models={item.sha256: model for item in lock.models},
+        models={item.sha256: stored_at(model, item.sha256) for item in lock.models},
         documents=documents_of(pack),
     )
     return build(lock, materials, store=store)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from cpack_build.fetch.store import Store
 from cpack_build.oci.archive import write_archive
 from cpack_build.oci.reference import parse_image_name, parse_reference
 from cpack_build.oci.sources import open_source
@@ -189,7 +190,9 @@ def test_models_can_be_copied_or_left_out(world: World, call: Caller, tmp_path: 
     assert call("restore", "--verify", without).code == 0, "what was left out is not missed"
 
 
-def test_models_in_the_store_are_shared_and_read_by_nobody(world: World, call: Caller, tmp_path: Path) -> None:
+def test_models_in_the_store_are_shared_and_read_by_nobody(
+    world: World, call: Caller, tmp_path: Path, home: Path
+) -> None:
     first, second = tmp_path / "a", tmp_path / "b"
     flags = ["--offline", "--no-venv"]
     assert call("restore", f"oci:{world.layout}", "-d", first, *flags).code == 0
@@ -198,6 +201,9 @@ def test_models_in_the_store_are_shared_and_read_by_nobody(world: World, call: C
         how = json.loads((root / ".cpack/state.json").read_text())["models"][MODEL]
         assert how in ("reflink", "hard link"), "the file is in the store, on the same file system"
         assert (root / MODEL).read_bytes() == WEIGHTS
+    store = Store(home / "store")
+    blob = store.blob_path(world.lock.models[0].sha256)
+    assert store.known(blob), "a second name is no reason to read it again"
     if how == "hard link":
         assert os.path.samefile(first / MODEL, second / MODEL)
 
