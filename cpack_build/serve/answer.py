@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from cpack_build.errors import PromptRefused, RunError
+from cpack_build.errors import NodeFailed, PromptRefused, RunError
 from cpack_build.serve.exchange import Produced
 from cpack_build.serve.kept import Kept, Result
 from cpack_build.workflow import Workflow
@@ -267,6 +267,8 @@ def describe_error(error: RunError, workflow: Workflow) -> tuple[int, dict[str, 
     status = error.status
     if isinstance(error, PromptRefused) and not body.get("parameters"):
         status = 500  # nothing that the caller gave is at fault: a model or a node is missing
+    if type(error) is NodeFailed and any(item.node_id == error.node_id for item in workflow.interface.inputs):
+        status = 422  # an interface node only reads what it was given, such as a picture that is none
     return status, body
 
 

@@ -78,6 +78,7 @@ class Server:
         self._retry_out_of_memory = settings.retry_out_of_memory
         self._output_most = settings.output_mib << 20 if settings.server is None else None
         self.workflow_file = settings.workflow_file
+        self.has_token = bool(settings.token)
         self._inputs = settings.app / "input"
         self._shipped = {
             item.name: path
