@@ -31,6 +31,7 @@ __all__ = ["AttachedComfyUI", "ChildComfyUI", "Engine", "command_line", "make_en
 
 _PROBE_SECONDS = 0.1
 _BACKOFF_SECONDS = (0.5, 1, 2, 4, 8, 15, 30)
+_HINT_AFTER = 2  # failures in a row
 _HEALTHY_SECONDS = 60  # a child that lived this long starts the backoff anew
 _TERM_SECONDS = 3
 _LONGEST_LINE = 1 << 16  # characters
@@ -115,7 +116,7 @@ class ChildComfyUI(Engine):
         self.input_path = str(folders.input)
 
     async def _keep(self) -> None:
-        device = choose_device(self._python, self._settings.comfyui_args)
+        device = choose_device(self._python, self._settings.comfyui_args, environ=os.environ)
         self.log(f"ComfyUI runs {device.why}.")
         loop = asyncio.get_running_loop()
         failures = 0
@@ -129,6 +130,11 @@ class ChildComfyUI(Engine):
             delay = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1] if failures else 0
             self._tell(None, why)
             self.log(f"ComfyUI: {why}. It is started again in {delay:g} s.")
+            if failures == _HINT_AFTER and not device.cpu and not self.losses:
+                self.log(
+                    "ComfyUI has never answered. If the lines above blame the GPU, its driver may not fit this image's "
+                    "PyTorch; CPACK_COMFYUI_ARGS='[\"--cpu\"]' does without the GPU."
+                )
             await asyncio.sleep(delay)
 
     async def _run(self, *, cpu: bool) -> str:

@@ -100,6 +100,11 @@ class Parameters:
         self._fields = {f"input_{number}": item for number, item in enumerate(interface.inputs)}
         self.model = self._model()
 
+    @property
+    def required(self) -> list[str]:
+        """The names of the parameters that every request must give."""
+        return [self._fields[name].name for name, field in self.model.model_fields.items() if field.is_required()]
+
     def values(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The values by parameter name that were given, from the model's *fields*."""
         return {self._fields[field].name: value for field, value in fields.items() if value is not _ABSENT}
