@@ -35,6 +35,7 @@ _HINT_AFTER = 2  # failures in a row
 _HEALTHY_SECONDS = 60  # a child that lived this long starts the backoff anew
 _TERM_SECONDS = 3
 _LONGEST_LINE = 1 << 16  # characters
+_STORAGE_KEYS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"})
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -251,7 +252,10 @@ def _known_options(folder: Path) -> frozenset[str]:
 
 def _child_environment(environ: Mapping[str, str], folders: Folders) -> dict[str, str]:
     """*environ* for ComfyUI: what it writes goes under our folders, and nothing is installed while it runs."""
-    child = {name: value for name, value in environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    left_out = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CPACK_TOKEN", "CPACK_WEBHOOK_SECRET"}
+    if environ.get("CPACK_OUTPUT_URL"):
+        left_out |= _STORAGE_KEYS  # custom nodes are third-party code
+    child = {name: value for name, value in environ.items() if name not in left_out}
     child["TMPDIR"] = str(folders.scratch)
     child["PYTHONUNBUFFERED"] = "1"
     if not os.access(child.get("HOME", "/nonexistent"), os.W_OK):

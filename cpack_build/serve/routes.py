@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpack_build.serve.answer import media_type
+from cpack_build.serve.media import media_type
 from cpack_build.serve.openapi import describe
 from cpack_build.serve.service import Server
 from cpack_build.serve.streaming import stream

@@ -25,7 +25,7 @@ from cpack_build.serve.exchange import Exchange, Inbox, Produced, shipped_file
 from cpack_build.serve.folders import Folders
 from cpack_build.serve.front import request_id
 from cpack_build.serve.gate import Gate
-from cpack_build.serve.kept import Kept, Result, sweep
+from cpack_build.serve.kept import Keeper, Kept, Result, sweep
 from cpack_build.serve.metrics import Metrics
 from cpack_build.serve.parameters import Parameters, refusal, request_folder
 from cpack_build.serve.remote import Remote
@@ -107,6 +107,11 @@ class Server:
         self.gate = Gate(settings.max_requests)
         self.metrics = Metrics()
         self.kept = Kept(folders.kept, seconds=settings.keep_seconds, most=settings.keep_mib << 20)
+        self.keeper: Keeper = self.kept
+        if settings.output_url:
+            from cpack_build.serve.bucket import Bucket
+
+            self.keeper = Bucket(settings.output_url, seconds=settings.keep_seconds, log=log)
         webhook = Webhook(remote, secret=settings.webhook_secret, log=log)
         self.tasks = Tasks(self, seconds=settings.keep_seconds, webhook=webhook)
         self._chores: list[asyncio.Task[None]] = []
@@ -189,7 +194,12 @@ class Server:
         try:
             async with self._produced(request, given) as files:
                 return await answer_with_files(
-                    files, accept=accept, title="outputs", scratch=self.folders.scratch, kept=self.kept
+                    files,
+                    accept=accept,
+                    title="outputs",
+                    scratch=self.folders.scratch,
+                    keeper=self.keeper,
+                    links_first=self.keeper is not self.kept,
                 )
         except RunError as error:
             self._note(error)
@@ -201,7 +211,7 @@ class Server:
         """Run the workflow, keep its files: the result, and the last event, ``result`` or ``error``, with its data."""
         try:
             async with self._produced(request, given, watch=watch) as files:
-                result = await self.kept.put(files, names_of(files))
+                result = await self.keeper.put(files, names_of(files))
                 return result, "result", describe_result(result)
         except RunError as error:
             self._note(error)
