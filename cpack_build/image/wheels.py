@@ -30,7 +30,7 @@ from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, safe_path, symlink, text
 from cpack_build.oci import tar
 
-__all__ = ["Environment", "StoredWheel", "environment_entries", "wheel_layer"]
+__all__ = ["Environment", "StoredWheel", "environment_entries", "installed_files", "wheel_layer"]
 
 _CHUNK = 1 << 20
 _DOCUMENT_LIMIT = 64 << 20
@@ -127,6 +127,21 @@ def wheel_layer(
     hashes = [(wheel.filename, wheel.sha256) for wheel in wheels]
     key = key_of("wheels", environment.document, hashes, small, identity(compiler))
     return Recipe(kind, name, key, entries, inputs=tuple(wheel.file for wheel in wheels))
+
+
+def installed_files(wheel: StoredWheel, environment: Environment) -> dict[str, str]:
+    """Path in the image → hash of each file of *wheel*, by its RECORD, and what its entry points call."""
+    with _open(wheel) as archive:
+        dist_info = _dist_info(archive, wheel)
+        data = dist_info.removesuffix(".dist-info") + ".data/"
+        found = {
+            _target(name, data, wheel, environment)[0]: str(record.hash_)
+            for name, record in _records(archive, wheel, dist_info).items()
+            if record.hash_ is not None
+        }
+        for entry in _entry_points(archive, dist_info, wheel, environment):
+            found[entry.path] = _content_hash(entry)
+    return found
 
 
 def _content_hash(entry: tar.Entry) -> str:
