@@ -1,7 +1,8 @@
 """Two wheels that fight over one path: which of them has it, told to the user.
 
 The rule is that of the layers (``docs/image-format.md``): what lies above wins, and within a layer the later name.
-Files with the same content are no fight; the ``__init__.py`` of a namespace that several wheels ship is the usual case."""
+Files with the same content are no fight: the ``__init__.py`` of a namespace that several wheels ship is the usual
+case."""
 
 from __future__ import annotations
 
