@@ -91,7 +91,9 @@ def sparse_model(place: Path, name: str, size: int, *, store: Store) -> Model:
     return Model(path=f"models/checkpoints/{name}", sha256=sha256, size=size, layer_digest=digest, sources=())
 
 
-def make_scene(place: Path, *, models: Sequence[Model], wheels: int = 20, base_size: int = 0, node: str = "one") -> Scene:
+def make_scene(
+    place: Path, *, models: Sequence[Model], wheels: int = 20, base_size: int = 0, node: str = "one"
+) -> Scene:
     """All but the models, which lie below *place* already. Again with another *node*, only the node is new."""
     mirrors = Mirrors({COMFYUI: str(place / "ComfyUI"), NODE: str(place / "node")})
     store = Store(place / "locking")
@@ -102,7 +104,9 @@ def make_scene(place: Path, *, models: Sequence[Model], wheels: int = 20, base_s
     ):
         commit = make_repository(place / name, files)
         tree = fetch_tree(url, commit, store=store, mirrors=mirrors)
-        pins.append(GitTree(name=name, url=url, commit=commit, tree_sha256=tree.tree_digest(), committed_at=1_700_000_000))
+        pins.append(
+            GitTree(name=name, url=url, commit=commit, tree_sha256=tree.tree_digest(), committed_at=1_700_000_000)
+        )
     pack, settings = place / "scene.cpack.zip", place / "scene.cpack.yaml"
     if not (place / "base.oci").exists():
         _make_base(place, base_size)

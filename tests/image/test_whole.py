@@ -13,13 +13,16 @@ import pytest
 
 from cpack_build.errors import BadInput, HashMismatch
 from cpack_build.fetch.store import Store
+from cpack_build.image.base import Base
 from cpack_build.image.build import build
+from cpack_build.image.layer import text
 from cpack_build.lock.wheels import wheels_of
 from cpack_build.oci.engines import DockerEngine
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.reference import parse_reference
 from tests.engines import Docker
 from tests.image.small import gathered, make_parts
+from tests.oci.images import BrokenBlob, layer
 
 
 @pytest.mark.docker
@@ -83,6 +86,15 @@ def test_a_file_that_changes_after_it_was_hashed_spoils_no_later_build(tmp_path:
     fresh = Store(tmp_path / "fresh")
     with build(lock, gathered(tmp_path, lock, store=fresh), store=fresh) as image:
         assert image.digest == after
+
+
+def test_the_base_s_accounts_are_read_from_its_layers_once(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    whole = layer([text("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"), text("etc/group", b"caf\xe9:x:1:\n")])
+    expected = (b"root:x:0:0::/root:/bin/sh\n", b"caf\xe9:x:1:\n")
+    assert Base({}, (whole,), store).accounts() == expected
+    unread = BrokenBlob(whole.descriptor, b"", AssertionError("read again"))
+    assert Base({}, (unread,), Store(tmp_path / "store")).accounts() == expected
 
 
 def test_a_flipped_bit_in_the_store_never_gets_into_an_image(tmp_path: Path) -> None:
