@@ -27,6 +27,7 @@ from installer.utils import parse_entrypoints, parse_metadata_file
 from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
 from cpack_build.fetch.store import StoredFile
 from cpack_build.image.bytecode import Compiler, identity, sources_of
+from cpack_build.image.inflate import member_chunks
 from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, safe_path, symlink, text
 from cpack_build.oci import tar
 
@@ -328,11 +329,10 @@ class _Member:
             raise BadInput(f"{self.wheel}: RECORD uses the unknown hash {expected.name!r}.") from error
         try:
             count = 0
-            with self.archive.open(self.info) as file:
-                while chunk := file.read(_CHUNK):
-                    hasher.update(chunk)
-                    count += len(chunk)
-                    yield chunk
+            for chunk in member_chunks(self.archive, self.info):
+                hasher.update(chunk)
+                count += len(chunk)
+                yield chunk
             if count != self.size:
                 raise EOFError(f"it has {count} bytes, and {self.size} were announced")
         except _BROKEN as error:
