@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
-from cpack_build.fetch.git import Tree
 from cpack_build.fetch.store import Store, StoredFile
+from cpack_build.fetch.tree import Tree
 from cpack_build.image.app import app_layer
 from cpack_build.image.base import Base
 from cpack_build.image.budget import allot
@@ -32,16 +32,14 @@ from cpack_build.lock.schema import (
     ArchiveInterpreter,
     BaseImage,
     DebInterpreter,
-    GitTree,
     Lock,
-    RegistryNode,
 )
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelLayer
-from cpack_build.oci.types import Blob, Image
+from cpack_build.oci.types import Blob, BytesBlob, Image
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["Materials", "build", "compiler_identity", "layers_of"]
+__all__ = ["FORMATS", "Materials", "build", "compiler_identity", "layers_of"]
 
 _WORKERS = os.cpu_count() or 1
 
@@ -60,7 +58,7 @@ class Materials:
     wheels: tuple[StoredWheel, ...]
     comfyui: Tree
     nodes: tuple[Tree, ...]
-    """In the order of ``lock.nodes``, then of ``lock.registry_nodes``."""
+    """In the order of ``lock.custom_nodes``."""
     models: Mapping[str, StoredFile]
     """sha256 → file."""
     documents: Mapping[str, bytes]
@@ -68,8 +66,10 @@ class Materials:
 
 
 @contextmanager
-def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress = SILENT) -> Iterator[Image]:
-    """The image of *lock*, for as long as the context lasts: publish it there.
+def build(
+    lock: Lock, materials: Materials, *, store: Store, workers: int = _WORKERS, progress: Progress = SILENT
+) -> Iterator[Image]:
+    """The image of *lock*, for as long as the context lasts: publish it there. Up to *workers* layers are made at once.
 
     Reads what has not been measured before. Writes no layer, only the store's memo and bytecode.
     """
@@ -78,16 +78,19 @@ def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress 
         cache = None
         if lock.base.kind == "scratch":
             cache = stored_cache(materials.system, materials.interpreter_debs, store=store)
-        parts = layers_of(lock, materials, store=store, compiler=compiler, base_layers=base_layers, loader_cache=cache)
+        form = FORMATS[lock.image_revision]
+        parts = form.layers(
+            lock, materials, store=store, compiler=compiler, base_layers=base_layers, loader_cache=cache
+        )
         recipes = [part for part in parts if isinstance(part, Recipe)]
-        with working(_WORKERS, progress) as (pool, reports):
+        with working(workers, progress) as (pool, reports):
             layers = pool.map(lambda recipe: recipe.measured(store, progress=reports), recipes)
             measured = dict(zip((recipe.key for recipe in recipes), layers, strict=True))
         ours = [measured[part.key] if isinstance(part, Recipe) else part for part in parts]
         base = materials.base
         below: tuple[Blob, ...] = base.layers if base is not None else ()
         every: tuple[Blob, ...] = (*below, *ours)
-        config = image_config(
+        config = form.config(
             lock,
             history=[_history(layer) for layer in ours],
             diff_ids=[layer.descriptor.digest for layer in every],
@@ -96,7 +99,7 @@ def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress 
         own = {recipe.inputs[0].sha256 for recipe in recipes if recipe.kind == "wheel"}
         for note in overlaps(materials.wheels, own=own, store=store):
             progress.note(note)
-        yield Image(image_manifest(lock, config=config, layers=every), config, every)
+        yield Image(form.manifest(lock, config=config, layers=every), config, every)
 
 
 @contextmanager
@@ -145,7 +148,7 @@ def layers_of(
     service = Environment(SERVICE_ENV, lock.interpreter.version, lock.interpreter.path)
     comfyui = Environment(COMFYUI_ENV, lock.interpreter.version, lock.interpreter.path)
     models = {model.sha256: model for model in sorted(lock.models, key=lambda model: model.sha256)}
-    pins: tuple[GitTree | RegistryNode, ...] = (*lock.nodes, *lock.registry_nodes)
+    pins = lock.custom_nodes
     allotted = allot(
         {wheel.sha256: wheel.size for wheel in materials.wheels},
         {sha256: model.size for sha256, model in models.items()},
@@ -189,9 +192,22 @@ def layers_of(
     parts.append(comfyui_layer(lock.comfyui, materials.comfyui, compiler=compiler))
     parts += [node_layer(pin, tree, compiler=compiler) for pin, tree in zip(pins, materials.nodes, strict=True)]
     accounts = materials.base.accounts() if materials.base is not None else None
-    documents = {**materials.documents, "cpack.lock": lock.to_bytes()}
+    documents = {**materials.documents, "cpack.lock": lock.carried.to_bytes()}
     parts.append(app_layer(lock.models, documents, base_accounts=accounts, loader_cache=loader_cache))
     return parts
+
+
+@dataclass(frozen=True)
+class Format:
+    """One revision of the image format. Those that there were stay, so that their locks stay buildable."""
+
+    layers: Callable[..., list[Recipe | ModelLayer]]
+    config: Callable[..., BytesBlob]
+    manifest: Callable[..., BytesBlob]
+
+
+FORMATS: Mapping[int, Format] = {1: Format(layers_of, image_config, image_manifest)}
+"""By the lock's ``image_revision``."""
 
 
 def _history(layer: ModelLayer | TarLayer) -> str:

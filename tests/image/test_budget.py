@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from cpack_build.fetch.git import Tree
 from cpack_build.fetch.store import Store
+from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import Base
 from cpack_build.image.budget import HEAVY, LAYER_BUDGET
 from cpack_build.image.build import Materials, layers_of

@@ -15,9 +15,9 @@ NOISE = random.Random(1)
 CONTENTS = {
     "empty": b"",
     "small": b"x",
-    "zeros": bytes(5 << 20),
-    "noise": NOISE.randbytes((3 << 20) + 17),
-    "text": b"".join(b"%d: a line of text\n" % number for number in range(200_000)),
+    "zeros": bytes(2 << 20),
+    "noise": NOISE.randbytes((1 << 20) + 17),
+    "text": b"".join(b"%d: a line of text\n" % number for number in range(100_000)),
 }
 
 
