@@ -16,6 +16,7 @@ from cpack_build.fetch.store import Store
 from cpack_build.image.base import Base
 from cpack_build.image.build import build
 from cpack_build.image.layer import text
+from cpack_build.image.plan import plan
 from cpack_build.lock.wheels import wheels_of
 from cpack_build.oci.engines import DockerEngine
 from cpack_build.oci.layout import write_layout
@@ -47,6 +48,22 @@ def test_an_image_of_300_models_runs_on_an_engine_with_few_layers(docker: Docker
     finally:
         docker("rmi", "--force", "cpack-many:v1", check=False)
     assert not [path for path in store.root.rglob("*") if path.name in {model.sha256 for model in lock.models}]
+
+
+def test_a_plan_of_many_models_is_what_is_built_then(tmp_path: Path) -> None:
+    lock = make_parts(tmp_path, models=range(1, 901, 3))
+    store = Store(tmp_path / "store")
+    materials = gathered(tmp_path, lock, store=store)
+    before = plan(lock, documents=materials.documents, store=store)
+    assert {layer.kind for layer in before if layer.is_known} == {"model"}
+    assert sum(layer.kind == "models" for layer in before) == 16
+    with build(lock, materials, store=store) as image:
+        below = len(image.layers) - len(before)
+        built = [layer.descriptor for layer in image.layers[below:]]
+    after = plan(lock, documents=materials.documents, store=store)
+    assert [(one.digest, one.size) for one in after[:-1]] == [(one.digest, one.size) for one in built[:-1]]
+    kinds = [one.annotations["io.cpack.layer.kind"] for one in built]
+    assert kinds == [layer.kind for layer in before]
 
 
 def test_a_build_killed_at_any_of_50_moments_leaves_nothing_wrong(tmp_path: Path) -> None:
