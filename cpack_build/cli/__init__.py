@@ -6,6 +6,7 @@ whole program as a function: arguments in, exit code out; no exception leaves it
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -99,6 +100,8 @@ def cli() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line *arguments* (without the program's name) and return its exit code (docs/exit-codes.md)."""
     try:
+        # Documents are checked by pydantic, which looks through all that is installed for plugins: a tenth of the time.
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         _end_as_with_ctrl_c()
         # Not standalone, click returns the code of ``ctx.exit`` ("differs" is 1), or what the verb returned: nothing.
         code = cli.main(args=list(arguments), prog_name="cpack-build", standalone_mode=False)
