@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.objectinfo import object_info_option, read_object_info
 from cpack_build.cli.options import terminal_options
 from cpack_build.cli.terminal import Terminal, amount, printable
 
@@ -36,9 +37,7 @@ _SHOWN = 30
 @click.option(
     "--editor-workflow", type=click.Path(path_type=Path), metavar="FILE", help="The same as the editor saves it."
 )
-@click.option(
-    "--object-info", type=click.Path(path_type=Path), metavar="FILE", help="ComfyUI's answer to /object_info."
-)
+@object_info_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="By default NAME.cpack.zip here.")
 @click.option("--model", "models", metavar="GLOB", multiple=True, help="Also these models: 'loras/*.safetensors'.")
 @click.option("--input", "inputs", metavar="GLOB", multiple=True, help="Also these files of input/.")
@@ -64,7 +63,7 @@ def pack(
     workspace: Path,
     workflow_file: Path,
     editor_workflow: Path | None,
-    object_info: Path | None,
+    object_info: str | None,
     output: Path | None,
     models: tuple[str, ...],
     inputs: tuple[str, ...],
@@ -84,7 +83,7 @@ def pack(
 
     WORKSPACE is the folder of a ComfyUI install; it need not run, and nothing of it is run.
     """
-    from cpack_build.cpack.workflowfile import open_workflow, read_json_file
+    from cpack_build.cpack.workflowfile import open_workflow
     from cpack_build.fetch.http import RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
@@ -92,7 +91,7 @@ def pack(
 
     store = Store()
     sources = Sources(Mirrors.parse(mirror), RequestsTransport(timeouts=(5.0, 20.0)))
-    info = read_json_file(object_info, what="/object_info") if object_info else None
+    info = read_object_info(object_info)
     given = open_workflow(workflow_file)
     api, notes = given.in_api_format(info)
     for note in notes:

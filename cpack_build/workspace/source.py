@@ -75,7 +75,8 @@ class Releases:
         """
         commit = commit or self.store.recall(_MEMO, version)
         if commit is None:
-            commit = named_commit(COMFYUI_URL, f"v{version}", mirrors=self.mirrors)
+            with self.progress.task(f"Asking for ComfyUI {version}", unit="releases"):
+                commit = named_commit(COMFYUI_URL, f"v{version}", mirrors=self.mirrors)
             self.store.remember(_MEMO, version, commit)
         tree = fetch_tree(
             COMFYUI_URL, commit, store=self.store, mirrors=self.mirrors, name="ComfyUI", progress=self.progress

@@ -12,6 +12,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from cpack_build.cpack.reader import read_pack
 from tests.cli.calling import Caller
+from tests.fetch.servers import serving_files
 from tests.workspace.installs import WORKFLOW, make_install
 
 
@@ -118,6 +119,14 @@ def test_a_drawing_is_converted_where_the_nodes_are_known(
     pack = read_pack(tmp_path / "upscale.cpack.zip")
     assert pack.workflow == drawing
     assert [item.name for item in pack.inputs] == ["input/example.png"]
+    with serving_files({"/object_info": json.dumps(known).encode()}) as comfyui:
+        seen = call("inspect", workflow, "--object-info", comfyui.url, "--json")
+        assert seen.code == 0, seen.err
+        assert seen.document["references"]["node_classes"] == ["CPackOutputImage", "LoadImage"]
+        wrong = call("inspect", workflow, "--object-info", f"{comfyui.url}/nowhere")
+        assert (wrong.code, "answered HTTP 404" in wrong.err) == (6, True)
+    gone = call("inspect", workflow, "--object-info", comfyui.url)
+    assert (gone.code, "does not answer" in gone.err) == (6, True)
 
 
 def test_a_picture_that_comfyui_made_is_packed_and_inspected(call: Caller, root: Path, tmp_path: Path) -> None:
