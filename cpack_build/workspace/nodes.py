@@ -143,6 +143,11 @@ def _folder_node(path: Path, name: str, disabled: bool) -> Node:
                 told = [f"{name} {note}." for note in git.notes]
                 if git.private:
                     told.append(f"{name} comes from {git.url}: whoever builds the pack needs access to it.")
+                if git.lfs and not disabled:
+                    told.append(
+                        f"{name} keeps files in Git LFS, of which its commit has only pointers: {_some(git.lfs)}. "
+                        f"--capture-node {name} packs the node with the files themselves."
+                    )
                 if git.changed:
                     told.append(f"{name} has uncommitted changes, captured as a patch: {_some(git.changed)}.")
                 return Node(name, "git", disabled, git=git, notes=tuple(told))
