@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +54,9 @@ _SHOWN = 30
 )
 @click.option("--mirror", metavar="PREFIX=PREFIX", help="Ask the second instead of the first.", multiple=True)
 @click.option(
-    "--offline", is_flag=True, help="Ask nobody: neither where models can be had, nor for a ComfyUI's release."
+    "--offline",
+    is_flag=True,
+    help="Ask nobody where models can be had, or what was published.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be packed; read no model, and write nothing.")
 @terminal_options
@@ -87,7 +88,7 @@ def pack(
     from cpack_build.fetch.http import RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
-    from cpack_build.workspace import Releases, draft_pack, write_draft
+    from cpack_build.workspace import Upstream, draft_pack, write_draft
 
     store = Store()
     sources = Sources(Mirrors.parse(mirror), RequestsTransport(timeouts=(5.0, 20.0)))
@@ -101,7 +102,7 @@ def pack(
         workspace, api, workflow=drawing, object_info=info,
         python=python, extra_model_paths=extra_paths, models=models, inputs=inputs, all_models=all_models,
         exclude_nodes=exclude_node, capture_nodes=capture_node, comfyui_commit=comfyui_commit,
-        releases=Releases(store, replace(sources.mirrors, is_offline=offline), terminal.progress),
+        upstream=Upstream(store, sources, offline=offline, progress=terminal.progress),
         progress=terminal.progress,
     )  # fmt: skip
     target = output or Path(_name(workflow_file) + ".cpack.zip")

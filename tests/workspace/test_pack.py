@@ -13,9 +13,10 @@ import pytest
 
 from cpack_build.cpack.reader import read_pack
 from cpack_build.errors import BadInput, UnsafeInput, WorkflowError
+from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
-from cpack_build.workspace import Draft, Releases, draft_pack, write_draft
+from cpack_build.workspace import Draft, Upstream, draft_pack, write_draft
 from tests.fetch.repositories import git
 from tests.workspace.installs import HUB, WORKFLOW, make_git_node, make_install, make_registry_node
 
@@ -170,16 +171,16 @@ def test_a_comfyui_without_git_is_its_release_and_a_patch(root: Path, tmp_path: 
     git(upstream, "tag", "v0.3.64+standin")
     shutil.rmtree(root / ".git")
     mirrors = Mirrors({"https://github.com/comfyanonymous/ComfyUI": str(upstream)})
-    releases = Releases(Store(tmp_path / "s"), mirrors)
-    plain = draft_pack(root, WORKFLOW, releases=releases)
+    known = Upstream(Store(tmp_path / "s"), Sources(mirrors))
+    plain = draft_pack(root, WORKFLOW, upstream=known)
     assert (plain.source.commit, plain.source.patch, plain.source.files) == (commit, b"", ())
     (root / "nodes.py").write_text("changed\n")
     (root / "comfy/new.py").write_text("new\n")
     (root / "notes.txt").write_text("mine\n")
     (root / "protocol.py").unlink(missing_ok=True)
     # the store knows the release by now, so nobody need be asked
-    offline = Releases(Store(tmp_path / "s"), Mirrors(is_offline=True))
-    draft = draft_pack(root, WORKFLOW, releases=offline)
+    offline = Upstream(Store(tmp_path / "s"), Sources(), offline=True)
+    draft = draft_pack(root, WORKFLOW, upstream=offline)
     assert (draft.source.commit, draft.source.changed) == (commit, ("comfy/new.py", "nodes.py"))
     git(upstream, "apply", "-", stdin=draft.source.patch)
     assert (upstream / "nodes.py").read_text() == "changed\n"
