@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _OTHER_SHOWN = 5
-_OURS = ("comfyui/", "nodes/", "patches/")
 
 
 @click.command(epilog="Example: cpack-build inspect upscale.cpack.zip --json    (exit codes: docs/exit-codes.md)")
@@ -117,10 +116,14 @@ def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) 
 
 
 def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, everything: bool) -> list[str]:
+    from cpack_build.lock.captured import CAPTURED, has_comfyui
+
     snapshot = pack.snapshot
     chosen = [model for model in snapshot.models if everything or not model.disabled]
     nodes = [node for node in snapshot.nodes if everything or not node.disabled]
-    comfyui = snapshot.comfyui.commit[:12] if snapshot.comfyui else "not recorded"
+    comfyui = "in the pack" if has_comfyui(pack) else "not recorded"
+    if snapshot.comfyui is not None:
+        comfyui = snapshot.comfyui.commit[:12]
     lines = [
         f"{pack.path}  sha256 {pack.sha256[:12]}",
         f"  written as comfy-pack {pack.era} does",
@@ -161,7 +164,7 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
         lines += _table("Python packages", [(requirement, "", "") for requirement in snapshot.requirements])
     if pack.settings_text is not None:
         lines += ["  settings (cpack.yaml)", *(f"    {line}" for line in pack.settings_text.splitlines())]
-    unused = [name for name in pack.other if not name.startswith(_OURS)]
+    unused = [name for name in pack.other if not name.startswith(CAPTURED)]
     shown = unused if everything else unused[:_OTHER_SHOWN]
     if pack.extra:
         lines.append(f"  also in snapshot.json: {', '.join(sorted(pack.extra))} (--json shows it)")
@@ -173,9 +176,11 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
 
 def _held(pack: Pack) -> list[tuple[str, str, str]]:
     """Local nodes, patches and ComfyUI itself, as far as the pack holds them."""
+    from cpack_build.lock.captured import CAPTURED
+
     files: dict[str, int] = {}
     for name in pack.other:
-        if name.startswith(_OURS) and not (name.startswith("nodes/") and name.count("/") == 1):
+        if name.startswith(CAPTURED) and not (name.startswith("nodes/") and name.count("/") == 1):
             top = "/".join(name.split("/")[: 2 if name.startswith("nodes/") else 1])
             files[name if name.startswith("patches/") else top] = files.get(top, 0) + 1
     return [(name, "changes" if name.startswith("patches/") else f"{count} files", "") for name, count in files.items()]

@@ -146,8 +146,8 @@ def _folder_node(path: Path, name: str, disabled: bool, upstream: Upstream | Non
                     told.append(f"{name} comes from {git.url}: whoever builds the pack needs access to it.")
                 if git.lfs and not disabled:
                     told.append(
-                        f"{name} keeps files in Git LFS, of which its commit has only pointers: {_some(git.lfs)}. "
-                        f"--capture-node {name} packs the node with the files themselves."
+                        f"{name} keeps files in Git LFS, which are to come from its remote: {_some(git.lfs)}. "
+                        f"--capture-node {name} packs the node with these files."
                     )
                 if git.changed:
                     told.append(f"{name} has uncommitted changes, captured as a patch: {_some(git.changed)}.")

@@ -151,7 +151,7 @@ def test_an_lfs_file_in_place_of_its_pointer_is_no_change(root: Path) -> None:
     assert node.git is not None
     assert node.git.changed == ()
     assert node.git.lfs == ("m.bin", "other.bin")
-    assert "--capture-node node packs the node with the files themselves" in node.notes[-1]
+    assert "--capture-node node packs the node with these files" in node.notes[-1]
     (folder / "m.bin").write_bytes(b"Big content\n")
     changed = only(root).git
     assert changed is not None
