@@ -17,13 +17,11 @@ from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import BadInput
 from cpack_build.workspace.capture import COMPILED, SKIPPED, CapturedFile, captured
 from cpack_build.workspace.gitfolder import BrokenRepository, GitFolder, observe
-from cpack_build.workspace.place import Comfyui
+from cpack_build.workspace.place import OWN_NODES, Comfyui
 from cpack_build.workspace.upstream import Upstream
 
 __all__ = ["Node", "find_nodes"]
 
-_OWN_FILES = frozenset({"websocket_image_save.py"})
-"""Single-file nodes that come with ComfyUI itself."""
 _TOML_LIMIT = 1 << 20
 _UNPACKING = 5_000_000_000
 """Nanoseconds within which files and their list are of one installation."""
@@ -122,7 +120,7 @@ def _listed(folder: Path, notes: list[str]) -> list[Path]:
 
 
 def _file_node(path: Path, name: str, disabled: bool) -> Node:
-    if name in _OWN_FILES:
+    if name in OWN_NODES:
         return Node(name, "file", disabled)
     size = path.stat().st_size if path.is_file() else 0
     files = (CapturedFile(f"nodes/{name}", path, size),) if path.is_file() and os.access(path, os.R_OK) else ()

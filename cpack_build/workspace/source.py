@@ -20,7 +20,7 @@ from cpack_build.errors import BadInput, CpackError
 from cpack_build.workspace.capture import CapturedFile
 from cpack_build.workspace.gitfolder import changes_from, names_in, observe
 from cpack_build.workspace.gitprogram import BrokenRepository
-from cpack_build.workspace.place import Comfyui
+from cpack_build.workspace.place import OWN_NODES, Comfyui
 from cpack_build.workspace.upstream import Upstream
 
 __all__ = ["Source", "find_source"]
@@ -89,7 +89,7 @@ def find_source(comfyui: Comfyui, *, commit: str | None = None, upstream: Upstre
             return _compared(comfyui, repository, found, tracked=tracked, broken=broken)
         except (CpackError, BrokenRepository) as error:
             why = str(error).rstrip(".")
-    content, files = _content(comfyui.root)
+    content, files = _content(comfyui, tracked)
     if commit is not None:
         return Source(comfyui.version, commit, content=content, count=len(files), tracked=tracked)
     note = (
@@ -132,10 +132,12 @@ _CONFIGS = frozenset(
 )  # fmt: skip
 
 
-def _content(root: Path) -> tuple[str, tuple[CapturedFile, ...]]:
+def _content(comfyui: Comfyui, tracked: frozenset[str]) -> tuple[str, tuple[CapturedFile, ...]]:
     """sha256 over ``SHA256 SP PATH NUL`` of each of ComfyUI's own files, sorted by path; and the files."""
     digest, files = hashlib.sha256(), []
-    for name, path in sorted(_sources(root)):
+    own = {*tracked, *(f"custom_nodes/{name}" for name in OWN_NODES)}
+    among = [(name, comfyui.root / name) for name in own if (comfyui.root / name).is_file()]
+    for name, path in sorted([*_sources(comfyui.root), *among]):
         content = hashlib.sha256()
         try:
             with path.open("rb") as file:
