@@ -17,7 +17,7 @@ from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import Base
-from cpack_build.image.build import HEAVY, Materials, build, layers_of
+from cpack_build.image.build import Materials, build, layers_of
 from cpack_build.image.bytecode import Compiler, Interpreter, Launch
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.interpreter import archive_layer
@@ -32,7 +32,18 @@ from cpack_build.oci.modellayer import prefix
 from cpack_build.oci.types import LAYER, Blob, BytesBlob, Image, digest_of
 from tests.fetch.repositories import make_repository
 
-__all__ = ["GOLDEN", "INPUTS", "LOCK", "SERVICE_CODE", "described", "golden_lock", "read_trees"]
+__all__ = [
+    "DOCUMENTS",
+    "GOLDEN",
+    "INPUTS",
+    "LOCK",
+    "SERVICE_CODE",
+    "STANDIN",
+    "described",
+    "golden_lock",
+    "materials_from",
+    "read_trees",
+]
 
 _HERE = Path(__file__).parent
 INPUTS = _HERE / "inputs"
@@ -43,8 +54,8 @@ SERVICE_CODE = {"cpack_build/__init__.py": b"", "cpack_build/serve/__main__.py":
 _BASE = BytesBlob(
     LAYER, b"".join(tar.stream([tar.Entry("etc/passwd", "file", content=tar.BytesContent(b"root:x:0:0::/:/\n"))]))
 )
-_DOCUMENTS = {"workflow_api.json": b"{}", "snapshot.json": b"{}"}
-_STANDIN = r"""
+DOCUMENTS = {"workflow_api.json": b"{}", "snapshot.json": b"{}"}
+_COMPILER = r"""
 import hashlib, struct, sys
 read, write = sys.stdin.buffer.read, sys.stdout.buffer.write
 write(struct.pack("<II", 3, 11))
@@ -98,9 +109,7 @@ def described(inputs: Path, store: Store, *, workers: int = 2) -> dict[str, Any]
     """What the golden images are: their IDs, the digests of their manifests plain and compressed, and of each layer its
     digest and its entries as lines of text."""
     lock = golden_lock()
-    with _repositories() as repositories:
-        trees = {name: _tree(name, *made, store) for name, made in repositories.items()}
-        materials = _materials(lock, inputs, trees)
+    with materials_from(inputs, store) as materials:
         base = Base(
             {"config": {"Env": ["PATH=/base/bin", "KEPT=1"]}, "history": [{"created_by": "the base"}]}, (_BASE,)
         )
@@ -119,7 +128,7 @@ def described(inputs: Path, store: Store, *, workers: int = 2) -> dict[str, Any]
         with build(over, Materials(**above), store=store, workers=workers) as image:
             found["images"]["over a base"] = _summary(image, store, workers)
             found["layers"]["app over a base"] = _layer(image.layers[-1])
-        with Compiler(Interpreter("3.11", "a stand-in", _standin), store) as compiler:
+        with Compiler(STANDIN, store) as compiler:
             for part in layers_of(lock, materials, store=store, compiler=compiler):
                 if isinstance(part, Recipe) and part.kind != "app":
                     layer = part.measured(store)
@@ -127,6 +136,14 @@ def described(inputs: Path, store: Store, *, workers: int = 2) -> dict[str, Any]
         found["layers"]["interpreter archive"] = _layer(_archive(inputs, store))
         found["layers"]["model of 9 GiB, its first 4096 bytes"] = {"digest": digest_of(prefix("0" * 64, 9 << 30))}
     return found
+
+
+@contextmanager
+def materials_from(inputs: Path, store: Store) -> Iterator[Materials]:
+    """What :func:`golden_lock` names, from the folder *inputs*."""
+    with _repositories() as repositories:
+        trees = {name: _tree(name, *made, store) for name, made in repositories.items()}
+        yield _materials(golden_lock(), inputs, trees)
 
 
 def _materials(lock: Lock, inputs: Path, trees: dict[str, Tree]) -> Materials:
@@ -141,7 +158,7 @@ def _materials(lock: Lock, inputs: Path, trees: dict[str, Tree]) -> Materials:
         return tuple(
             StoredWheel(
                 wheel.name, wheel.version, wheel.filename, wheel.sha256, inputs / wheel.filename,
-                HEAVY if wheel.name == "heavy" else 1,
+                wheel.size or 0,
             )
             for wheel in wheels_of(environment)
         )  # fmt: skip
@@ -157,13 +174,16 @@ def _materials(lock: Lock, inputs: Path, trees: dict[str, Tree]) -> Materials:
         comfyui=trees["ComfyUI"],
         nodes=(trees["node"],),
         models={model.sha256: inputs / "tiny.safetensors" for model in lock.models},
-        documents=_DOCUMENTS,
+        documents=DOCUMENTS,
     )
 
 
 @contextmanager
 def _standin() -> Iterator[Launch]:
-    yield Launch((sys.executable, "-c", _STANDIN))
+    yield Launch((sys.executable, "-c", _COMPILER))
+
+
+STANDIN = Interpreter("3.11", "a stand-in", _standin)
 
 
 def _archive(inputs: Path, store: Store) -> TarLayer:
