@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
+from cpack_build.image.base import known_base_layers
 from cpack_build.image.build import FORMATS, Materials, compiler_identity
 from cpack_build.image.bytecode import Compiler, Interpreter
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.layer import Recipe
+from cpack_build.image.loader import stored_cache
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.form import recorded_compression
 from cpack_build.lock.schema import (
@@ -46,6 +48,7 @@ SHARED = {
     "service": "images of this cpack-build with the same Python",
     "wheel": "images with this wheel and the same Python",
     "model": "every image with this model",
+    "models": "images with the same small models in this group",
     "wheels": "images with the same other wheels and Python",
     "comfyui": "images with the same ComfyUI and Python",
     "node": "images with the same commit of the node, and Python",
@@ -90,8 +93,17 @@ def plan(lock: Lock, *, documents: Mapping[str, bytes], store: Store) -> list[Pl
     Over a base image the ``app`` layer counts as to be made: it holds the base's accounts, not looked up here.
     """
     with _never_started(lock, store) as compiler:
+        sketched = _sketched(lock, documents, store)
+        cache = None
+        if lock.base.kind == "scratch":
+            cache = stored_cache(sketched.system, sketched.interpreter_debs, store=store, is_made=False)
         parts = FORMATS[lock.image_revision].layers(
-            lock, _sketched(lock, documents, store), store=store, compiler=compiler
+            lock,
+            sketched,
+            store=store,
+            compiler=compiler,
+            base_layers=known_base_layers(lock.base, store=store),
+            loader_cache=cache,
         )
     layers = [_planned(part, lock, store) for part in parts]
     explained = []
@@ -118,12 +130,12 @@ def _planned(part: Recipe | ModelLayer, lock: Lock, store: Store) -> PlannedLaye
     if remembered is None or (part.kind == "app" and isinstance(lock.base, BaseImage)):
         return PlannedLayer(part.kind, part.name, None, None)
     digest, _, length = remembered.partition(" ")
-    return PlannedLayer(part.kind, part.name, int(length), digest, _compressed(digest, int(length), lock, store))
+    return PlannedLayer(part.kind, part.name, int(length), digest, _compressed(part, digest, int(length), lock, store))
 
 
-def _compressed(diff_id: str, size: int, lock: Lock, store: Store) -> int | None:
+def _compressed(part: Recipe, diff_id: str, size: int, lock: Lock, store: Store) -> int | None:
     how = recorded_compression(lock)
-    return size if how.algorithm == "none" else known_size(diff_id, how, store=store)
+    return size if how.algorithm == "none" or part.kind == "models" else known_size(diff_id, how, store=store)
 
 
 @contextmanager
@@ -159,12 +171,16 @@ def _sketched(lock: Lock, documents: Mapping[str, bytes], store: Store) -> Mater
         base=None,
         system=debs(lock.system),
         interpreter_debs=debs(interpreter.packages) if isinstance(interpreter, DebInterpreter) else (),
-        interpreter_archive=_NOWHERE if isinstance(interpreter, ArchiveInterpreter) else None,
+        interpreter_archive=(
+            StoredFile(_NOWHERE, interpreter.sha256, interpreter.size)
+            if isinstance(interpreter, ArchiveInterpreter)
+            else None
+        ),
         service_wheels=wheels(lock.service),
         service_code=dict(service_files()),
         wheels=wheels(lock.python),
         comfyui=tree(lock.comfyui),
         nodes=(*map(tree, lock.nodes), *map(tree, lock.registry_nodes)),
-        models={model.sha256: _NOWHERE for model in lock.models},
+        models={model.sha256: StoredFile(_NOWHERE, model.sha256, model.size) for model in lock.models},
         documents=documents,
     )

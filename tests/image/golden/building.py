@@ -14,7 +14,7 @@ from typing import Any
 
 from cpack_build.fetch.git import fetch_tree
 from cpack_build.fetch.mirrors import Mirrors
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import Base
 from cpack_build.image.build import Materials, build, layers_of
@@ -22,8 +22,18 @@ from cpack_build.image.bytecode import Compiler, Interpreter, Launch
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.interpreter import archive_layer
 from cpack_build.image.layer import Recipe, TarLayer
+from cpack_build.image.models import shared_layer
 from cpack_build.image.wheels import StoredWheel
-from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, BaseInterpreter, Deb, DebInterpreter, Lock, read_lock
+from cpack_build.lock.schema import (
+    ArchiveInterpreter,
+    BaseImage,
+    BaseInterpreter,
+    Deb,
+    DebInterpreter,
+    Lock,
+    Model,
+    read_lock,
+)
 from cpack_build.lock.wheels import wheels_of
 from cpack_build.oci import tar
 from cpack_build.oci.compressed import compressed_image, parse_compression
@@ -133,9 +143,21 @@ def described(inputs: Path, store: Store, *, workers: int = 2) -> dict[str, Any]
                 if isinstance(part, Recipe) and part.kind != "app":
                     layer = part.measured(store)
                     found["layers"][f"{_name(layer)}, with bytecode"] = _layer(layer)
+        found["layers"]["models"] = _layer(_shared(inputs).measured(store))
         found["layers"]["interpreter archive"] = _layer(_archive(inputs, store))
         found["layers"]["model of 9 GiB, its first 4096 bytes"] = {"digest": digest_of(prefix("0" * 64, 9 << 30))}
     return found
+
+
+def _shared(inputs: Path) -> Recipe:
+    """A layer that two models share."""
+    models, files = [], {}
+    for name in ("tiny.safetensors", "python.tar"):
+        path = inputs / name
+        sha256, size = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
+        models.append(Model(path=name, sha256=sha256, size=size, layer_digest=digest_of(b""), sources=()))
+        files[sha256] = StoredFile(path, sha256, size)
+    return shared_layer(3, models, files)
 
 
 @contextmanager
@@ -173,7 +195,9 @@ def _materials(lock: Lock, inputs: Path, trees: dict[str, Tree]) -> Materials:
         wheels=wheels(lock.python),
         comfyui=trees["ComfyUI"],
         nodes=(trees["node"],),
-        models={model.sha256: inputs / "tiny.safetensors" for model in lock.models},
+        models={
+            model.sha256: StoredFile(inputs / "tiny.safetensors", model.sha256, model.size) for model in lock.models
+        },
         documents=DOCUMENTS,
     )
 
@@ -192,7 +216,7 @@ def _archive(inputs: Path, store: Store) -> TarLayer:
         version="3.11", path="/opt/python/bin/python3.11", url="https://python.example/python.tar",
         sha256=hashlib.sha256(path.read_bytes()).hexdigest(), size=path.stat().st_size,
     )  # fmt: skip
-    return archive_layer(pin, path, store=store).measured(store)
+    return archive_layer(pin, StoredFile(path, pin.sha256, pin.size), store=store).measured(store)
 
 
 def _summary(image: Image, store: Store, workers: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from cpack_build.image.build import HEAVY
+from cpack_build.image.budget import HEAVY
 from cpack_build.lock.form import in_form
 from cpack_build.lock.schema import (
     Deb,
@@ -26,6 +26,7 @@ from cpack_build.lock.schema import (
 from cpack_build.lock.wheels import Wheel, pylock_text
 from cpack_build.oci.modellayer import hash_model
 from tests.image.golden.building import INPUTS, LOCK, SERVICE_CODE, read_trees
+from tests.image.test_loader import elf
 from tests.making import make_deb, member, record_hash
 
 __all__ = ["make_inputs"]
@@ -55,6 +56,7 @@ Architecture: all
 Maintainer: Nobody <nobody@x.example>
 Description: made for a test
 """
+_POSTINST = "#!/bin/sh\nupdate-alternatives --install /usr/bin/pager pager /bin/dash 50\n"
 _DEBS = {
     "base": [
         (member("./", tarfile.DIRTYPE, mode=0o755), b""),
@@ -62,7 +64,7 @@ _DEBS = {
         (member("./bin/dash", mode=0o755), b"#!dash\n"),
         (member("./bin/su", mode=0o4755), b"#!su\n"),
         (member("./etc/größe"), b"1\n"),
-        (member("./usr/lib/libtiny.so.1.0"), b"no ELF\n"),
+        (member("./usr/lib/libtiny.so.1.0"), elf("libtiny.so.1")),
         (member("./usr/lib/libtiny.so.1", tarfile.SYMTYPE, link="libtiny.so.1.0"), b""),
         (member("./usr/share/base-passwd/passwd.master"), b"root:*:0:0:root:/root:/bin/bash\n"),
         (member("./usr/share/base-passwd/group.master"), b"root:*:0:\n"),
@@ -86,7 +88,7 @@ def make_inputs() -> None:
     wheels = {name: _wheel(name, files) for name, files in _WHEELS.items()}
     debs = {}
     for name, members in _DEBS.items():
-        path = make_deb(INPUTS / f"{name}_1.0_all.deb", _CONTROL.format(name=name), members)
+        path = make_deb(INPUTS / f"{name}_1.0_all.deb", _CONTROL.format(name=name), members, postinst=_POSTINST)
         debs[name] = Deb(
             name=name, version="1.0", architecture="all", source="python3.11" if "python" in name else name,
             url=f"https://deb.example/{path.name}", sha256=_sha256(path), size=path.stat().st_size,
