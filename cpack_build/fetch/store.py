@@ -148,7 +148,10 @@ class Store:
                 os.fsync(file.fileno())
                 os.fchmod(file.fileno(), 0o444)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file.name, path)
+                with _held_folder(path.parent):
+                    # Another may have put it meanwhile: whoever has that one's stamp must not think that it changed.
+                    if not path.exists():
+                        os.replace(file.name, path)
         return StoredFile(path, actual, count, _stamp_at(path))
 
     @contextmanager
@@ -275,6 +278,17 @@ def _held_file(folder: Path) -> Any:
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # swept away by another run between the two lines above
+
+
+@contextmanager
+def _held_folder(folder: Path) -> Iterator[None]:
+    """*folder* against other threads and processes that hold it; the system lets go of it at a kill."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 @contextmanager

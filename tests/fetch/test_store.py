@@ -107,3 +107,18 @@ def test_many_threads_open_a_new_memo_at_once(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(use, range(8)))
+
+
+def test_a_blob_that_several_put_at_once_stays_the_one_that_it_was(tmp_path: Path) -> None:
+    """What both environments of an image need may be downloaded for both at once."""
+    store, together = Store(tmp_path), threading.Barrier(8)
+
+    def chunks() -> Iterator[bytes]:
+        yield b"content"
+        together.wait(30)
+
+    with ThreadPoolExecutor(8) as pool:
+        stored = list(pool.map(lambda _: store.put(chunks(), what="x"), range(8)))
+    assert len({file.stamp for file in stored}) == 1
+    for file in stored:
+        file.require_unchanged()
