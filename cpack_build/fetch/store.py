@@ -6,6 +6,7 @@ Under one root (``CPACK_HOME``, by default ``~/.cache/cpack-build``)::
     git/<hex>/            bare repositories, named by the hash of their URL
     tmp/                  what is being written, each held by a lock; renamed into place only when whole and verified
     partial/<hex>         downloads that may go on in another run (:mod:`.partial`)
+    pulled/<hex>          the same from registries, named by what they will be (:mod:`cpack_build.oci.partial`)
     rejected/<hex>        what came under another hash than promised, by its real one; never used
     leases/               what running processes use (:mod:`.leases`)
     memo.sqlite           what was computed once: file hashes by stat, digests by recipe (:mod:`.memo`)
