@@ -8,7 +8,6 @@ Specification: distribution-spec v1.1, "Pull".
 
 from __future__ import annotations
 
-import http.client
 import re
 import time
 from collections.abc import Iterator
@@ -123,6 +122,8 @@ def _unwanted(response: requests.Response, start: int) -> int | None:
 
 def _pieces(response: requests.Response) -> Iterator[bytes]:
     """The body as it comes. Raises :class:`_Broken`, also for one that only drips."""
+    from http.client import HTTPException
+
     from urllib3.exceptions import HTTPError, ReadTimeoutError
 
     began, count = time.monotonic(), 0
@@ -131,7 +132,7 @@ def _pieces(response: requests.Response) -> Iterator[bytes]:
             chunk = response.raw.read1(CHUNK, decode_content=False)
         except ReadTimeoutError as error:
             raise _Broken("no answer in time") from error
-        except (HTTPError, OSError, http.client.HTTPException) as error:
+        except (HTTPError, OSError, HTTPException) as error:
             raise _Broken("the connection broke") from error
         if not chunk:
             return
