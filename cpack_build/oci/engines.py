@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import takewhile
 from tempfile import TemporaryFile
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 from cpack_build.errors import CpackError, EngineFailed, HashMismatch, StorageError, ToolMissing
 from cpack_build.oci.archive import archive_size, stream_archive
@@ -35,6 +35,7 @@ class Engine(Protocol):
     """A place that keeps images and runs containers."""
 
     title: ClassVar[str]
+    program: ClassVar[str]
 
     def require(self) -> None:
         """Raise :class:`ToolMissing`, with what to do, unless the engine is here and answers."""
@@ -47,6 +48,12 @@ class Engine(Protocol):
 
     def image_id(self, name: Reference | str) -> str | None:
         """``sha256:<hex>`` of the image that the engine has under *name*, or ``None``."""
+
+    def config_of(self, name: Reference) -> dict[str, Any] | None:
+        """The part of an image's config that ``run`` reads (config.md, "config"), or ``None`` without such an image."""
+
+    def is_running(self, container: str) -> bool:
+        """Whether the container of that name runs."""
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that has the engine do *arguments* (``run``, ``--rm``, …)."""
@@ -90,6 +97,17 @@ class _CommandEngine:
             r"(?:sha256:)?([0-9a-f]{64})", self._ask("image", "inspect", "--format", "{{.Id}}", stored) or ""
         )
         return f"sha256:{found.group(1)}" if found else None
+
+    def config_of(self, name: Reference) -> dict[str, Any] | None:
+        said = self._ask("image", "inspect", "--format", "{{json .Config}}", name.tagged)
+        try:
+            config = json.loads(said) if said else None
+        except ValueError:
+            return {}
+        return config if isinstance(config, dict) else None if said is None else {}
+
+    def is_running(self, container: str) -> bool:
+        return self._ask("container", "inspect", "--format", "{{.State.Running}}", container) == "true"
 
     def load(self, image: Image, name: Reference, *, progress: Progress = SILENT) -> None:
         self.require()
