@@ -82,7 +82,6 @@ def test_docker_runs_what_lies_in_a_registry_detached(
     assert call("run", f"docker:{name}", "-d", "--json").code == 0
     for container in docker("ps", "-q").stdout.split():
         docker("stop", "--time", "1", container)
-    assert docker("ps", "-aq").stdout == ""
 
 
 @pytest.mark.podman
