@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cpack_build.cli.delivery import choose, deliver
-from cpack_build.cli.lock import lock_beside, make_lock, write_lock
+from cpack_build.cli.lock import lock_beside, make_locks, write_locks
 from cpack_build.cli.options import (
     Chosen,
     documents_of,
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
     from cpack_build.cpack.settings import Settings
     from cpack_build.fetch.http import Sources
     from cpack_build.lock.schema import Lock
+    from cpack_build.oci.compressed import Compression
     from cpack_build.oci.reference import Reference
-    from cpack_build.oci.types import Image
+    from cpack_build.oci.types import Image, ImageIndex
+    from cpack_build.progress import Progress
 
 __all__ = ["image"]
 
@@ -93,20 +95,19 @@ def image(
     """
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import UsageError
-    from cpack_build.fetch.store import Store
     from cpack_build.lock.form import compression_of, in_form
-    from cpack_build.oci.compressed import compressed_image
     from cpack_build.oci.engines import open_engine
     from cpack_build.oci.reference import EngineName, Reference
+    from cpack_build.oci.types import ImageIndex
 
     read = read_pack(pack)
     read.served()
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
-    found = _find_lock(read, settings, path, must=locked or lock_file is not None)
+    found = _find_locks(read, settings, path, must=locked or lock_file is not None)
     if found is not None:
-        found = in_form(found, revision=format_revision)
+        found = tuple(in_form(lock, revision=format_revision) for lock in found)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
     options = PushOptions(**flags)
@@ -123,10 +124,10 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        made = make_lock(read, form, sources=chosen.sources(settings), terminal=terminal)
-        found = in_form(made, revision=format_revision)
-        write_lock(found, path)
-    how = compression_of(found, instead=compression) if targets else None
+        made = make_locks(read, form, sources=chosen.sources(settings), terminal=terminal)
+        found = tuple(in_form(lock, revision=format_revision) for lock in made)
+        write_locks(found, path)
+    how = compression_of(found[0], instead=compression) if targets else None
     sources = chosen.sources(settings)
     with _built(found, read, settings, sources=sources, trust=trust, terminal=terminal) as built:
         for destination in destinations:
@@ -134,37 +135,61 @@ def image(
                 deliver(built, destination, progress=terminal.progress)
         packed = built
         if how is not None:
-            packed = compressed_image(built, how, store=Store(), progress=terminal.progress)
+            packed = _compressed(built, how, progress=terminal.progress)
             tell_of_zstd(packed, terminal)
-        done = options.push(packed, targets, access=access, mount_from=_base_of(found), terminal=terminal)
+        bases = [name for lock in found for name in _base_of(lock)]
+        done = options.push(packed, targets, access=access, mount_from=bases, terminal=terminal)
         terminal.result(
             {
-                "image_id": built.id,
-                "digest": built.digest,
-                "platform": built.platform,
-                "size": built.size,
-                "layers": len(built.layers),
+                **_document(built),
                 "lock": str(path),
                 "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],
                 **({"compression": str(how), **done.document()} if targets else {}),
             }
         )
-        terminal.say(f"{built.id}  {amount(built.size, None, 'B')} in {len(built.layers)} layers, {built.platform}")
+        for one in built.images if isinstance(built, ImageIndex) else (built,):
+            terminal.say(f"{one.id}  {amount(one.size, None, 'B')} in {len(one.layers)} layers, {one.platform}")
+        if isinstance(built, ImageIndex):
+            terminal.say(f"{built.digest}  {amount(built.size, None, 'B')}, the index of all of them")
     done.say(terminal)
     for destination in destinations:
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
 
 
-def _find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool) -> Lock | None:
-    """The lock at *path* if it is there and fresh; ``None`` if it is not there and need not be."""
-    from cpack_build.lock.resolve import check_fresh
-    from cpack_build.lock.schema import load_lock
+def _compressed(built: Image | ImageIndex, how: Compression, *, progress: Progress) -> Image | ImageIndex:
+    from cpack_build.fetch.store import Store
+    from cpack_build.oci.compressed import compressed_image
+    from cpack_build.oci.types import ImageIndex
+
+    store = Store()
+    if not isinstance(built, ImageIndex):
+        return compressed_image(built, how, store=store, progress=progress)
+    return ImageIndex(tuple(compressed_image(image, how, store=store, progress=progress) for image in built.images))
+
+
+def _document(built: Image | ImageIndex) -> dict[str, Any]:
+    """What was built, for ``--json``: of an index, each of its images below ``images``."""
+    from cpack_build.oci.types import ImageIndex
+
+    if isinstance(built, ImageIndex):
+        return {"digest": built.digest, "size": built.size, "images": [_document(image) for image in built.images]}
+    return {
+        "image_id": built.id,
+        "digest": built.digest,
+        "platform": built.platform,
+        "size": built.size,
+        "layers": len(built.layers),
+    }
+
+
+def _find_locks(pack: Pack, settings: Settings, path: Path, *, must: bool) -> tuple[Lock, ...] | None:
+    """The wanted locks at *path*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
+    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.schema import load_locks
 
     if not path.exists() and not must:
         return None
-    lock = load_lock(path)
-    check_fresh(lock, pack, settings, name=path)
-    return lock
+    return check_all_fresh(load_locks(path), pack, settings, name=path)
 
 
 def _base_of(lock: Lock) -> list[Reference]:
@@ -180,22 +205,27 @@ def _base_of(lock: Lock) -> list[Reference]:
 
 @contextmanager
 def _built(
-    lock: Lock, pack: Pack, settings: Settings, *, sources: Sources, trust: bool, terminal: Terminal
-) -> Iterator[Image]:
-    """The image, for as long as the context lasts."""
+    locks: Sequence[Lock], pack: Pack, settings: Settings, *, sources: Sources, trust: bool, terminal: Terminal
+) -> Iterator[Image | ImageIndex]:
+    """The image, or for several platforms the index of images, for as long as the context lasts."""
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.gather import gather
+    from cpack_build.oci.types import ImageIndex
 
     store = Store()
-    materials = gather(
-        lock,
-        documents=documents_of(pack),
-        places=places_of(settings),
-        store=store,
-        sources=sources,
-        trust=trust,
-        progress=terminal.progress,
-    )
-    with build(lock, materials, store=store, progress=terminal.progress) as image:
-        yield image
+    with ExitStack() as stack:
+        images = []
+        for lock in locks:
+            materials = gather(
+                lock,
+                documents=documents_of(pack),
+                pack=pack,
+                places=places_of(settings),
+                store=store,
+                sources=sources,
+                trust=trust,
+                progress=terminal.progress,
+            )
+            images.append(stack.enter_context(build(lock, materials, store=store, progress=terminal.progress)))
+        yield images[0] if len(images) == 1 else ImageIndex(tuple(images))

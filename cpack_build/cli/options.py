@@ -66,7 +66,8 @@ class Chosen:
         from cpack_build.fetch.mirrors import Mirrors
 
         transport = Offline() if offline else RequestsTransport()
-        return Sources(Mirrors(settings.mirrors, offline), transport, access_of(self.insecure, self.ca))
+        registries = access_of(self.insecure, self.ca)
+        return Sources(Mirrors(settings.mirrors, offline), transport, registries=registries)
 
 
 def access_of(insecure: Sequence[str], ca: Path | None, *, own: str | None = None) -> Access:
@@ -234,7 +235,10 @@ def settings_options(function: F) -> F:
         click.option("--extra-index-url", metavar="URL", help="One more index of Python packages.", multiple=True),
         click.option("--base", metavar="IMAGE", help="The image to build upon: scratch, oci:DIR or a reference."),
         click.option(
-            "--platform", type=click.Choice(["linux/amd64", "linux/arm64"]), help="By default this machine's."
+            "--platform",
+            metavar="NAME[,NAME]",
+            callback=_platforms,
+            help="linux/amd64, linux/arm64 or both; by default those of the lock that is there, else this machine's.",
         ),
         click.option(
             "--target", metavar="NAME", help="cpu, cuda12.8, rocm6.4, …: by default what the pack's torch is for."
@@ -244,6 +248,13 @@ def settings_options(function: F) -> F:
         click.option("--exclude-node", metavar="NAME", help="Leave a custom node out.", multiple=True),
     )
     return cast("F", _decorated(access_options(wrapped), options))
+
+
+def _platforms(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    for name in value.split(",") if value is not None else ():
+        if name.strip() not in ("linux/amd64", "linux/arm64"):
+            raise click.BadParameter(f"{name!r} is not one of linux/amd64, linux/arm64.", context, parameter)
+    return value
 
 
 def absolute(place: str) -> str:

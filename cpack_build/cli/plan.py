@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,7 @@ from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
     from cpack_build.image.plan import PlannedLayer
+    from cpack_build.lock.schema import Lock
 
 __all__ = ["plan"]
 
@@ -40,40 +41,60 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
     from cpack_build.cpack.reader import read_pack
     from cpack_build.fetch.store import Store
     from cpack_build.image.plan import plan as planned
-    from cpack_build.lock.form import recorded_compression
-    from cpack_build.lock.resolve import check_fresh
-    from cpack_build.lock.schema import BaseImage, load_lock
+    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.schema import load_locks
 
     read = read_pack(pack)
     path = lock_file or lock_beside(pack)
-    lock = load_lock(path)
-    check_fresh(lock, read, chosen.settings(read), name=path)
-    layers = planned(lock, documents=documents_of(read), store=Store())
-    base = f"{lock.base.reference}@{lock.base.digest}" if isinstance(lock.base, BaseImage) else "scratch"
-    how = recorded_compression(lock)
-    terminal.result(
-        {
-            "lock": str(path),
-            "platform": lock.platform,
-            "base": base,
-            "compression": str(how),
-            "layers": [vars(layer) | {"known": layer.is_known, "shared": layer.shared} for layer in layers],
-        }
-    )
+    locks = check_all_fresh(load_locks(path), read, chosen.settings(read), name=path)
+    plans = [(lock, planned(lock, documents=documents_of(read), store=Store())) for lock in locks]
+    documents = [_document(lock, layers) for lock, layers in plans]
+    terminal.result({"lock": str(path), **(documents[0] if len(documents) == 1 else {"platforms": documents})})
     if terminal.json:
         return
-    terminal.say(f"{path}: {lock.platform}, over {base}, from the bottom:")
+    for lock, layers in plans:
+        for line in _lines(path, lock, layers, explain=explain):
+            terminal.say(line)
+    if len(plans) > 1:
+        digests = [{layer.digest for layer in layers if layer.digest} for _, layers in plans]
+        common = set.intersection(*digests)
+        size = sum(layer.size or 0 for layer in plans[0][1] if layer.digest in common)
+        terminal.say(f"{len(common)} known layers ({amount(size, None, 'B')}) are the same on every platform.")
+
+
+def _base(lock: Lock) -> str:
+    from cpack_build.lock.schema import BaseImage
+
+    return f"{lock.base.reference}@{lock.base.digest}" if isinstance(lock.base, BaseImage) else "scratch"
+
+
+def _document(lock: Lock, layers: list[PlannedLayer]) -> dict[str, Any]:
+    from cpack_build.lock.form import recorded_compression
+
+    return {
+        "platform": lock.platform,
+        "base": _base(lock),
+        "compression": str(recorded_compression(lock)),
+        "layers": [vars(layer) | {"known": layer.is_known, "shared": layer.shared} for layer in layers],
+    }
+
+
+def _lines(path: Path, lock: Lock, layers: list[PlannedLayer], *, explain: bool) -> Iterator[str]:
+    from cpack_build.lock.form import recorded_compression
+
+    yield f"{path}: {lock.platform}, over {_base(lock)}, from the bottom:"
     width = max(len(layer.name) for layer in layers)
-    terminal.say(f"{'kind':<12}{'name':<{width}}  {'size':>10}  {how.algorithm:>10}  {'state':<10}  the same in")
+    how = recorded_compression(lock).algorithm
+    yield f"{'kind':<12}{'name':<{width}}  {'size':>10}  {how:>10}  {'state':<10}  the same in"
     for layer in layers:
         state = "known" if layer.is_known else "to be made"
         sizes = f"{_size(layer.size):>10}  {_size(layer.compressed):>10}"
-        terminal.say(f"{layer.kind:<12}{layer.name:<{width}}  {sizes}  {state:<10}  {layer.shared}")
+        yield f"{layer.kind:<12}{layer.name:<{width}}  {sizes}  {state:<10}  {layer.shared}"
         if explain:
-            terminal.say(f"{'':<12}{_cost(layer, layers)}")
+            yield f"{'':<12}{_cost(layer, layers)}"
     made = sum(not layer.is_known for layer in layers)
     total = amount(sum(layer.size or 0 for layer in layers), None, "B")
-    terminal.say(f"{len(layers)} layers, {total} known, {made} to be made.")
+    yield f"{len(layers)} layers, {total} known, {made} to be made."
 
 
 def _size(count: int | None) -> str:

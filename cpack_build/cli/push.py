@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cpack_build.oci.push import Pushed
     from cpack_build.oci.reference import Reference
     from cpack_build.oci.transport import Access
-    from cpack_build.oci.types import Image
+    from cpack_build.oci.types import Image, ImageIndex
 
 __all__ = ["Done", "PushOptions", "access_for", "own_platform", "push", "registry_options", "tell_of_zstd"]
 
@@ -160,7 +160,7 @@ class PushOptions:
 
     def push(
         self,
-        image: Image,
+        image: Image | ImageIndex,
         targets: Sequence[Reference],
         *,
         access: Access,
@@ -171,21 +171,25 @@ class PushOptions:
         """Push *image* to *targets*, and attach to it in each repository what is to be attached."""
         from cpack_build.fetch.store import Store
         from cpack_build.oci.push import push as push_image
+        from cpack_build.oci.push import push_index
+        from cpack_build.oci.types import ImageIndex
 
         memo = Store()
         models = _models_for(image, self.places, dry_run=dry_run)
-        pushed = push_image(
-            image,
-            targets,
-            jobs=self.jobs,
-            blob_limit=None if self.blob_limit is None else self.blob_limit << 20,
-            layer_limit=self.layer_limit,
-            access=access,
-            mount_from=mount_from,
-            memo=memo,
-            dry_run=dry_run,
-            progress=terminal.progress,
-        )
+        options: dict[str, Any] = {
+            "jobs": self.jobs,
+            "blob_limit": None if self.blob_limit is None else self.blob_limit << 20,
+            "layer_limit": self.layer_limit,
+            "access": access,
+            "mount_from": mount_from,
+            "memo": memo,
+            "dry_run": dry_run,
+            "progress": terminal.progress,
+        }
+        if isinstance(image, ImageIndex):
+            pushed = push_index(image, targets, **options)
+        else:
+            pushed = push_image(image, targets, **options)
         places = {target.name: target for target in targets}.values() if not dry_run else ()
         attached = [one for place in places for one in self._attach(image, place, access, memo, terminal)]
         sources = [*targets, *mount_from]
@@ -193,7 +197,7 @@ class PushOptions:
         return Done(tuple(pushed), tuple(attached), tuple(made))
 
     def _attach(
-        self, image: Image, place: Reference, access: Access, memo: Store, terminal: Terminal
+        self, image: Image | ImageIndex, place: Reference, access: Access, memo: Store, terminal: Terminal
     ) -> tuple[Pushed, ...]:
         if not self.attach:
             return ()
@@ -249,7 +253,7 @@ class Done:
             terminal.say(f"  model {push_line(one)}")
 
 
-def _models_for(image: Image, places: list[Reference], *, dry_run: bool) -> tuple[ModelImage, ...]:
+def _models_for(image: Image | ImageIndex, places: list[Reference], *, dry_run: bool) -> tuple[ModelImage, ...]:
     """The models of *image*, if they are to go anywhere. Raises :class:`UsageError` when it has none."""
     if not places or dry_run:
         return ()
@@ -294,11 +298,12 @@ def access_for(targets: Sequence[Reference], *, insecure: Sequence[str], ca: Pat
     return access_of(insecure, ca, own=registries[0] if len(registries) == 1 else None)
 
 
-def tell_of_zstd(image: Image, terminal: Terminal) -> None:
+def tell_of_zstd(image: Image | ImageIndex, terminal: Terminal) -> None:
     """Say who cannot pull *image*."""
     from cpack_build.oci.compressed import takes_zstd
+    from cpack_build.oci.types import ImageIndex
 
-    if takes_zstd(image):
+    if any(map(takes_zstd, image.images if isinstance(image, ImageIndex) else [image])):
         terminal.progress.note("Docker before 23.0 cannot pull zstd layers; for it, push with --compression gzip.")
 
 

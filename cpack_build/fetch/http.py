@@ -9,31 +9,36 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.mirrors import Mirrors, local_path
 from cpack_build.fetch.store import CHUNK, Store, StoredFile
+from cpack_build.fetch.tuning import Tuning
 from cpack_build.fetch.urls import check_http, redact
 from cpack_build.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import requests
 
+    from cpack_build.fetch.places import Place
+
 __all__ = [
     "HttpTransport",
     "Offline",
+    "PostTransport",
     "RequestsTransport",
     "Response",
     "Sources",
     "adopt_verified",
     "download",
+    "local_file",
     "probe",
 ]
 
@@ -44,11 +49,15 @@ _LONGEST_WAIT = 60.0
 
 @dataclass(frozen=True)
 class Response:
-    """An answer under way: *headers* with lower-case names; *chunks* raises ``ConnectionError`` when it breaks off."""
+    """An answer under way: *headers* with lower-case names; *chunks* raises ``ConnectionError`` when it breaks off.
+
+    *url* is where the redirects ended, if there were any.
+    """
 
     status: int
     headers: Mapping[str, str]
     chunks: Iterator[bytes]
+    url: str = ""
 
 
 class HttpTransport(Protocol):
@@ -60,6 +69,13 @@ class HttpTransport(Protocol):
     """
 
     def get(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]: ...
+
+
+@runtime_checkable
+class PostTransport(HttpTransport, Protocol):
+    """One that can also send a document, as few questions need it."""
+
+    def post(self, url: str, body: bytes, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]: ...
 
 
 class RequestsTransport:
@@ -81,14 +97,20 @@ class RequestsTransport:
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         return session
 
+    def get(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
+        return self._send("GET", url, None, headers)
+
+    def post(self, url: str, body: bytes, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
+        return self._send("POST", url, body, headers)
+
     @contextmanager
-    def get(self, url: str, *, headers: Mapping[str, str]) -> Iterator[Response]:
+    def _send(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Iterator[Response]:
         import requests
         from urllib3.exceptions import HTTPError
 
         asked = {"User-Agent": "cpack-build", "Accept-Encoding": "identity", **headers}
         try:
-            answer = self._session().get(url, headers=asked, stream=True, timeout=self._timeouts)
+            answer = self._session().request(method, url, data=body, headers=asked, stream=True, timeout=self._timeouts)
         except requests.exceptions.InvalidSchema:
             raise UnsafeInput(f"{redact(url)} leads to something that is no http(s) URL.") from None
         except requests.exceptions.TooManyRedirects:
@@ -100,12 +122,15 @@ class RequestsTransport:
 
         def chunks() -> Iterator[bytes]:
             try:
-                yield from answer.raw.stream(CHUNK, decode_content=True)
+                # What has come, without waiting for a whole chunk: a connection that breaks then loses nothing.
+                while chunk := answer.raw.read1(CHUNK, decode_content=True):
+                    yield chunk
             except (HTTPError, OSError) as error:
                 raise ConnectionError(_reason(error)) from error
 
         with answer:
-            yield Response(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, chunks())
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            yield Response(answer.status_code, headers, chunks(), answer.url if answer.history else "")
 
 
 class Offline:
@@ -120,10 +145,13 @@ class Offline:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where bytes come from: the user's mirrors, and the transports."""
+    """Where bytes come from: the user's mirrors, the transports and how they are used, and *further* places that may
+    have files (registries), asked before the addresses that a document names."""
 
     mirrors: Mirrors = field(default_factory=Mirrors)
     http: HttpTransport = field(default_factory=RequestsTransport)
+    tuning: Tuning = field(default_factory=Tuning)
+    further: Sequence[Place] = ()
     registries: Any = None
     """How container registries are reached: an ``oci.transport.Access``, of which this room knows nothing."""
 
@@ -150,7 +178,7 @@ def download(
     name = what or redact(url)
     target = sources.mirrors.apply(url)
     if target != url and local_path(target) is not None:
-        path = _local_file(target)
+        path = local_file(target)
         if path is None:
             raise Unresolvable(
                 f"{redact(url)} is mapped to {redact(target.partition('?')[0])}, where no file is.",
@@ -170,7 +198,7 @@ def download(
                 task.advance(len(chunk))
                 yield chunk
 
-        return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size)
+        return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size, name=what)
 
 
 def probe(url: str, *, sources: Sources, what: str = "") -> None:
@@ -181,7 +209,7 @@ def probe(url: str, *, sources: Sources, what: str = "") -> None:
     """
     target = sources.mirrors.apply(url)
     if target != url and local_path(target) is not None:
-        if _local_file(target) is None:
+        if local_file(target) is None:
             raise Unresolvable(
                 f"{redact(url)} is mapped to {redact(target.partition('?')[0])}, where no file is.",
                 hint="Correct --mirror, or put the file there.",
@@ -199,7 +227,7 @@ def probe(url: str, *, sources: Sources, what: str = "") -> None:
         ) from error
 
 
-def _local_file(target: str) -> Path | None:
+def local_file(target: str) -> Path | None:
     """The file that a mapped URL leads to: as written, or as a server would read it (no query, ``%2b`` as ``+``)."""
     for spelling in (target, target.partition("?")[0], unquote(target.partition("?")[0].partition("#")[0])):
         path = local_path(spelling)
