@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import takewhile
 from tempfile import TemporaryFile
@@ -110,8 +111,10 @@ class _CommandEngine:
         return self._ask("container", "inspect", "--format", "{{.State.Running}}", container) == "true"
 
     def load(self, image: Image, name: Reference, *, progress: Progress = SILENT) -> None:
-        self.require()
         present = self._present(image)
+        if present is None:
+            self.require()  # Which says what is wrong.
+            present = frozenset()
         try:
             self._feed(image, name, progress, present)
         except EngineFailed:
@@ -131,9 +134,9 @@ class _CommandEngine:
                 f"The image {name.familiar} in {self.title}", expected=image.id, actual=loaded, hint="Load it again."
             )
 
-    def _present(self, image: Image) -> frozenset[str]:
-        """Digests of layers that need not be sent because the engine has them."""
-        return frozenset()
+    def _present(self, image: Image) -> frozenset[str] | None:
+        """Digests of layers that need not be sent because the engine has them; ``None`` if it does not answer."""
+        return None
 
     def _ask(self, *arguments: str) -> str | None:
         """What the engine answers, or ``None`` if it refuses."""
@@ -182,15 +185,23 @@ class DockerEngine(_CommandEngine):
         "or write the image elsewhere, for example with --output oci:DIR."
     )
 
-    def _present(self, image: Image) -> frozenset[str]:
+    def _present(self, image: Image) -> frozenset[str] | None:
         """The layers from the bottom up that some image in Docker has too.
 
         On its graph drivers Docker knows a layer by all those below it, and does not look for its file then (moby:
         image/tarexport/load.go). With containerd's store every blob is needed.
         """
-        if "containerd" in (self._ask("info", "--format", "{{.DriverStatus}}") or "containerd"):
+        if shutil.which(self.command()[0]) is None:
+            return None
+        # Each question is a process, so the two that do not wait for each other are asked at once.
+        questions = (("info", "--format", "{{.DriverStatus}}"), ("image", "ls", "--quiet", "--no-trunc"))
+        with ThreadPoolExecutor(len(questions)) as pool:
+            driver, listed_ids = pool.map(lambda words: self._ask(*words), questions)
+        if driver is None or listed_ids is None:
+            return None
+        if "containerd" in driver:
             return frozenset()
-        ids = sorted(set((self._ask("image", "ls", "--quiet", "--no-trunc") or "").split()))[:_IMAGES_ASKED]
+        ids = sorted(set(listed_ids.split()))[:_IMAGES_ASKED]
         listed = self._ask("image", "inspect", "--format", "{{json .RootFS.Layers}}", *ids) if ids else None
         wanted = json.loads(image.config.data)["rootfs"]["diff_ids"]
         common = 0
