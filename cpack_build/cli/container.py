@@ -1,6 +1,7 @@
-"""An image run by a local engine: loaded if it is elsewhere, started with the right flags, waited for, stopped again.
+"""``cpack-build run IMAGE --engine auto``: the image's service, in a container of a local engine, until Ctrl-C.
 
-It is a convenience over the engine's own ``run``: what is done is one command, which is shown.
+It is loaded if it is elsewhere, started with the flags that it needs, waited for, and stopped again: a convenience over
+the engine's own ``run``. What is done is one command, which is shown.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from secrets import token_hex
 from tempfile import TemporaryFile
 from typing import IO, TYPE_CHECKING, Any, Literal
 
+import click
+
+from cpack_build.cli.options import access_of, access_options, terminal_options
 from cpack_build.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
     from cpack_build.oci.transport import Access
     from cpack_build.oci.types import Image
 
-__all__ = ["RunOptions", "run_image"]
+__all__ = ["RunOptions", "contained", "run_image"]
 
 _PORT = 3000
 _POLL = 0.25
@@ -43,13 +47,56 @@ _KEPT_OUTPUT = 4 << 10
 class RunOptions:
     """How an image is to be run. *gpu* ``None`` means: if it wants one and there is one. *extra* goes to the engine."""
 
-    engine: Literal["docker", "podman"] | None = None
+    engine: Literal["auto", "docker", "podman"] = "auto"
     port: int | None = None
     gpu: bool | None = None
     detach: bool = False
     wait: float = 600
     """Seconds until the service must be ready."""
     extra: tuple[str, ...] = ()
+
+
+@click.command(
+    epilog="Example: cpack-build run oci:upscale.oci --engine auto --port 8080    (exit codes: docs/exit-codes.md)",
+)
+@click.argument("image")
+@click.argument("extra", nargs=-1, type=click.UNPROCESSED, metavar="[-- ENGINE OPTIONS]")
+@click.option(
+    "--engine", type=click.Choice(["auto", "docker", "podman"]), default="auto", help="auto: Docker if it answers."
+)
+@click.option("--port", type=click.IntRange(1, 65535), help="Of this machine; by default 3000, or a free one.")
+@click.option("--gpu/--no-gpu", default=None, help="By default if the image wants one and there is one.")
+@click.option("-d", "--detach", is_flag=True, help="Return as soon as it is ready, and let it run.")
+@click.option(
+    "--wait",
+    type=click.FloatRange(0),
+    default=600,
+    show_default=True,
+    metavar="SECONDS",
+    help="Until it must be ready.",
+)
+@access_options
+@terminal_options
+def contained(
+    image: str, extra: tuple[str, ...], insecure: tuple[str, ...], ca: Path | None, terminal: Terminal, **flags: Any
+) -> None:
+    """Run the service of IMAGE in a container: docker:NAME, podman:NAME, or one that is loaded first: oci:DIR,
+    oci-archive:FILE, docker-archive:FILE, a registry's reference. Its address is printed as soon as it is ready.
+    Ctrl-C stops and removes it.
+
+    What follows -- goes to the engine's own run: -- -e NAME=VALUE -v DIR:/data
+    """
+    from cpack_build.errors import UsageError
+    from cpack_build.oci.reference import Reference, parse_image_name
+
+    if Path(image).is_file():
+        raise UsageError(
+            f"{image} is a file.",
+            hint=f"Build its image with `cpack-build image {image}`; an archive is named docker-archive:FILE.",
+        )
+    name = parse_image_name(image)
+    own = name.registry if isinstance(name, Reference) else None
+    run_image(name, RunOptions(extra=extra, **flags), access=access_of(insecure, ca, own=own), terminal=terminal)
 
 
 def run_image(name: ImageName, options: RunOptions, *, access: Access, terminal: Terminal) -> None:
@@ -97,7 +144,7 @@ def _in_engine(
     if isinstance(name, EngineName):
         if name.reference is None:
             raise UsageError(f"{name} names no image.", hint=f"Write {name.engine}:NAME.")
-        if options.engine not in (None, name.engine):
+        if options.engine not in ("auto", name.engine):
             raise UsageError(f"{name} is an image of {name.engine}, not of {options.engine}.")
         engine = open_engine(name)
         engine.require()
@@ -116,12 +163,12 @@ def _in_engine(
     return engine, reference.familiar, section if isinstance(section, dict) else {}
 
 
-def _engine(wanted: str | None) -> Engine:
+def _engine(wanted: str) -> Engine:
     from cpack_build.errors import ToolMissing
     from cpack_build.oci.engines import find_engine, open_engine
     from cpack_build.oci.reference import EngineName
 
-    if wanted is not None:
+    if wanted != "auto":
         engine = open_engine(EngineName("docker" if wanted == "docker" else "podman"))
         engine.require()
         return engine

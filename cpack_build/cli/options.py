@@ -66,8 +66,7 @@ class Chosen:
         from cpack_build.fetch.mirrors import Mirrors
 
         transport = Offline() if offline else RequestsTransport()
-        registries = access_of(self.insecure, self.ca)
-        return Sources(Mirrors(settings.mirrors, offline), transport, registries=registries)
+        return Sources(Mirrors(settings.mirrors, offline), transport, registries=access_of(self.insecure, self.ca))
 
 
 def access_of(insecure: Sequence[str], ca: Path | None, *, own: str | None = None) -> Access:
@@ -103,11 +102,15 @@ def access_options(function: F) -> F:
 
 
 def documents_of(pack: Pack) -> dict[str, bytes]:
-    """What the image carries of *pack*; a token in a URL of its snapshot stays out."""
-    from cpack_build.fetch.urls import without_secrets
+    """What the image carries of *pack*; a token in a URL of its snapshot stays out, and settings that have one."""
+    from cpack_build.fetch.urls import has_credentials, without_secrets
 
     documents = pack.documents()
-    return {**documents, "snapshot.json": without_secrets(documents["snapshot.json"])}
+    if "snapshot.json" in documents:
+        documents["snapshot.json"] = without_secrets(documents["snapshot.json"])
+    if pack.settings_text is not None and has_credentials(pack.settings_text):
+        del documents["cpack.yaml"]
+    return documents
 
 
 def places_of(settings: Settings) -> Places:

@@ -176,7 +176,7 @@ class PushOptions:
 
         memo = Store()
         models = _models_for(image, self.places, dry_run=dry_run)
-        options: dict[str, Any] = {
+        given: dict[str, Any] = {
             "jobs": self.jobs,
             "blob_limit": None if self.blob_limit is None else self.blob_limit << 20,
             "layer_limit": self.layer_limit,
@@ -187,9 +187,9 @@ class PushOptions:
             "progress": terminal.progress,
         }
         if isinstance(image, ImageIndex):
-            pushed = push_index(image, targets, **options)
+            pushed = push_index(image, targets, **given)
         else:
-            pushed = push_image(image, targets, **options)
+            pushed = push_image(image, targets, **given)
         places = {target.name: target for target in targets}.values() if not dry_run else ()
         attached = [one for place in places for one in self._attach(image, place, access, memo, terminal)]
         sources = [*targets, *mount_from]
@@ -259,8 +259,9 @@ def _models_for(image: Image | ImageIndex, places: list[Reference], *, dry_run: 
         return ()
     from cpack_build.errors import UsageError
     from cpack_build.oci.modelimage import model_images
+    from cpack_build.oci.types import ImageIndex
 
-    models = model_images(image)
+    models = model_images(image.images[0] if isinstance(image, ImageIndex) else image)  # the same on each platform
     if not models:
         raise UsageError("The image has no model that could be pushed.", hint="Leave --models out.")
     return models

@@ -30,7 +30,7 @@ from cpack_build.oci.modellayer import (
     size_in,
     stamp,
 )
-from cpack_build.oci.partial import INCOMING, Partial, PartialStore, held_partial
+from cpack_build.oci.partial import Partial, PartialStore, held_partial
 from cpack_build.oci.reference import is_digest
 from cpack_build.oci.types import LAYER, Blob, Descriptor, FileBlob
 
@@ -132,7 +132,7 @@ def missing_bytes(descriptor: Descriptor, store: BlobStore) -> int:
     model = store.find(sha256) if sha256 is not None else None
     if model is not None and layer_size(model.size) == descriptor.size:
         return 0
-    begun = store.root / INCOMING / (sha256 or descriptor.digest.removeprefix("sha256:"))
+    begun = store.root / "pulled" / (sha256 or descriptor.digest.removeprefix("sha256:"))
     return max(0, descriptor.size - (begun.stat().st_size if begun.is_file() else 0))
 
 

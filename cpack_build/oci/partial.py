@@ -1,4 +1,4 @@
-"""A download that another run may go on with: the bytes so far, in ``incoming/<hex>`` of the store, held by a lock.
+"""A download that another run may go on with: the bytes so far, in ``pulled/<hex>`` of the store, held by a lock.
 
 The file is named by the hash of what it will be. What lies in it is not believed: whoever goes on hashes it first, and
 begins again when the whole turns out wrong. It is renamed into the store only when it is whole and right.
@@ -16,10 +16,7 @@ from typing import BinaryIO, Protocol
 from cpack_build.errors import writing
 from cpack_build.oci.types import CHUNK
 
-__all__ = ["INCOMING", "Partial", "PartialStore", "held_partial"]
-
-INCOMING = "incoming"
-"""The folder of a store."""
+__all__ = ["Partial", "PartialStore", "held_partial"]
 
 
 class PartialStore(Protocol):
@@ -71,7 +68,7 @@ def held_partial(
 
     *waiting* is called when another program holds it, before it is waited for.
     """
-    path = store.root / INCOMING / sha256.removeprefix("sha256:")
+    path = store.root / "pulled" / sha256.removeprefix("sha256:")
     with writing(store.root):
         path.parent.mkdir(parents=True, exist_ok=True)
     while True:

@@ -184,7 +184,12 @@ class _Push:
                 counts |= self._send(list(blobs.values()), task, jobs=jobs, dry_run=dry_run)
         is_referrer = not dry_run and put_manifest(self._connection, self._version, self._manifest)
         return Pushed(
-            named, counts["sent"], counts["mounted"], counts["present"], requests=self.requests, is_referrer=is_referrer
+            named,
+            counts["sent"],
+            counts["mounted"],
+            counts["present"],
+            requests=self.requests,
+            is_referrer=is_referrer,
         )
 
     # -- blobs ---------------------------------------------------------------------------------------------------------

@@ -149,7 +149,7 @@ def test_ctrl_c_keeps_what_came_and_the_next_run_goes_on(call: Caller, tmp_path:
         environment = os.environ | {"CPACK_HOME": str(tmp_path / "store")}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
         assert begun.wait(30)
-        partial = tmp_path / "store/incoming" / digest.removeprefix("sha256:")
+        partial = tmp_path / "store/pulled" / digest.removeprefix("sha256:")
         while not (partial.exists() and partial.stat().st_size >= 1 << 20):
             assert process.poll() is None
         process.send_signal(signal.SIGINT)

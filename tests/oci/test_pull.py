@@ -265,11 +265,11 @@ def test_a_partial_that_is_not_what_it_should_be_is_thrown_away(
     layer = model_layer(tmp_path, 200_000)
     image = image_of([layer, text_layer({"a": "1" * 5000})])
     fake.hold(image)
-    (store.root / "incoming").mkdir(parents=True)
-    (store.root / "incoming" / layer.sha256).write_bytes(b"x" * 1000)
-    (store.root / "incoming" / image.layers[1].descriptor.digest[7:]).write_bytes(b"y" * 100_000)
+    (store.root / "pulled").mkdir(parents=True)
+    (store.root / "pulled" / layer.sha256).write_bytes(b"x" * 1000)
+    (store.root / "pulled" / image.layers[1].descriptor.digest[7:]).write_bytes(b"y" * 100_000)
     assert same(pulled(fake.host, store).image, image)
-    assert not list((store.root / "incoming").iterdir())
+    assert not list((store.root / "pulled").iterdir())
 
 
 def test_a_link_in_the_place_of_a_partial_is_not_written_through(
@@ -277,8 +277,8 @@ def test_a_link_in_the_place_of_a_partial_is_not_written_through(
 ) -> None:
     image = image_of([text_layer({"a": "1"})])
     fake.hold(image)
-    (store.root / "incoming").mkdir(parents=True)
-    (store.root / "incoming" / image.layers[0].descriptor.digest[7:]).symlink_to(tmp_path / "elsewhere")
+    (store.root / "pulled").mkdir(parents=True)
+    (store.root / "pulled" / image.layers[0].descriptor.digest[7:]).symlink_to(tmp_path / "elsewhere")
     with pytest.raises(StorageError):
         pulled(fake.host, store)
     assert not (tmp_path / "elsewhere").exists()
@@ -357,7 +357,7 @@ def test_more_bytes_than_announced_are_not_taken(fake: Misbehaving, store: Store
     with pytest.raises(BadImage, match=rf"{own.digest}: has more than the {own.size} bytes"):
         pulled(fake.host, store)
     assert store.find(own.digest) is None
-    assert not list((store.root / "incoming").iterdir())
+    assert not list((store.root / "pulled").iterdir())
 
 
 def test_another_digest_in_the_headers_is_believed_no_more_than_the_bytes(fake: Misbehaving, store: Store) -> None:

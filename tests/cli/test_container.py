@@ -1,4 +1,4 @@
-"""``run`` loads an image, starts it with the right flags, says where it is once it answers, and leaves nothing."""
+"""``run --engine`` loads an image, starts it with the flags that it needs, tells its address, and cleans up."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def service_image(text: str = "hello", *, ready: bool = True) -> Image:
 
 
 def running(place: str, *words: str, home: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "cpack_build", "run", place, *words]
+    command = [sys.executable, "-m", "cpack_build", "run", place, "--engine", "auto", *words]
     environment = os.environ | {"CPACK_HOME": str(home), "PYTHONUNBUFFERED": "1"}
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment, text=True)
 
@@ -72,14 +72,14 @@ def test_docker_runs_what_lies_in_a_registry_detached(
 ) -> None:
     name = f"{registry.host}/cli/run:v1"
     push(service_image("from the registry"), [parse_reference(name)])
-    done = call("run", name, "-d", "--json", "--", "-e", "A=b")
+    done = call("run", name, "--engine", "auto", "-d", "--json", "--", "-e", "A=b")
     assert done.code == 0, done.err
     document = done.document
     assert served_at(f"{document['url']}/index.html") == b"from the registry"
     environment = docker("inspect", "--format", "{{json .Config.Env}}", document["container"]).stdout
     assert "A=b" in environment
     # It is there now: nothing is pulled or loaded again.
-    assert call("run", f"docker:{name}", "-d", "--json").code == 0
+    assert call("run", f"docker:{name}", "--engine", "docker", "-d", "--json").code == 0
     for container in docker("ps", "-q").stdout.split():
         docker("stop", "--time", "1", container)
 
@@ -96,11 +96,11 @@ def test_podman_runs_a_layout_detached(call: Caller, podman: Podman, tmp_path: P
 @pytest.mark.docker
 def test_what_ends_or_is_never_ready_is_said_and_nothing_stays(call: Caller, docker: Docker, tmp_path: Path) -> None:
     write_layout(service_image(ready=False), tmp_path / "slow.oci")
-    done = call("run", f"oci:{tmp_path}/slow.oci", "--wait", "0.5", "-q")
+    done = call("run", f"oci:{tmp_path}/slow.oci", "--engine=auto", "--wait", "0.5", "-q")
     assert (done.code, "was not ready within" in done.err) == (7, True)
     broken = image_of(web_image().layers[:1], config={"Entrypoint": ["/bin/cat", "/nowhere"]})
     write_layout(broken, tmp_path / "broken.oci")
-    done = call("run", f"oci:{tmp_path}/broken.oci", "-q")
+    done = call("run", f"oci:{tmp_path}/broken.oci", "--engine", "auto", "-q")
     assert (done.code, "ended before it was ready (exit code 1)" in done.err) == (7, True), done.err
     assert "/nowhere" in done.err
     assert docker("ps", "-aq").stdout == ""
@@ -142,7 +142,7 @@ def test_the_engine_is_given_the_flags_that_the_image_needs(
     flags: str,
 ) -> None:
     monkeypatch.setenv("CONFIG", json.dumps(config))
-    done = call("run", "-q", place, *words)
+    done = call("run", "-q", "--engine", "auto", place, *words)
     assert done.code == 7, done.err
     assert flags in asked(engine)
     assert ("gpu" in asked(engine)) == ("gpu" in flags)
@@ -153,12 +153,12 @@ def test_a_gpu_that_is_wanted_and_not_here_is_noted(
 ) -> None:
     monkeypatch.setenv("CONFIG", json.dumps({"Env": ["NVIDIA_REQUIRE_CUDA=driver>=525"]}))
     monkeypatch.setattr("cpack_build.cli.container._has_gpu", lambda: False)
-    done = call("run", "docker:x:1")
+    done = call("run", "docker:x:1", "--engine", "auto")
     assert "none is seen here" in done.err
     assert "gpu" not in asked(engine)
     engine.unlink()
     monkeypatch.setattr("cpack_build.cli.container._has_gpu", lambda: True)
-    call("run", "docker:x:1")
+    call("run", "docker:x:1", "--engine", "auto")
     assert "--gpus all" in asked(engine)
 
 
@@ -170,4 +170,5 @@ def test_what_cannot_be_run_is_said(call: Caller, engine: Path, tmp_path: Path) 
         (("docker:x:1", "--engine", "podman"), 2),
         ((f"oci:{tmp_path}/nowhere",), 4),
     ):
-        assert call("run", *arguments).code == code, arguments
+        chosen = () if "--engine" in arguments else ("--engine", "auto")
+        assert call("run", *arguments, *chosen).code == code, arguments
