@@ -9,10 +9,13 @@ Specification: distribution-spec v1.1, "Pull".
 from __future__ import annotations
 
 import re
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cpack_build.errors import Cancelled
 from cpack_build.oci.connection import TRIES, Access, Connection
 from cpack_build.oci.documents import DOCUMENT_LIMIT
 from cpack_build.oci.manifests import ACCEPT
@@ -40,7 +43,9 @@ class RegistryOrigin:
 
     def __init__(self, reference: Reference, *, plain: bool = False, access: Access | None = None) -> None:
         self.reference = reference
-        self._connection = Connection(reference, access=access, plain=plain)
+        self._stop = threading.Event()
+        self._connection = Connection(reference, access=access, plain=plain, stop=self._stop)
+        self._answers: set[requests.Response] = set()
 
     def top(self) -> Document:
         version = self.reference.version
@@ -60,6 +65,13 @@ class RegistryOrigin:
     def blob(self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         end = descriptor.size if stop is None else min(stop, descriptor.size)
         return self._stream(f"blobs/{descriptor.digest}", descriptor, start, end, accept="*/*")
+
+    def hang_up(self) -> None:
+        """End every answer that is under way, from another thread: who reads one gets :class:`Cancelled`."""
+        self._stop.set()
+        for response in list(self._answers):
+            with suppress(ValueError, RuntimeError, OSError):  # It may just have ended by itself.
+                response.raw.shutdown()
 
     def _stream(self, path: str, descriptor: Descriptor, start: int, end: int, *, accept: str) -> Iterator[bytes]:
         """Bytes *start* to *end* of the body at *path*; a connection that breaks is taken up where it broke.
@@ -83,6 +95,7 @@ class RegistryOrigin:
                     ranges = False
                 else:
                     reason = "the connection ended early"
+                    self._answers.add(response)
                     try:
                         for chunk in _pieces(response):
                             fresh = chunk[skip:]
@@ -96,6 +109,10 @@ class RegistryOrigin:
                                 return
                     except _Broken as broken:
                         reason = broken.reason
+                    finally:
+                        self._answers.discard(response)
+            if self._stop.is_set():
+                raise Cancelled
             if done >= end:
                 return
             failures = 1 if done - since >= _GAIN else failures + 1
