@@ -66,6 +66,9 @@ __all__ = ["image"]
 )
 @click.option("--locked", is_flag=True, help="Fail rather than lock when there is no lock.")
 @click.option(
+    "--frozen", is_flag=True, help="Build what the lock says, whatever the settings are now; the pack must be its own."
+)
+@click.option(
     "--trust", is_flag=True, help="Run the Python of a lock that was made elsewhere, here, to compile bytecode with it."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
@@ -80,6 +83,7 @@ def image(
     pushes: tuple[str, ...],
     lock_file: Path | None,
     locked: bool,
+    frozen: bool,
     trust: bool,
     dry_run: bool,
     compression: str | None,
@@ -105,7 +109,7 @@ def image(
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
-    found = _find_locks(read, settings, path, must=locked or lock_file is not None)
+    found = _find_locks(read, settings, path, must=locked or frozen or lock_file is not None, frozen=frozen)
     if found is not None:
         found = tuple(in_form(lock, revision=format_revision) for lock in found)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
@@ -182,14 +186,16 @@ def _document(built: Image | ImageIndex) -> dict[str, Any]:
     }
 
 
-def _find_locks(pack: Pack, settings: Settings, path: Path, *, must: bool) -> tuple[Lock, ...] | None:
+def _find_locks(
+    pack: Pack, settings: Settings, path: Path, *, must: bool, frozen: bool = False
+) -> tuple[Lock, ...] | None:
     """The wanted locks at *path*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
     from cpack_build.lock.resolve import check_all_fresh
     from cpack_build.lock.schema import load_locks
 
     if not path.exists() and not must:
         return None
-    return check_all_fresh(load_locks(path), pack, settings, name=path)
+    return check_all_fresh(load_locks(path), pack, settings, frozen=frozen, name=path)
 
 
 def _base_of(lock: Lock) -> list[Reference]:

@@ -182,16 +182,18 @@ def make_locks(
     sources: Sources,
     previous: Sequence[Lock] = (),
     update: tuple[str, ...] = (),
+    served: bool = True,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
-    """Resolve *pack*, whose workflow must be one that can be served, from *sources*, for each platform.
+    """Resolve *pack* from *sources* for each platform. Its workflow must be one that can be *served*.
 
     The platforms are those of the settings, else those of the *previous* locks, else this machine's.
     """
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import resolve_all, this_platform
 
-    pack.served()
+    if served:
+        pack.served()
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
     return resolve_all(

@@ -67,8 +67,15 @@ class StoredFile:
     stamp: tuple[int, ...] | None = None
 
     def require_unchanged(self) -> None:
-        """Raise :class:`Unresolvable` if the file is no longer the one whose content was known."""
-        if self.stamp is not None and _stamp_at(self.path) != self.stamp:
+        """Raise :class:`Unresolvable` if the file is no longer the one whose content was known.
+
+        A blob may have been put once more meanwhile, by another thread or program: it has to be what it is called.
+        """
+        if self.stamp is None or _stamp_at(self.path) == self.stamp:
+            return
+        if self.path.name == self.sha256 and self.path.exists():
+            self.require_sound()
+        else:
             raise Unresolvable(
                 f"{self.path} changed while it was read.", hint="Wait until it is written, and run it again."
             )
