@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpack_build.cli.lock import lock_beside, make_locks
+from cpack_build.cli.lock import is_lock, lock_beside, make_locks
 from cpack_build.cli.options import Chosen, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -119,7 +119,7 @@ def _locks_of(
     from cpack_build.lock.resolve import check_all_fresh
     from cpack_build.lock.schema import load_locks
 
-    if _is_lock(pack):
+    if is_lock(pack):
         return load_locks(pack), chosen.alone(), None, []
     read = read_pack(pack)
     settings = chosen.settings(read)
@@ -134,14 +134,6 @@ def _locks_of(
         return make_locks(read, settings, sources=chosen.sources(settings), terminal=terminal), settings, stale, []
     except CpackError as error:
         return (), settings, stale, list(error.parts or (error,))
-
-
-def _is_lock(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(64).lstrip()[:1] == b"{"
-    except OSError:
-        return False  # reading it as a pack says what is wrong
 
 
 def _base_layers(lock: Lock, settings: Settings, store: Any, sources: Any, missing: list[CpackError]) -> int:
