@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -254,18 +255,18 @@ def goal_of(
     A pack without a lock is locked, and *write* puts that lock beside it.
     """
     from cpack_build.cpack.reader import read_pack
-    from cpack_build.fetch.http import Offline, RequestsTransport, Sources
-    from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.lock.resolve import check_fresh
     from cpack_build.lock.schema import load_lock, load_locks
     from cpack_build.restore.artifact import read_artifact
     from cpack_build.restore.naming import opened_image, pack_path
     from cpack_build.restore.restoring import Goal
 
+    chosen = replace(chosen, insecure=insecure, ca=ca)
     path = pack_path(source)
     if path is not None:
         pack = read_pack(path)
         settings = chosen.settings(pack)
+        sources = chosen.sources(settings, offline=offline)
         lock_path = lock_beside(path)
         if lock_path.exists():
             platform = _platform(settings) if len(locks := load_locks(lock_path)) > 1 else locks[0].platform
@@ -273,21 +274,19 @@ def goal_of(
             check_fresh(lock, pack, settings, frozen=True, name=lock_path)
         else:
             settings = settings.model_copy(update={"platform": (_platform(settings),)})
-            made = make_locks(pack, settings, offline=offline, served=False, terminal=terminal)
+            made = make_locks(pack, settings, sources=sources, served=False, terminal=terminal)
             if write:
                 write_locks(made, lock_path)
             (lock,) = made
-        sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())
         yield Goal(pack.name, lock, pack.documents(), pack=pack), settings, sources
         return
     settings = chosen.alone()
-    mirrors = Mirrors(settings.mirrors, offline)
-    sources = Sources(mirrors, Offline() if offline else RequestsTransport())
+    sources = chosen.sources(settings, offline=offline)
     with opened_image(
         source,
         platform=_platform(settings),
         store=store,
-        mirrors=mirrors,
+        mirrors=sources.mirrors,
         access=access_to(source, insecure=insecure, ca=ca),
     ) as image:
         artifact = read_artifact(image, name=source)

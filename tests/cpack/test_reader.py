@@ -399,6 +399,17 @@ def test_a_zip_bomb_is_stopped_while_it_is_read(path: Path) -> None:
         read_pack(path)
 
 
+def test_a_pack_that_unpacks_to_more_than_any_disk_should_hold_is_refused(path: Path) -> None:
+    """No entry is beyond its limit, and all are together."""
+    make_pack(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(5):
+            archive.writestr(f"input/{number}.bin", b"x")
+            archive.filelist[-1].file_size = (2 << 30) - 1  # what its list of entries will say
+    with pytest.raises(UnsafeInput, match="unpacks to more than 8 GiB"):
+        read_pack(path)
+
+
 def test_a_size_that_lies_does_not_get_past_the_limits(path: Path) -> None:
     """The header says a few bytes; what comes out is never more, and the damage is noticed."""
     bomb = b" " * (4 << 20)
