@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Literal
 
 from cpack_build.cpack.reader import Pack
@@ -32,7 +33,15 @@ from cpack_build.restore.origins import Origins
 from cpack_build.restore.packages import Packages
 from cpack_build.restore.parts import Pin, place_of
 from cpack_build.restore.scripts import Consent, run_scripts
-from cpack_build.restore.state import held, load_manifest, load_state, save_manifest, save_state, take_over
+from cpack_build.restore.state import (
+    check_owner,
+    held,
+    load_manifest,
+    load_state,
+    save_manifest,
+    save_state,
+    take_over,
+)
 from cpack_build.restore.trees import File, Manifest, Source
 
 __all__ = ["Goal", "Options", "Part", "Restored", "documents_of", "is_there", "restore", "tree_key"]
@@ -105,10 +114,14 @@ def restore(
         return _outlook(goal, root, options)
     folder = Folder(root)
     try:
-        with held(folder), ExitStack() as opened:
-            folder.sweep()
-            work = _Work(goal, folder, options, store, sources, progress, opened)
-            return work.run()
+        with ExitStack() as opened:
+            if options.dry_run:
+                aside = Path(opened.enter_context(TemporaryDirectory(prefix="cpack-restore-")))
+            else:
+                opened.enter_context(held(folder))
+                folder.sweep()
+                aside = opened.enter_context(folder.aside())
+            return _Work(goal, folder, options, store, sources, progress, aside, opened).run()
     finally:
         folder.close()
 
@@ -136,6 +149,7 @@ class _Work:
         store: Store,
         sources: Sources,
         progress: Progress,
+        aside: Path,
         opened: ExitStack,
     ) -> None:
         self.goal, self.folder, self.options = goal, folder, options
@@ -145,7 +159,7 @@ class _Work:
         self.parts: list[Part] = []
         self.occupied: list[str] = []
         self.origins = Origins(
-            goal.lock, pack=goal.pack, artifact=goal.artifact, aside=opened.enter_context(folder.aside()),
+            goal.lock, pack=goal.pack, artifact=goal.artifact, aside=aside,
             store=store, sources=sources, offline=options.offline, progress=progress, opened=opened,
         )  # fmt: skip
         self.packages = Packages(goal.lock, folder, origins=self.origins, store=store, progress=progress)
@@ -156,8 +170,7 @@ class _Work:
 
     def run(self) -> Restored:
         goal, folder = self.goal, self.folder
-        if not self.options.dry_run:
-            take_over(folder, goal.lock)
+        check_owner(folder, goal.lock)
         trees = self._look_at_trees()
         check_names(
             [f"{tree.prefix}{file.path}" for tree in trees for file in tree.manifest.files]
@@ -169,7 +182,10 @@ class _Work:
         venv = self._look_at_environment()
         self._refuse_occupied()
         if not self.options.dry_run:
+            take_over(folder, goal.lock)
             for tree in trees:
+                if tree.source is not None:
+                    save_manifest(folder, tree_key(tree.pin, goal.lock), tree.manifest)
                 self._write_tree(tree)
             self._write_documents(documents)
             self._write_models(models)
@@ -199,8 +215,6 @@ class _Work:
                 source = self.origins.tree(pin)
                 manifest = source.manifest
                 missing = self._missing(prefix, manifest)
-                if not self.options.dry_run:
-                    save_manifest(self.folder, key, manifest)
             found.append(_Tree(pin.name, prefix, pin, manifest, missing, source))
         return found
 
