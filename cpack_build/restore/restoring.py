@@ -146,7 +146,7 @@ class _Work:
             self._environment(venv)
         scripts: tuple[str, ...] = ()
         if not self.options.dry_run:
-            places = [(tree.name, tree.prefix) for tree in trees if tree.prefix]
+            places = [(tree.name, tree.prefix) for tree in trees if tree.prefix not in ("", "custom_nodes/")]
             consent = self.options.consent if self.options.environment else _never
             scripts = run_scripts(folder, places, self.state, consent=consent)
             self.state.complete = True
