@@ -107,7 +107,8 @@ def run_pack(
     """Run the workflow of *source*, a pack or an image, with the values in *arguments*; its files go to *output*."""
     from cpack_build.errors import UsageError
     from cpack_build.fetch.store import Store
-    from cpack_build.restore.restoring import Options, restore
+    from cpack_build.restore.goal import Options
+    from cpack_build.restore.restoring import restore
     from cpack_build.workflow.interface import read_workflow
 
     store = Store()
