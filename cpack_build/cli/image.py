@@ -47,7 +47,10 @@ __all__ = ["image"]
 )
 @click.option("--locked", is_flag=True, help="Fail rather than lock when there is no lock.")
 @click.option(
-    "--trust", is_flag=True, help="Run the Python of a lock that was made elsewhere, here, to compile bytecode with it."
+    "--trust",
+    is_flag=True,
+    help="Run here what others wrote: the Python of a lock that was made elsewhere, to compile bytecode with it, and "
+    "the build of packages that have no wheel.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @settings_options
@@ -100,7 +103,7 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        found = make_locks(read, settings, terminal=terminal)
+        found = make_locks(read, settings, trust=trust, terminal=terminal)
         write_locks(found, path)
     with _built(found, read, settings, trust=trust, terminal=terminal) as built:
         for destination in destinations:

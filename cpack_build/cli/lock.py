@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.options import Chosen, pack_argument, settings_options, terminal_options
-from cpack_build.cli.terminal import Terminal, amount
+from cpack_build.cli.terminal import Terminal, amount, printable
 
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.errors import NeedsTrust
     from cpack_build.lock.schema import Lock
 
 __all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
@@ -34,6 +36,7 @@ __all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
     help="Resolve anew though the lock is fresh: a Python package, python, or all. May be given several times.",
 )
 @click.option("--offline", is_flag=True, help="Ask nobody: resolve from what is in the caches and on this machine.")
+@click.option("--trust", is_flag=True, help="Build packages that have no wheel here, which runs their code.")
 @click.option("--dry-run", is_flag=True, help="Resolve everything, and write nothing.")
 @settings_options
 @terminal_options
@@ -42,6 +45,7 @@ def lock(
     output: Path | None,
     update: tuple[str, ...],
     offline: bool,
+    trust: bool,
     dry_run: bool,
     chosen: Chosen,
     terminal: Terminal,
@@ -65,7 +69,9 @@ def lock(
     if earlier and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
-        made = make_locks(read, settings, previous=earlier, update=update, offline=offline, terminal=terminal)
+        made = make_locks(
+            read, settings, previous=earlier, update=update, offline=offline, trust=trust, terminal=terminal
+        )
     changed = before != locks_to_bytes(made)
     if not dry_run and changed:
         write_locks(made, target)
@@ -163,12 +169,15 @@ def make_locks(
     previous: Sequence[Lock] = (),
     update: tuple[str, ...] = (),
     offline: bool = False,
+    trust: bool = False,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
     """Resolve *pack*, whose workflow must be one that can be served, for each platform; *offline* asks nobody.
 
-    The platforms are those of the settings, else those of the *previous* locks, else this machine's.
+    The platforms are those of the settings, else those of the *previous* locks, else this machine's. Unless there is
+    *trust* already, the user is asked before code of packages runs. Raises :class:`NeedsTrust` where nobody can be.
     """
+    from cpack_build.errors import CpackError, NeedsTrust
     from cpack_build.fetch.http import Offline, RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
@@ -178,16 +187,36 @@ def make_locks(
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
     sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())
-    return resolve_all(
-        pack,
-        settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),
-        settings=settings,
-        store=Store(),
-        sources=sources,
-        previous=previous,
-        update=update,
-        progress=terminal.progress,
-    )
+
+    def resolved(*, trust: bool) -> tuple[Lock, ...]:
+        return resolve_all(
+            pack,
+            settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),
+            settings=settings,
+            store=Store(),
+            sources=sources,
+            previous=previous,
+            update=update,
+            trust=trust,
+            progress=terminal.progress,
+        )
+
+    try:
+        return resolved(trust=trust)
+    except CpackError as error:
+        needs = [part for part in error.parts or (error,) if isinstance(part, NeedsTrust)]
+        if len(needs) < len(error.parts or (error,)) or not _agreed(needs, terminal):
+            raise
+    return resolved(trust=True)
+
+
+def _agreed(needs: Sequence[NeedsTrust], terminal: Terminal) -> bool:
+    """Whether somebody sits at the terminal and says yes."""
+    if terminal.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    for run in dict.fromkeys(run for need in needs for run in need.runs):
+        click.echo(printable(f"  {run}"), err=True)
+    return click.confirm("No index has wheels of these. Build them here, which runs their code?", err=True)
 
 
 def write_locks(made: Sequence[Lock], target: Path) -> None:

@@ -6,11 +6,12 @@ had is named, and nothing is built."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cpack_build.errors import StaleLock, UnsafeInput
+from cpack_build.errors import HashMismatch, NeedsTrust, StaleLock, Unresolvable, UnsafeInput
 from cpack_build.fetch.git import Tree, open_locked
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.store import Store
@@ -18,12 +19,14 @@ from cpack_build.image.base import open_locked_base
 from cpack_build.image.build import Materials
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.wheels import StoredWheel
+from cpack_build.lock.building import rebuild
 from cpack_build.lock.debs import fetch_deb
 from cpack_build.lock.interpreter import is_vouched
 from cpack_build.lock.models import fetch_model
 from cpack_build.lock.registry import open_registry_node
-from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, Deb, DebInterpreter, GitTree, Lock, Model
+from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, BuiltWheel, Deb, DebInterpreter, GitTree, Lock, Model
 from cpack_build.lock.service import service_code, service_files
+from cpack_build.lock.sourcetree import shown
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
@@ -77,6 +80,7 @@ def gather(
             hint="Add --trust if you trust who made the lock, or make it anew with `cpack-build lock --update all`.",
         )
     service, wheels = wheels_of(lock.service), wheels_of(lock.python)
+    built = {wheel.sha256: wheel for wheel in lock.python.built}
     archive = lock.interpreter if isinstance(lock.interpreter, ArchiveInterpreter) else None
     own_debs = lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
     base = None
@@ -88,6 +92,11 @@ def gather(
     with working(_PARALLEL, progress) as (pool, reports):
 
         def wheel(item: Wheel) -> StoredWheel:
+            if item.sha256 in built:
+                _build_again(
+                    item, built[item.sha256], lock, places=places, store=store, sources=sources, trust=trust,
+                    progress=reports,
+                )  # fmt: skip
             file = fetch_wheel(
                 item,
                 store=store,
@@ -150,3 +159,29 @@ def gather(
             models={item.sha256: path for item, path in zip(lock.models, models(), strict=True)},
             documents=documents,
         )
+
+
+def _build_again(
+    wheel: Wheel,
+    built: BuiltWheel,
+    lock: Lock,
+    *,
+    places: Places,
+    store: Store,
+    sources: Sources,
+    trust: bool,
+    progress: Progress,
+) -> None:
+    """See that a wheel which no index has is here: in the store, in a folder that was named, or made from its source.
+
+    Raises :class:`NeedsTrust` unless the user agrees that it is made, :class:`HashMismatch` when another comes out.
+    """
+    with suppress(Unresolvable, HashMismatch):
+        fetch_wheel(wheel, store=store, sources=sources, find_links=places.find_links)
+        return
+    if not trust:
+        raise NeedsTrust([f"{wheel.name} {wheel.version} from {shown(built.source)}"])
+    rebuild(
+        built, name=wheel.name, python_version=lock.interpreter.version, store=store, sources=sources,
+        progress=progress,
+    )  # fmt: skip

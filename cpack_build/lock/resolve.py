@@ -62,6 +62,7 @@ def resolve_all(
     sources: Sources,
     previous: Sequence[Lock] = (),
     update: Collection[str] = (),
+    trust: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Lock, ...]:
     """A lock of *pack* for each of *platforms*, as :func:`resolve` makes it; what is missing on any is told at once."""
@@ -72,7 +73,7 @@ def resolve_all(
             locks.append(
                 resolve(
                     pack, settings=settings, platform=platform, store=store, sources=sources,
-                    previous=earlier.get(platform), update=update, progress=progress,
+                    previous=earlier.get(platform), update=update, trust=trust, progress=progress,
                 )
             )  # fmt: skip
         except CpackError as error:
@@ -97,11 +98,12 @@ def resolve(
     platform: Platform | None = None,
     previous: Lock | None = None,
     update: Collection[str] = (),
+    trust: bool = False,
     progress: Progress = SILENT,
 ) -> Lock:
     """Resolve *pack* to its lock for *platform*, by default the one that *settings* name, else this machine's.
 
-    *sources* holds the mirrors (flags and settings) and transports.
+    *sources* holds the mirrors (flags and settings) and transports. With *trust* packages that have no wheel are built.
 
     The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
     *update*; ``all`` or ``python`` there means every one of them.
@@ -143,7 +145,7 @@ def resolve(
         python_work = pool.submit(
             _environment, snapshot.requirements, accelerator=settings.target, target=target, store=store,
             sources=sources, packages=settings.python.packages, exclude=settings.python.exclude, find_links=find_links,
-            index_url=index_url, extra_index_urls=extra_index_urls, preferred=_kept(previous, update),
+            index_url=index_url, extra_index_urls=extra_index_urls, preferred=_kept(previous, update), trust=trust,
             progress=reports,
         )  # fmt: skip
         trees, models, service, python = (
