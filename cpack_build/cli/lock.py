@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpack_build.cli.options import Chosen, pack_argument, settings_options, terminal_options
+from cpack_build.cli.options import Chosen, form_options, in_settings, pack_argument, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount, printable
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ __all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
     metavar="WHAT",
     help="Resolve anew though the lock is fresh: a Python package, python, or all. May be given several times.",
 )
+@form_options
 @click.option("--offline", is_flag=True, help="Ask nobody: resolve from what is in the caches and on this machine.")
 @click.option("--trust", is_flag=True, help="Build packages that have no wheel here, which runs their code.")
 @click.option("--dry-run", is_flag=True, help="Resolve everything, and write nothing.")
@@ -47,6 +48,8 @@ def lock(
     offline: bool,
     trust: bool,
     dry_run: bool,
+    compression: str | None,
+    format_revision: int | None,
     chosen: Chosen,
     terminal: Terminal,
 ) -> None:
@@ -60,8 +63,10 @@ def lock(
     from cpack_build.lock.schema import locks_to_bytes
 
     read = read_pack(pack)
+    from cpack_build.lock.form import in_form
+
     target = output or lock_beside(pack)
-    settings = chosen.settings(read)
+    settings = in_settings(chosen.settings(read), compression=compression, format_revision=format_revision)
     before = target.read_bytes() if target.is_file() else None
     if update and before is None:
         raise UsageError(f"There is no lock {target} to update.", hint="Leave --update out to make one.")
@@ -72,6 +77,7 @@ def lock(
         made = make_locks(
             read, settings, previous=earlier, update=update, offline=offline, trust=trust, terminal=terminal
         )
+    made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
     changed = before != locks_to_bytes(made)
     if not dry_run and changed:
         write_locks(made, target)
@@ -103,6 +109,7 @@ def _counted(lock: Lock) -> dict[str, Any]:
         "target": lock.target,
         "driver": driver_of(lock.target),
         "bytecode": lock.bytecode,
+        "compression": lock.compression.model_dump() if lock.compression else None,
         "wheels": len(wheels),
         "wheel_bytes": sum(wheel.size or 0 for wheel in wheels),
         "built": len(lock.python.built),
@@ -156,7 +163,8 @@ def _is_fresh(locks: Sequence[Lock], pack: Pack, settings: Settings) -> bool:
 
     pack.served()
     try:
-        chosen = check_all_fresh(locks, pack, settings)
+        # how an image is compressed is nothing to resolve anew
+        chosen = check_all_fresh(locks, pack, settings.model_copy(update={"compression": None}))
     except StaleLock:
         return False
     return len(chosen) == len(locks) and all(lock.builder == cpack_build.__version__ for lock in locks)

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from cpack_build.errors import HashMismatch, NeedsTrust, StaleLock, Unresolvable, UnsafeInput
-from cpack_build.fetch.git import Tree, open_locked
+from cpack_build.fetch.git import open_locked
 from cpack_build.fetch.http import Sources, download
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
+from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import open_locked_base
 from cpack_build.image.build import Materials
 from cpack_build.image.debs import StoredDeb
@@ -105,11 +105,11 @@ def gather(
                 index_urls=places.index_urls,
                 progress=reports,
             )
-            return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path, file.size)
+            return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path, file.size, file.stamp)
 
         def deb(item: Deb) -> StoredDeb:
             file = fetch_deb(item, store=store, sources=sources, progress=reports)
-            return StoredDeb(item.name, item.version, item.sha256, file.path)
+            return StoredDeb(item.name, item.version, item.sha256, file.path, file.stamp)
 
         def tree(item: GitTree) -> Tree:
             return open_locked(
@@ -121,8 +121,8 @@ def gather(
                 progress=reports,
             )
 
-        def model(item: Model) -> Path:
-            return fetch_model(item, folders=places.models, store=store, sources=sources, progress=reports).path
+        def model(item: Model) -> StoredFile:
+            return fetch_model(item, folders=places.models, store=store, sources=sources, progress=reports)
 
         def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Callable[[], tuple[_Result, ...]]:
             waiting = [pool.submit(work, item) for item in items]
@@ -144,7 +144,7 @@ def gather(
                 size=archive.size,
                 what=f"Python {archive.version}",
                 progress=reports,
-            ).path
+            )
         comfyui, *nodes = trees()
         return Materials(
             base=base,
@@ -156,7 +156,7 @@ def gather(
             wheels=comfyui_wheels(),
             comfyui=comfyui,
             nodes=(*nodes, *registered()),
-            models={item.sha256: path for item, path in zip(lock.models, models(), strict=True)},
+            models={item.sha256: file for item, file in zip(lock.models, models(), strict=True)},
             documents=documents,
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cpack_build.fetch.git import Tree, TreeFile
+from cpack_build.fetch.tree import Tree, TreeFile
 from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.config import COMFYUI
 from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, symlink

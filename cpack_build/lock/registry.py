@@ -13,9 +13,9 @@ from urllib.parse import quote
 
 from cpack_build.cpack.archive import open_archive
 from cpack_build.errors import BadInput, HashMismatch, NetworkError, Unresolvable, UnsafeInput
-from cpack_build.fetch.git import Tree, import_tree
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.store import Store, StoredFile
+from cpack_build.fetch.tree import Tree, import_tree
 from cpack_build.fetch.urls import check_http, redact, without_credentials
 from cpack_build.lock.schema import RegistryNode
 from cpack_build.progress import SILENT, Progress

@@ -23,6 +23,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.base import Base, open_base
 from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
+from cpack_build.lock.form import in_form
 from cpack_build.lock.interpreter import archive_interpreter, base_interpreter, vouch
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.nodes import lock_trees
@@ -31,6 +32,7 @@ from cpack_build.lock.schema import Deb, DebInterpreter, Inputs, Interpreter, Lo
 from cpack_build.lock.service import service_code, service_requirements
 from cpack_build.lock.target import FAMILY, check_target, retarget, target_of
 from cpack_build.lock.wheels import wheels_of
+from cpack_build.oci.compressed import parse_compression
 from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["PackInput", "check_all_fresh", "check_fresh", "resolve", "resolve_all", "this_platform"]
@@ -184,7 +186,7 @@ def resolve(
     )
     if lock.bytecode == "compiled":  # else nobody has said that this Python may run here: a pack may have named it
         vouch(lock, store=store)
-    return lock
+    return in_form(lock, compression=settings.compression)
 
 
 def _kept(previous: Lock | None, update: Collection[str]) -> tuple[str, ...]:
@@ -242,6 +244,11 @@ def check_fresh(lock: Lock, pack: PackInput, settings: Settings, *, name: object
         raise StaleLock(name, "the settings (cpack.yaml or flags) have changed since it was made")
     if settings.platform and lock.platform not in settings.platform:
         raise StaleLock(name, f"it is for {lock.platform}, not {' and '.join(settings.platform)}")
+    own = lock.compression
+    if settings.compression is not None and own is not None:
+        wanted = parse_compression(settings.compression)
+        if (wanted.algorithm, wanted.level) != (own.algorithm, own.level):
+            raise StaleLock(name, f"cpack.yaml wants layers compressed by {wanted}, and it says {own.algorithm}")
     if lock.service_code != service_code():
         raise StaleLock(
             name, f"it was made by another cpack-build ({lock.service_code.version}), whose service code differs"

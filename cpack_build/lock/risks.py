@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal
 
-from cpack_build.fetch.git import Tree
+from cpack_build.fetch.tree import Tree
 from cpack_build.lock.schema import Model
 
 __all__ = ["Risk", "risks_of_models", "risks_of_source", "risks_of_tree"]

@@ -29,11 +29,13 @@ from cpack_build.cpack.settings import AcceleratorName, Platform, Text, Variable
 from cpack_build.errors import BadField, BadInput, Unresolvable
 
 __all__ = [
+    "IMAGE_REVISIONS",
     "LOCK_REVISION",
     "ArchiveInterpreter",
     "BaseImage",
     "BaseInterpreter",
     "BuiltWheel",
+    "Compression",
     "Deb",
     "DebInterpreter",
     "GitTree",
@@ -59,6 +61,8 @@ __all__ = [
 ]
 
 LOCK_REVISION = 1
+IMAGE_REVISIONS = (1,)
+"""Of the image format: those that can be built (:data:`cpack_build.image.build.FORMATS`)."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -210,7 +214,7 @@ class ServiceCode(_Document):
 
 
 class GitTree(_Document):
-    """A repository at one commit. *tree_sha256* is of the exported tree (``fetch.git.tree_digest``)."""
+    """A repository at one commit. *tree_sha256* is of the exported tree (``fetch.tree.Tree.tree_digest``)."""
 
     name: FolderName
     """Folder name below ``custom_nodes``; ``ComfyUI`` for ComfyUI itself."""
@@ -244,11 +248,21 @@ class Model(_Document):
     sources: tuple[str, ...]
 
 
+class Compression(_Document):
+    """How the layers of the image are compressed when it is pushed; its digest in a registry depends on it."""
+
+    algorithm: Literal["zstd", "gzip", "none"]
+    level: Annotated[int, Field(ge=0, le=19)]
+    compressor: Annotated[str, StringConstraints(pattern=r"^[ -~]{0,80}$")]
+    """The library and its version, since the bytes of two may differ (``docs/decisions/025-compression.md``)."""
+
+
 class _Shared(_Document):
     """What is the same on every platform."""
 
     lock_revision: Literal[1] = 1
     image_revision: Literal[1] = 1
+    """Of the image format (``docs/image-format.md``)."""
     builder: str
     """Version of cpack-build that resolved it."""
     inputs: Inputs
@@ -260,6 +274,8 @@ class _Shared(_Document):
     models: tuple[Model, ...]
     environment: dict[VariableName, Text]
     comfyui_args: tuple[Text, ...]
+    compression: Compression | None = None
+    """``None`` in the lock that an image carries: its ID depends on no compressor."""
 
 
 class PlatformPart(_Document):
@@ -280,6 +296,11 @@ class Lock(_Shared, PlatformPart):
     """The whole lock, for one platform."""
 
     platform: Platform
+
+    @property
+    def carried(self) -> Lock:
+        """The lock as its image holds it and is named for: all of it but the compression."""
+        return self.model_copy(update={"compression": None})
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, indented for review, with a final newline."""
@@ -329,6 +350,13 @@ def read_locks(data: bytes, *, name: object) -> tuple[Lock, ...]:
     if isinstance(revision, int) and revision > LOCK_REVISION:
         raise BadInput(
             f"{name} has lock revision {revision}; this cpack-build knows {LOCK_REVISION}.", hint="Update cpack-build."
+        )
+    revision = document.get("image_revision") if isinstance(document, dict) else None
+    if isinstance(revision, int) and revision > max(IMAGE_REVISIONS):
+        known = ", ".join(map(str, IMAGE_REVISIONS))
+        raise BadInput(
+            f"{name} is for images of format revision {revision}; this cpack-build makes {known}.",
+            hint="Update cpack-build, or make the lock again with `cpack-build lock`.",
         )
     try:
         if not (isinstance(document, dict) and "platforms" in document):

@@ -1,95 +1,49 @@
-"""Speaking to one repository of one registry: TLS, who we are, redirects, and trying again.
+"""Speaking to one repository of one registry: redirects, authorisation, trying again, and what went wrong in words.
 
-TLS everywhere but on loopback and where the user said ``--insecure-registry``. Credentials go to their registry and to
-the realm that it names, a token to its registry alone, and neither follows a redirect or an upload's address to
-another host. A token is asked for before it is needed once the registry's way of asking is known, and again before it
-runs out, so that a long upload does not meet its end.
+Credentials go to their registry and to the realm that it names, a token to its registry alone
+(:mod:`cpack_build.oci.authorization`), and neither follows a redirect or an upload's address to another host.
 
-Specification: distribution-spec v1.1; distribution/distribution, "Token Authentication Specification" and "OAuth2".
+Specification: distribution-spec v1.1.
 """
 
 from __future__ import annotations
 
-import base64
-import ipaddress
 import json
 import re
 import threading
-import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from pathlib import Path
-from secrets import SystemRandom
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlencode, urljoin, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import urljoin, urlsplit
 
-from cpack_build.errors import BadImage, NetworkError, Unresolvable, UnsafeInput, UsageError
+from cpack_build.errors import BadImage, NetworkError, Unresolvable, UnsafeInput
+from cpack_build.oci.authorization import Authorization
 from cpack_build.oci.credentials import Credentials, Found, find_credentials
 from cpack_build.oci.reference import Reference
+from cpack_build.oci.transport import (
+    Access,
+    BadCertificate,
+    BadRequest,
+    Lost,
+    Sized,
+    Transport,
+    is_loopback,
+    pause,
+    reason_of,
+)
 
 if TYPE_CHECKING:
     import requests
-    from requests.adapters import HTTPAdapter
 
-__all__ = ["PASSING", "TRIES", "Access", "Connection", "Lost", "Sized", "pause"]
+__all__ = ["PASSING", "TRIES", "Access", "Connection", "Lost", "Sized", "error_codes", "reason_of"]
 
 PASSING = (408, 429, 500, 502, 503, 504)
 """Statuses after which the same request may well succeed."""
 TRIES = 4
-_TIMEOUT = (10, 60)
-"""Seconds to connect, and between two pieces of an answer."""
 _REDIRECTS = 5
 _CHALLENGES = 2
-_TOKEN_LIMIT = 1 << 20
 _TOLD_LIMIT = 16 << 10
-_TOKEN_SECONDS = 60
-"""How long a token holds when its service does not say ("Token Response Fields")."""
-_LONGEST_PAUSE = 60.0
-_POOL = 32
 _HUB = "registry-1.docker.io"
 """Where Docker Hub's registry really is."""
-
-
-@dataclass(frozen=True)
-class Access:
-    """How the user lets registries be reached."""
-
-    insecure: frozenset[str] = frozenset()
-    """Registries whose certificate is not looked at, and that may speak without TLS."""
-    ca: Path | None = None
-    """A file of certificates (PEM) to trust besides the usual ones."""
-    own: str | None = None
-    """The registry that ``CPACK_REGISTRY_USER`` and ``CPACK_REGISTRY_PASSWORD`` are for."""
-
-
-class Lost(Exception):
-    """The connection broke or never was; *reason* says how, without the URL, which may hold a signature."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
-class Sized:
-    """A body of *size* bytes that is made while it is sent: ``requests`` sends it with its Content-Length."""
-
-    def __init__(self, size: int, chunks: Callable[[], Iterable[bytes]]) -> None:
-        self._size = size
-        self._chunks = chunks
-
-    def __len__(self) -> int:
-        return self._size
-
-    def __iter__(self) -> Iterable[bytes]:
-        return iter(self._chunks())
-
-
-@dataclass(frozen=True)
-class _Token:
-    header: str
-    until: float
-    """On the monotonic clock."""
 
 
 class Connection:
@@ -97,6 +51,7 @@ class Connection:
 
     *verb* begins the errors (``Pulling``), *actions* are what a token is asked for (``pull`` or ``pull,push``).
     *plain* asks for HTTP without TLS, which is refused unless the host is loopback or insecure by *access*.
+    *credentials* take the place of those that are written down.
     """
 
     def __init__(
@@ -108,15 +63,15 @@ class Connection:
         access: Access | None = None,
         plain: bool = False,
         stop: threading.Event | None = None,
+        credentials: Credentials | None = None,
     ) -> None:
+        access = access or Access()
         self.reference = reference
-        self.requests = 0
         self.stop = stop
-        self._access = access or Access()
         self._verb = verb
-        self._scope = f"repository:{reference.repository}:{actions}"
+        self._scopes = (f"repository:{reference.repository}:{actions}",) if actions else ()
         self._host = _HUB if reference.registry == "docker.io" else reference.registry
-        self._insecure = reference.registry in self._access.insecure
+        self._insecure = reference.registry in access.insecure
         self._loopback = is_loopback(self._host)
         if plain and not (self._loopback or self._insecure):
             raise UnsafeInput(
@@ -124,19 +79,33 @@ class Connection:
                 hint="Only loopback may be, and what --insecure-registry names; leave http:// out.",
             )
         self._scheme = "http" if self._loopback else "" if self._insecure else "https"
-        self._lock = threading.RLock()
-        self._opened: requests.Session | None = None
-        self._challenge: str | None = None
-        self._tokens: dict[tuple[str, ...], _Token] = {}
-        self._found: Found | None = None
+        self._lock = threading.Lock()
+        self._transport = Transport(self._host, ca=access.ca, insecure=self._insecure)
+
+        def find() -> Found:
+            if credentials is not None:
+                return Found(credentials)
+            return find_credentials(reference.registry, repository=reference.repository, own=access.own)
+
+        self._authorization = Authorization(self, find)
+
+    @property
+    def request_count(self) -> int:
+        """How many were sent, those to a token service included."""
+        return self._transport.requests
+
+    @property
+    def root(self) -> str:
+        """The registry's address: ``https://host/v2/``."""
+        with self._lock:
+            if not self._scheme:
+                self._scheme = self._transport.probed()
+            return f"{self._scheme}://{self._host}/v2/"
 
     @property
     def base(self) -> str:
         """The repository's address: ``https://host/v2/repository/``."""
-        with self._lock:
-            if not self._scheme:
-                self._scheme = self._probed()
-            return f"{self._scheme}://{self._host}/v2/{self.reference.repository}/"
+        return f"{self.root}{self.reference.repository}/"
 
     # -- requests ------------------------------------------------------------------------------------------------------
 
@@ -150,7 +119,6 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         body: bytes | None = None,
         sources: Iterable[str] = (),
-        tries: int = TRIES,
     ) -> requests.Response:
         """One small request, tried again when that may help; its answer has one of the statuses *ok*.
 
@@ -158,23 +126,32 @@ class Connection:
         Raises :class:`NetworkError`, :class:`Unresolvable` (404), :class:`UnsafeInput`.
         """
         ok = tuple(ok)
-        for attempt in range(tries):
-            last = attempt + 1 == tries
+        response = self.again(
+            lambda: self.exchange(method, url, what=what, headers=headers, body=body, sources=sources), what, ok
+        )
+        if response.status_code in ok:
+            return response
+        raise self.refusal(response, what)
+
+    def again(self, attempt: Callable[[], requests.Response], what: str, ok: Iterable[int] = ()) -> requests.Response:
+        """The answer to *attempt*, made again as long as it is one that may pass, or there is none, and not too often.
+
+        Raises :class:`NetworkError` and what *attempt* raises.
+        """
+        for number in range(TRIES):
+            last = number + 1 == TRIES
             try:
-                response = self.exchange(method, url, what=what, headers=headers, body=body, sources=sources)
+                response = attempt()
             except Lost as lost:
                 if last:
                     raise self.lost(lost, what) from lost
-                self.pause(attempt)
+                self.pause(number)
                 continue
-            if response.status_code in ok:
+            if response.status_code in ok or response.status_code not in PASSING or last:
                 return response
-            if response.status_code in PASSING and not last:
-                after = response.headers.get("Retry-After")
-                response.close()
-                self.pause(attempt, after)
-                continue
-            raise self.refusal(response, what)
+            after = response.headers.get("Retry-After")
+            response.close()
+            self.pause(number, after)
         raise AssertionError("the last try returns or raises")
 
     def exchange(
@@ -191,9 +168,9 @@ class Connection:
 
         Raises :class:`Lost`, :class:`NetworkError`, :class:`UnsafeInput`.
         """
-        scopes = (self._scope, *(f"repository:{name}:pull" for name in sources))
+        scopes = (*self._scopes, *(f"repository:{name}:pull" for name in sources))
         for attempt in range(_CHALLENGES):
-            authorization = self._authorization(scopes)
+            authorization = self._authorization.header(scopes)
             response, own = self._follow(method, url, dict(headers or {}), body, authorization, what)
             if response.status_code != 401 or not own:
                 return response
@@ -201,7 +178,7 @@ class Connection:
             if attempt + 1 == _CHALLENGES:
                 break
             response.close()
-            self._refused(challenge, scopes, authorization)
+            self._authorization.refused(challenge, scopes, authorization)
         return response
 
     def _follow(
@@ -218,7 +195,7 @@ class Connection:
         for _ in range(_REDIRECTS + 1):
             own = urlsplit(url)[:2] == origin
             secret = {"Authorization": authorization} if own and authorization else {}
-            response = self._send(method, url, {**headers, **secret}, body, what)
+            response = self.send(method, url, {**headers, **secret}, body, what)
             status = response.status_code
             if status not in (301, 302, 303, 307, 308) or "Location" not in response.headers:
                 return response, own
@@ -229,159 +206,26 @@ class Connection:
             url = self.allowed(target, "redirects to")
         raise self.failure(f"{what}: more than {_REDIRECTS} redirects", "Tell the registry's owner.")
 
-    def _send(
+    def send(
         self, method: str, url: str, headers: dict[str, str], body: bytes | Sized | None, what: str
     ) -> requests.Response:
-        import requests
-
-        with self._lock:
-            self.requests += 1
-            session = self._session()
-        unproved = self._insecure and urlsplit(url).netloc == self._host
+        """One request without authorisation of its own; redirects come back. Raises :class:`Lost`, ``NetworkError``."""
         try:
-            return session.request(
-                method,
-                url,
-                headers={"Accept-Encoding": "identity", **headers},
-                data=body,  # type: ignore[arg-type]
-                stream=True,
-                allow_redirects=False,
-                timeout=_TIMEOUT,
-                auth=_no_netrc,
-                verify=not unproved,
-            )
-        except requests.exceptions.SSLError as error:
-            # A body that breaks is told as an SSL error, too, and worth another try; a certificate is not.
-            if "CERTIFICATE" in str(error) or "WRONG_VERSION" in str(error):
-                raise self.failure(
-                    f"{what}: {reason_of(error)}",
-                    "See that the registry's certificate is trusted here (--ca FILE), or name it with "
-                    f"--insecure-registry {self.reference.registry}.",
-                ) from error
-            raise Lost(reason_of(error)) from error
-        except (requests.ConnectionError, requests.Timeout) as error:
-            raise Lost(reason_of(error)) from error
-        except requests.RequestException as error:
-            raise self.failure(f"{what}: {reason_of(error)}", "Check the reference.") from error
-
-    def _session(self) -> requests.Session:
-        if self._opened is None:
-            from http.cookiejar import DefaultCookiePolicy
-
-            import requests
-
-            self._opened = requests.Session()
-            self._opened.mount("https://", _adapter(self._access.ca))
-            self._opened.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL))
-            self._opened.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
-            if self._loopback:
-                self._opened.trust_env = False  # No proxy stands between this machine and itself.
-        return self._opened
-
-    def _probed(self) -> str:
-        """Whether an insecure registry has TLS at all: it is tried first, as Docker does."""
-        import requests
-        import urllib3
-
-        urllib3.disable_warnings(urllib3.exceptions.InsecureRequestWarning)
-        try:
-            self._session().get(f"https://{self._host}/v2/", verify=False, timeout=_TIMEOUT, auth=_no_netrc).close()
-        except (requests.exceptions.SSLError, requests.ConnectionError):
-            return "http"
-        except requests.RequestException:
-            pass  # It has TLS; what else is wrong is told by the request that is meant.
-        return "https"
+            return self._transport.send(method, url, headers, body)
+        except BadCertificate as error:
+            raise self.failure(
+                f"{what}: {error}",
+                "See that the registry's certificate is trusted here (--ca FILE), or name it with "
+                f"--insecure-registry {self.reference.registry}.",
+            ) from error
+        except BadRequest as error:
+            raise self.failure(f"{what}: {error}", "Check the reference.") from error
 
     def pause(self, attempt: int, after: str | None = None) -> None:
         """Wait before the try that follows the one numbered *attempt*; at once when everything is to stop."""
         pause(attempt, after, self.stop)
 
-    # -- authorisation -------------------------------------------------------------------------------------------------
-
-    def _authorization(self, scopes: tuple[str, ...]) -> str | None:
-        with self._lock:
-            if self._challenge is None:
-                return None
-            known = self._tokens.get(scopes)
-            if known is not None and time.monotonic() < known.until:
-                return known.header
-            fresh = self._answer(self._challenge, scopes)
-            if fresh is None:
-                return None
-            self._tokens[scopes] = fresh
-            return fresh.header
-
-    def _refused(self, challenge: str, scopes: tuple[str, ...], used: str | None) -> None:
-        """Forget what was *used*, so that the next request gets something else; another thread may have been first."""
-        with self._lock:
-            self._challenge = challenge
-            known = self._tokens.get(scopes)
-            if known is not None and known.header == used:
-                del self._tokens[scopes]
-
-    def _answer(self, challenge: str, scopes: tuple[str, ...]) -> _Token | None:
-        """What *challenge* asks for ("How to authenticate")."""
-        if self._found is None:
-            reference = self.reference
-            self._found = find_credentials(reference.registry, repository=reference.repository, own=self._access.own)
-        credentials = self._found.credentials
-        scheme, _, rest = challenge.partition(" ")
-        if scheme.lower() == "basic":
-            if credentials is None or credentials.is_identity_token:
-                return None
-            return _Token(_basic(credentials), float("inf"))
-        parameters = {key.lower(): value for key, value in re.findall(r'([a-zA-Z_]+)="([^"]*)"', rest)}
-        if scheme.lower() != "bearer" or not parameters.get("realm"):
-            return None
-        return self._token(parameters["realm"], parameters.get("service"), scopes, credentials)
-
-    def _token(
-        self, realm: str, service: str | None, scopes: tuple[str, ...], credentials: Credentials | None
-    ) -> _Token:
-        realm = self.allowed(realm, "names the token service")
-        query: list[tuple[str, str]] = [("service", service)] if service is not None else []
-        began = time.monotonic()
-        if credentials is not None and credentials.is_identity_token:
-            form = [*query, ("scope", " ".join(scopes)), ("client_id", "cpack-build"), ("grant_type", "refresh_token")]
-            data = urlencode([*form, ("refresh_token", credentials.password)]).encode()
-            response = self._ask_realm("POST", realm, {"Content-Type": "application/x-www-form-urlencoded"}, data)
-        else:
-            query += [("scope", scope) for scope in scopes]
-            url = f"{realm}{'&' if urlsplit(realm).query else '?'}{urlencode(query)}"
-            secret = {"Authorization": _basic(credentials)} if credentials else {}
-            response = self._ask_realm("GET", url, secret, None)
-        with response:
-            if response.status_code != 200:
-                raise self.refusal(response, "token")
-            data = self.limited(response, _TOKEN_LIMIT, "token")
-        try:
-            answer: Any = json.loads(data)
-            token = answer.get("token") or answer.get("access_token")
-            holds = answer.get("expires_in")
-        except (ValueError, AttributeError, RecursionError) as error:
-            raise self.failure("its token service gave no token", "Tell the registry's owner.") from error
-        # A header of its own making is all that a token could break out of.
-        if not isinstance(token, str) or not re.fullmatch(r"[\x21-\x7e]+", token):
-            raise self.failure("its token service gave no token", "Tell the registry's owner.")
-        seconds = holds if isinstance(holds, int) and 0 < holds < 1 << 31 else _TOKEN_SECONDS
-        return _Token(f"Bearer {token}", began + 0.7 * seconds)
-
-    def _ask_realm(self, method: str, url: str, headers: dict[str, str], body: bytes | None) -> requests.Response:
-        """A request to the token service: no redirect is followed with a password, and busy is tried again."""
-        for attempt in range(TRIES):
-            last = attempt + 1 == TRIES
-            try:
-                response = self._send(method, url, headers, body, "token")
-            except Lost as lost:
-                if last:
-                    raise self.lost(lost, "token") from lost
-                self.pause(attempt)
-                continue
-            if response.status_code not in PASSING or last:
-                return response
-            response.close()
-            self.pause(attempt, response.headers.get("Retry-After"))
-        raise AssertionError("the last try returns or raises")
+    # -- answers and errors --------------------------------------------------------------------------------------------
 
     def allowed(self, url: str, verb: str) -> str:
         """*url* if it may be followed from here; :class:`UnsafeInput` otherwise."""
@@ -394,8 +238,6 @@ class Connection:
             f"{self.reference.registry} {verb} {parts.scheme}://{parts.netloc}, which is not safe.",
             hint="Only https is followed.",
         )
-
-    # -- answers and errors --------------------------------------------------------------------------------------------
 
     def limited(self, response: requests.Response, limit: int, what: str) -> bytes:
         """The whole body, of at most *limit* bytes. Raises :class:`BadImage`, :class:`NetworkError`."""
@@ -431,15 +273,15 @@ class Connection:
                 hint="Check the name, tag and digest.",
             )
         if status in (401, 403):
-            problem = self._found.problem if self._found is not None else ""
+            problem = self._authorization.problem
             return self.failure(
                 f"{what}: the registry refuses ({told})",
-                f"The repository may not exist, or needs `docker login {registry}`."
+                f"The repository may not exist, or needs `cpack-build login {registry}`."
                 + (f" No login was found: {problem}." if problem else ""),
             )
         if status == 429:
             return self.failure(
-                f"{what}: too many requests ({told})", f"Wait, use `docker login {registry}`{self._or_mirror}."
+                f"{what}: too many requests ({told})", f"Wait, use `cpack-build login {registry}`{self._or_mirror}."
             )
         return self.failure(f"{what}: {told}", "Try again later, or tell the registry's owner.")
 
@@ -463,88 +305,3 @@ def error_codes(response: requests.Response) -> list[str]:
     except (requests.RequestException, ValueError, KeyError, TypeError, RecursionError):
         return []  # Most errors need no body to be understood.
     return [code for code in codes if isinstance(code, str) and re.fullmatch(r"[A-Z][A-Z_]{1,40}", code)]
-
-
-def pause(attempt: int, after: str | None, stop: threading.Event | None) -> None:
-    """Wait as long as ``Retry-After`` says, else a jittered half second that doubles with each *attempt*."""
-    seconds = _seconds(after)
-    if seconds is None:
-        seconds = 0.5 * 2**attempt * SystemRandom().uniform(0.5, 1.5)
-    (stop or threading.Event()).wait(min(seconds, _LONGEST_PAUSE))
-
-
-def _seconds(after: str | None) -> float | None:
-    """RFC 9110, 10.2.3: a number of seconds or a date."""
-    if not after:
-        return None
-    if after.isascii() and after.isdigit():
-        return float(after[:6])
-    try:
-        return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def is_loopback(netloc: str) -> bool:
-    """Whether *netloc* (``host[:port]``) is this machine by its name or address."""
-    try:
-        host = urlsplit(f"//{netloc}").hostname or ""
-    except ValueError:
-        return False
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def reason_of(error: Exception) -> str:
-    """What went wrong, without the URL, which may hold a signature."""
-    import requests
-
-    if isinstance(error, requests.exceptions.SSLError):
-        return "TLS failed"
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    if isinstance(error, requests.exceptions.ChunkedEncodingError):
-        return "the connection broke"
-    if isinstance(error, requests.ConnectionError):
-        return "no connection"
-    return type(error).__name__
-
-
-def _basic(credentials: Credentials) -> str:
-    return "Basic " + base64.b64encode(":".join(credentials).encode()).decode()
-
-
-def _no_netrc(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Keeps ``requests`` from sending what a ``.netrc`` has for the host."""
-    return request
-
-
-def _adapter(ca: Path | None) -> HTTPAdapter:
-    """Connections over TLS; with *ca* its certificates are trusted as well. Raises :class:`UsageError`."""
-    import ssl
-
-    from requests.adapters import HTTPAdapter
-
-    if ca is None:
-        return HTTPAdapter(pool_maxsize=_POOL)
-    context = ssl.create_default_context()
-    try:
-        context.load_verify_locations(cafile=str(ca))
-    except OSError as error:
-        reason = "holds no certificates (PEM)" if isinstance(error, ssl.SSLError) else error.strerror
-        raise UsageError(f"--ca {ca}: {reason}.", hint="Name a file with the registry's CA in PEM.") from error
-
-    class _Trusting(HTTPAdapter):
-        def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-            super().init_poolmanager(*args, ssl_context=context, **kwargs)
-
-        def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> Any:
-            # Newer versions of requests would put their own context in its place.
-            host, pool = super().build_connection_pool_key_attributes(request, verify, cert)
-            return host, {**pool, "ssl_context": context} if verify else pool
-
-    return _Trusting(pool_maxsize=_POOL)

@@ -158,7 +158,7 @@ class _Push:
     @property
     def requests(self) -> int:
         """Requests made so far."""
-        return self._connection.requests
+        return self._connection.request_count
 
     def is_there(self) -> bool:
         """Whether the name stands for this manifest already."""
@@ -170,7 +170,7 @@ class _Push:
         total = sum(blob.descriptor.size for blob in blobs.values())
         named = replace(self._reference, digest=digest)
         if self.is_there():
-            return Pushed(named, present=total, requests=self._connection.requests, changed=False)
+            return Pushed(named, present=total, requests=self.requests, changed=False)
         counts = {"sent": 0, "mounted": 0, "present": 0}
         if self._version != digest and self._has_manifest(digest):
             counts["present"] = total
@@ -179,7 +179,9 @@ class _Push:
                 counts |= self._send(list(blobs.values()), task, jobs=jobs, dry_run=dry_run)
         if not dry_run:
             self._put_manifest()
-        return Pushed(named, counts["sent"], counts["mounted"], counts["present"], requests=self._connection.requests)
+        return Pushed(
+            named, counts["sent"], counts["mounted"], counts["present"], requests=self._connection.request_count
+        )
 
     # -- manifests -----------------------------------------------------------------------------------------------------
 

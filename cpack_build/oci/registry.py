@@ -9,26 +9,16 @@ Specification: distribution-spec v1.1, "Pull".
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from cpack_build.oci.connection import TRIES, Access, Connection, reason_of
+from cpack_build.oci.documents import DOCUMENT_LIMIT, INDEX_TYPES, MANIFEST_TYPES
+from cpack_build.oci.origins import Document
 from cpack_build.oci.reference import Reference, is_digest
-from cpack_build.oci.types import CHUNK, INDEX, MANIFEST, Descriptor
-
-if TYPE_CHECKING:
-    from cpack_build.oci.sources import Document
+from cpack_build.oci.types import CHUNK, Descriptor
 
 __all__ = ["ACCEPT", "RegistryOrigin"]
 
-ACCEPT = ", ".join(
-    (
-        INDEX,
-        MANIFEST,
-        "application/vnd.docker.distribution.manifest.list.v2+json",
-        "application/vnd.docker.distribution.manifest.v2+json",
-    )
-)
-_DOCUMENT_LIMIT = 4 << 20
+ACCEPT = ", ".join((INDEX_TYPES[0], MANIFEST_TYPES[0], INDEX_TYPES[1], MANIFEST_TYPES[1]))
 
 
 class RegistryOrigin:
@@ -42,14 +32,12 @@ class RegistryOrigin:
         self._connection = Connection(reference, access=access, plain=plain)
 
     def top(self) -> Document:
-        from cpack_build.oci.sources import Document
-
         version = self.reference.version
         what = f"manifest {version}"
         connection = self._connection
         url = f"{connection.base}manifests/{version}"
         with connection.ask("GET", url, what=what, headers={"Accept": ACCEPT}) as response:
-            data = connection.limited(response, _DOCUMENT_LIMIT, what)
+            data = connection.limited(response, DOCUMENT_LIMIT, what)
             kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
         promised = self.reference.digest
         told = response.headers.get("Docker-Content-Digest", "")

@@ -2,39 +2,35 @@
 
 First whole: one PUT of a sized body. When that is refused, or a connection breaks on the way, the registry is asked how
 much it has and the rest goes in pieces, which become smaller as long as they do not arrive. A registry that has lost
-the upload (docker-registry 2.8 does, when a request is cut) gets a new one. The bytes are hashed as they leave, and the
-last of them leaves only when the hash is right: a file that changed never becomes a wrong blob.
+the upload (docker-registry 2.8 does, when a request is cut) gets a new one. The bytes are hashed as they leave
+(:mod:`cpack_build.oci.body`).
 
 Specification: distribution-spec v1.1, "Pushing a blob in chunks", "Mounting a blob from another repository".
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 from urllib.parse import urlencode, urljoin, urlsplit
 
-from cpack_build.errors import Cancelled, CpackError, HashMismatch, NetworkError, Unresolvable
+from cpack_build.errors import CpackError, HashMismatch, NetworkError
+from cpack_build.oci.body import Body
 from cpack_build.oci.connection import PASSING, TRIES, Connection, Lost, Sized
-from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.reference import is_digest
 from cpack_build.oci.types import Blob
 
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["PIECE", "Body", "upload"]
+__all__ = ["PIECE", "upload"]
 
 PIECE = 64 << 20
 """Bytes of a piece at first, where a blob does not go whole."""
 _SMALLEST = 16
 """How much smaller pieces may become."""
-_CHECKPOINT = 16 << 20
-"""Bytes between two places from which hashing can go on."""
 _SOURCES = 3
 """Repositories that are tried for a mount."""
 _OCTETS = {"Content-Type": "application/octet-stream"}
@@ -58,148 +54,8 @@ def upload(
     registry has not been sent before. Raises :class:`HashMismatch` when the blob is not what it says,
     :class:`NetworkError`, :class:`UnsafeInput`; then the registry was asked to forget what it has of it.
     """
-    with Body(blob, connection=connection, moved=moved) as body:
+    with Body(blob, stop=connection.stop, moved=moved) as body:
         return _Upload(connection, body, piece).run(sources)
-
-
-class Body:
-    """A blob's bytes from any place on, hashed once as they pass. *sent* is the furthest that any have been sent."""
-
-    def __init__(
-        self, blob: Blob, *, connection: Connection | None = None, moved: Callable[[int], object] = lambda count: None
-    ) -> None:
-        self.descriptor = blob.descriptor
-        self.size = blob.descriptor.size
-        self.sent = 0
-        self._blob = blob
-        self._stop = connection.stop if connection is not None else None
-        self._moved = moved
-        # hashlib lets go of the interpreter: one thread hashes what the other is sending.
-        self._second = ThreadPoolExecutor(1)
-        self._pending: Future[None] | None = None
-        self._hasher = hashlib.sha256()
-        self._marks = [(0, self._hasher.copy())]
-        self._position = 0
-        self._left = b""
-        self._chunks: Iterator[bytes] = iter(())
-        self._begin(0)
-
-    def __enter__(self) -> Body:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self._settle()
-        self._second.shutdown()
-        self._end()
-
-    def piece(self, start: int, end: int) -> Sized:
-        """Bytes *start* to *end* as a body; it may be read again from its beginning."""
-        return Sized(end - start, lambda: self._range(start, end))
-
-    def prove(self) -> None:
-        """Read what is left and see that the hash is right: for a blob of no bytes, of which none leaves."""
-        for _ in self._range(self._position, self.size):
-            pass
-        if self.size == 0:
-            self._prove()
-
-    def _range(self, start: int, end: int) -> Iterator[bytes]:
-        self._seek(start)
-        while self._position < end:
-            chunk = self._take(end - self._position)
-            if self._position > self.sent:
-                self._moved(self._position - self.sent)
-                self.sent = self._position
-            yield chunk
-
-    def _seek(self, offset: int) -> None:
-        if offset < self._position:
-            self._settle()
-            at, hasher = next(mark for mark in reversed(self._marks) if mark[0] <= offset)
-            self._marks = [mark for mark in self._marks if mark[0] <= at]
-            self._hasher = hasher.copy()
-            self._end()
-            self._begin(at)
-        while self._position < offset:
-            self._take(offset - self._position)
-
-    def _begin(self, offset: int) -> None:
-        self._position = offset
-        self._left = b""
-        if isinstance(self._blob, ModelLayer):
-            self._chunks = self._blob.chunks_from(offset)
-            return
-        self._chunks = self._blob.chunks()
-        self._skip = offset
-
-    _skip = 0
-
-    def _end(self) -> None:
-        close = getattr(self._chunks, "close", None)
-        if close is not None:
-            close()
-
-    def _take(self, limit: int) -> bytes:
-        """The next bytes, at most *limit* of them; the last of the blob only if all of them were right."""
-        if self._stop is not None and self._stop.is_set():
-            raise Cancelled
-        while not self._left:
-            self._left = self._next()
-            if self._skip:
-                dropped = min(self._skip, len(self._left))
-                self._skip -= dropped
-                self._left = self._left[dropped:]
-        chunk, self._left = self._left[:limit], self._left[limit:]
-        self._settle()
-        if self._position - self._marks[-1][0] >= _CHECKPOINT:
-            self._marks.append((self._position, self._hasher.copy()))
-        self._pending = self._second.submit(self._hasher.update, chunk)
-        self._position += len(chunk)
-        if self._position == self.size:
-            self._prove()
-        return chunk
-
-    def _next(self) -> bytes:
-        try:
-            chunk = next(self._chunks, None)
-        except OSError as error:
-            # As an OSError it would be taken for the network's.
-            raise Unresolvable(
-                f"Blob {self.descriptor.digest} cannot be read: {error.strerror or error}.",
-                hint="See that its file is still there, and run it again.",
-            ) from error
-        if chunk is None:
-            self._wrong()
-        return chunk
-
-    def _prove(self) -> None:
-        self._settle()
-        if self._left or next((True for chunk in self._chunks if chunk), False):
-            raise HashMismatch(
-                f"Blob {self.descriptor.digest} has more than its {self.size} bytes, and what was read",
-                expected=self.descriptor.digest,
-                actual=self._hasher.hexdigest(),
-                hint=_CHANGED,
-            )
-        if "sha256:" + self._hasher.hexdigest() != self.descriptor.digest:
-            self._wrong()
-
-    def _wrong(self) -> NoReturn:
-        self._settle()
-        raise HashMismatch(
-            f"What was read for blob {self.descriptor.digest} ({self._position} of {self.size} bytes)",
-            expected=self.descriptor.digest,
-            actual=self._hasher.hexdigest(),
-            hint=_CHANGED,
-        )
-
-    def _settle(self) -> None:
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
-
-_CHANGED = "Its source has changed since it was measured. Nothing wrong was pushed: build or get the image again."
 
 
 class _Interrupted(Exception):

@@ -85,7 +85,7 @@ def test_a_refusal_is_an_error_with_registry_and_digest(call: Caller, tmp_path: 
         assert done.code == 6
         assert f"Pushing {fake.host}/x:v1: blob sha256:" in done.err
         assert "refuses (HTTP 403, DENIED)" in done.err
-        assert f"docker login {fake.host}" in done.err
+        assert f"cpack-build login {fake.host}" in done.err
         assert "\x1b" not in done.err
 
 

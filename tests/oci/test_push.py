@@ -430,7 +430,7 @@ def test_a_registry_that_never_has_enough_of_asking_is_left(fake: Misbehaving) -
         token_service(tokens)
         realm = f'Bearer realm="http://{tokens.host}/token"'
         fake.fault = lambda request: Fault(status=401, headers={"WWW-Authenticate": realm})
-        with pytest.raises(NetworkError, match=rf"refuses \(HTTP 401\).*docker login {fake.host}"):
+        with pytest.raises(NetworkError, match=rf"refuses \(HTTP 401\).*cpack-build login {fake.host}"):
             push(small_image("loop"), [parse_reference(f"{fake.host}/x:v1")])
     assert len(fake.seen) == 2
 

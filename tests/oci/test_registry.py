@@ -235,7 +235,7 @@ def test_a_registry_with_basic_authentication_is_given_the_password_once_it_asks
         return Answer(files_of(image)[path])
 
     registry = fakes(guarded)
-    with pytest.raises(NetworkError, match=rf"refuses \(HTTP 401\)\..*docker login {registry.host}"):
+    with pytest.raises(NetworkError, match=rf"refuses \(HTTP 401\)\..*cpack-build login {registry.host}"):
         open_source(parse_reference(f"{registry.host}/x:v1")).manifest(PLATFORM)
     (tmp_path / "docker-config").mkdir()
     login = {"auths": {registry.host: {"auth": base64.b64encode(b"me:secret").decode()}}}
