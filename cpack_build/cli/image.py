@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.delivery import choose, deliver
-from cpack_build.cli.lock import lock_beside, make_locks, write_locks
+from cpack_build.cli.lock import make_locks
+from cpack_build.cli.lockfile import LockFile
+from cpack_build.cli.lockfile import lock_file as locks_at
 from cpack_build.cli.options import Chosen, documents_of, pack_argument, places_of, settings_options, terminal_options
 from cpack_build.cli.push import access_for, push_document, push_line, registry_options
 from cpack_build.cli.terminal import Terminal, amount
@@ -85,7 +87,7 @@ def image(
     read = read_pack(pack)
     read.served()
     settings = chosen.settings(read)
-    path = lock_file or lock_beside(pack)
+    path = locks_at(read, lock_file)
     found = _find_locks(read, settings, path, must=locked or lock_file is not None)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
@@ -101,7 +103,7 @@ def image(
         return
     if found is None:
         found = make_locks(read, settings, terminal=terminal)
-        write_locks(found, path)
+        path.write(found)
     with _built(found, read, settings, trust=trust, terminal=terminal) as built:
         for destination in destinations:
             if destination.place not in targets:
@@ -150,14 +152,13 @@ def _document(built: Image | ImageIndex) -> dict[str, Any]:
     }
 
 
-def _find_locks(pack: Pack, settings: Settings, path: Path, *, must: bool) -> tuple[Lock, ...] | None:
-    """The wanted locks at *path*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
+def _find_locks(pack: Pack, settings: Settings, file: LockFile, *, must: bool) -> tuple[Lock, ...] | None:
+    """The wanted locks in *file*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
     from cpack_build.lock.resolve import check_all_fresh
-    from cpack_build.lock.schema import load_locks
 
-    if not path.exists() and not must:
+    if file.data is None and not must:
         return None
-    return check_all_fresh(load_locks(path), pack, settings, name=path)
+    return check_all_fresh(file.locks(), pack, settings, name=file)
 
 
 @contextmanager
