@@ -15,12 +15,13 @@ from typing import Any, Protocol, TypeVar
 from packaging.utils import canonicalize_name
 
 import cpack_build
-from cpack_build.cpack.schema import Snapshot
+from cpack_build.cpack.schema import ModelEntry, Snapshot
 from cpack_build.cpack.settings import Platform, Settings
 from cpack_build.errors import BadInput, CpackError, StaleLock, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.captured import Captured
+from cpack_build.lock.hub import confirmed
 from cpack_build.lock.interpreter import vouch
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.nodes import kept_trees, lock_trees
@@ -29,6 +30,7 @@ from cpack_build.lock.schema import (
     GitTree,
     Inputs,
     Lock,
+    Model,
     PythonEnvironment,
 )
 from cpack_build.lock.service import service_code, service_requirements
@@ -142,9 +144,7 @@ def resolve(
         models_work = work(
             "models",
             lambda lock: (list(lock.models), []),
-            lambda: lock_models(
-                snapshot.models, folders=settings.models, store=store, sources=sources, progress=reports
-            ),
+            lambda: _models(snapshot.models, folders=settings.models, store=store, sources=sources, progress=reports),
         )
         system = kept_system(previous, store=store) if previous is not None and "system" in keeps else None
         is_kept = system is not None
@@ -274,6 +274,14 @@ def _pins(previous: Lock | None, update: Collection[str]) -> tuple[str, ...]:
     if previous is None or names & {"all", "python"}:
         return ()
     return tuple(f"{wheel.name}=={wheel.version}" for wheel in wheels_of(previous.python) if wheel.name not in names)
+
+
+def _models(
+    entries: Sequence[ModelEntry], *, folders: Sequence[str], store: Store, sources: Sources, progress: Progress
+) -> tuple[list[Model], list[CpackError]]:
+    """The models, with what their sources say of them."""
+    found, missing = lock_models(entries, folders=folders, store=store, sources=sources, progress=progress)
+    return list(confirmed(found, store=store, sources=sources, progress=progress)), missing
 
 
 def _environment(

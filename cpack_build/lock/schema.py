@@ -30,6 +30,7 @@ from cpack_build.errors import BadField, BadInput, Unresolvable
 
 __all__ = [
     "LOCK_REVISION",
+    "Access",
     "ArchiveInterpreter",
     "BaseImage",
     "BaseInterpreter",
@@ -73,6 +74,7 @@ ImagePath = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_+-][A-Za-z0
 """An absolute path in the image, without ``.`` and ``..``: the interpreter's, which is also started on this machine."""
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 """Debian policy 5.6.1; it names a file in the image."""
+Access = Literal["public", "gated", "private"]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f\x7f]{1,255}$")]
 
 
@@ -260,6 +262,8 @@ class Model(_Document):
     size: Size
     layer_digest: Digest
     sources: tuple[str, ...]
+    access: Access | None = None
+    """Who may download it, as far as its sources said: it was not asked for a token."""
 
 
 class _Shared(_Document):
