@@ -73,6 +73,8 @@ class CpackError(Exception):
     exit_code: ClassVar[int] = 1
     parts: tuple[CpackError, ...] = ()
     """The errors that this one is made of (:func:`together`)."""
+    detail: str = ""
+    """What another program said, in its own words: shown with ``-v``."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.delivery import choose, deliver
-from cpack_build.cli.lock import lock_beside, make_locks, write_locks
+from cpack_build.cli.lock import make_locks
+from cpack_build.cli.lockfile import LockFile
+from cpack_build.cli.lockfile import lock_file as locks_at
 from cpack_build.cli.options import (
     Chosen,
     documents_of,
@@ -103,7 +105,7 @@ def image(
     read = read_pack(pack)
     read.served()
     settings = chosen.settings(read)
-    path = lock_file or lock_beside(pack)
+    path = locks_at(read, lock_file)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
     found = _find_locks(read, settings, path, must=locked or lock_file is not None)
     if found is not None:
@@ -123,7 +125,7 @@ def image(
     if found is None:
         made = make_locks(read, form, trust=trust, terminal=terminal)
         found = tuple(in_form(lock, revision=format_revision) for lock in made)
-        write_locks(found, path)
+        path.write(found)
     how = compression_of(found[0], instead=compression) if targets else None
     with _built(found, read, settings, trust=trust, terminal=terminal) as built:
         images = built.images if isinstance(built, ImageIndex) else (built,)
@@ -182,14 +184,13 @@ def _document(built: Image | ImageIndex) -> dict[str, Any]:
     }
 
 
-def _find_locks(pack: Pack, settings: Settings, path: Path, *, must: bool) -> tuple[Lock, ...] | None:
-    """The wanted locks at *path*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
+def _find_locks(pack: Pack, settings: Settings, file: LockFile, *, must: bool) -> tuple[Lock, ...] | None:
+    """The wanted locks in *file*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
     from cpack_build.lock.resolve import check_all_fresh
-    from cpack_build.lock.schema import load_locks
 
-    if not path.exists() and not must:
+    if file.data is None and not must:
         return None
-    return check_all_fresh(load_locks(path), pack, settings, name=path)
+    return check_all_fresh(file.locks(), pack, settings, name=file)
 
 
 @contextmanager
@@ -212,6 +213,7 @@ def _built(
             materials = gather(
                 lock,
                 documents=documents_of(pack),
+                pack=pack,
                 places=places_of(settings),
                 store=store,
                 sources=sources,

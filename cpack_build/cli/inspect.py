@@ -78,13 +78,18 @@ def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) 
 
 
 def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, everything: bool) -> list[str]:
+    from cpack_build.cpack.reader import LOCK_FILES
+    from cpack_build.lock.captured import CAPTURED, captured_nodes, has_comfyui, patch_names
     from cpack_build.workflow.references import references
 
     snapshot = pack.snapshot
+    local = captured_nodes(pack)
     used = references(pack.workflow_api)
     chosen = [model for model in snapshot.models if everything or not model.disabled]
     nodes = [node for node in snapshot.nodes if everything or not node.disabled]
-    comfyui = snapshot.comfyui.commit[:12] if snapshot.comfyui else "not recorded"
+    comfyui = "in the pack" if has_comfyui(pack) else "not recorded"
+    if snapshot.comfyui is not None:
+        comfyui = snapshot.comfyui.commit[:12]
     lines = [
         f"{pack.path}  sha256 {pack.sha256[:12]}",
         f"  written as comfy-pack {pack.era} does",
@@ -104,8 +109,14 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
         "registry nodes", [(name, version, "") for name, version in sorted(snapshot.registry_nodes.items())]
     )
     lines += _table(
-        "single-file nodes", [(n.filename, "not in the pack", _off(n.disabled)) for n in snapshot.file_nodes]
+        "single-file nodes",
+        [
+            (n.filename, "in the pack" if n.filename in local else "not in the pack", _off(n.disabled))
+            for n in snapshot.file_nodes
+        ],
     )
+    lines += _table("local nodes", [(name, "in the pack", "") for name, kind in local.items() if kind == "folder"])
+    lines += _table("uncommitted changes", [(name, "in the pack", "") for name in sorted(patch_names(pack))])
     lines += _table(
         "models",
         [
@@ -132,11 +143,14 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
         lines += _table("Python packages", [(requirement, "", "") for requirement in snapshot.requirements])
     if pack.settings_text is not None:
         lines += ["  settings (cpack.yaml)", *(f"    {line}" for line in pack.settings_text.splitlines())]
-    shown = pack.other if everything else pack.other[:_OTHER_SHOWN]
+    if "cpack.lock" in pack.sizes:
+        lines.append("  holds its own lock")
+    other = [name for name in pack.other if not name.startswith(CAPTURED) and name not in LOCK_FILES]
+    shown = other if everything else other[:_OTHER_SHOWN]
     if pack.extra:
         lines.append(f"  also in snapshot.json: {', '.join(sorted(pack.extra))} (--json shows it)")
     lines += _table("other files, not used", [(name, "", "") for name in shown])
-    if hidden := len(pack.other) - len(shown):
+    if hidden := len(other) - len(shown):
         lines.append(f"    and {hidden} more (--all shows them)")
     return lines
 

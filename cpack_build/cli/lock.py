@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.lockfile import LockFile, lock_file
 from cpack_build.cli.options import Chosen, form_options, in_settings, pack_argument, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount, printable
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from cpack_build.errors import NeedsTrust
     from cpack_build.lock.schema import Lock
 
-__all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
+__all__ = ["lock", "make_locks"]
 
 
 @click.command(
@@ -29,11 +30,13 @@ __all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="By default NAME.cpack.lock beside PACK."
 )
+@click.option("--into-pack", is_flag=True, help="Put the lock and its pylock.toml into PACK, where images find it.")
 @click.option(
     "--update",
     multiple=True,
     metavar="WHAT",
-    help="Resolve anew though the lock is fresh: a Python package, python, or all. May be given several times.",
+    help="Resolve anew though the lock is fresh: a Python package, python, system, nodes, models, service or all. May "
+    "be given several times.",
 )
 @form_options
 @click.option("--offline", is_flag=True, help="Ask nobody: resolve from what is in the caches and on this machine.")
@@ -44,6 +47,7 @@ __all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
 def lock(
     pack: Path,
     output: Path | None,
+    into_pack: bool,
     update: tuple[str, ...],
     offline: bool,
     trust: bool,
@@ -56,21 +60,25 @@ def lock(
     """Pin every byte that the image of PACK needs: system packages, Python, wheels, git trees and models.
 
     A lock that is there and belongs to the pack and its settings stays as it is, and nobody is asked; --update says
-    what to resolve anew. Python packages keep the versions that an older lock of the pack gave them where they can.
+    what to resolve anew, and the rest stays. Python packages keep the versions that an older lock of the pack gave them
+    where they can.
     """
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import UsageError
     from cpack_build.lock.schema import locks_to_bytes
 
+    if into_pack and output is not None:
+        raise UsageError("--into-pack and --output name two places for one lock.", hint="Leave one of them out.")
     read = read_pack(pack)
     from cpack_build.lock.form import in_form
 
-    target = output or lock_beside(pack)
+    target = lock_file(read, output, inside=into_pack)
     settings = in_settings(chosen.settings(read), compression=compression, format_revision=format_revision)
-    before = target.read_bytes() if target.is_file() else None
-    if update and before is None:
+    if update and target.data is None:
         raise UsageError(f"There is no lock {target} to update.", hint="Leave --update out to make one.")
-    earlier = () if before is None else _earlier(before, target, must=bool(update))
+    # what is put into the pack for the first time begins from the lock beside it
+    known = lock_file(read) if into_pack and target.data is None else target
+    earlier = _earlier(known, must=bool(update))
     if earlier and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
@@ -78,15 +86,16 @@ def lock(
             read, settings, previous=earlier, update=update, offline=offline, trust=trust, terminal=terminal
         )
     made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
-    changed = before != locks_to_bytes(made)
+    changed = target.data != locks_to_bytes(made)
     if not dry_run and changed:
-        write_locks(made, target)
+        target.write(made)
     outcome = "is up to date"
     if changed:
-        outcome = f"would be {'changed' if before is not None else 'written'}" if dry_run else "is written"
+        outcome = f"would be {'changed' if target.data is not None else 'written'}" if dry_run else "is written"
     terminal.result(
         {
-            "lock": str(target),
+            "lock": str(target.path),
+            "inside": target.is_inside,
             "sha256": hashlib.sha256(locks_to_bytes(made)).hexdigest(),
             "changed": changed,
             "written": changed and not dry_run,
@@ -115,7 +124,7 @@ def _counted(lock: Lock) -> dict[str, Any]:
         "built": len(lock.python.built),
         "debs": len(lock.system),
         "deb_bytes": sum(deb.size for deb in lock.system),
-        "nodes": len(lock.nodes) + len(lock.registry_nodes),
+        "nodes": len(lock.custom_nodes),
         "models": len(lock.models),
         "model_bytes": sum(model.size for model in lock.models),
     }
@@ -134,19 +143,15 @@ def _told(counted: dict[str, Any]) -> str:
     )
 
 
-def lock_beside(pack: Path) -> Path:
-    """``NAME.cpack.lock`` beside ``NAME.cpack.zip``."""
-    return pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.lock")
-
-
-def _earlier(data: bytes, path: Path, *, must: bool) -> tuple[Lock, ...]:
-    """The locks in *data*; of what cannot be read there are none, unless there *must* be some to update."""
+def _earlier(file: LockFile, *, must: bool) -> tuple[Lock, ...]:
+    """The locks in *file*; of what cannot be read there are none, unless there *must* be some to update."""
     from cpack_build.errors import BadInput, HashMismatch
-    from cpack_build.lock.schema import read_locks
     from cpack_build.lock.wheels import wheels_of
 
+    if file.data is None:
+        return ()
     try:
-        locks = read_locks(data, name=path)
+        locks = file.locks()
         for lock in locks:
             wheels_of(lock.python)
         return locks
@@ -225,13 +230,3 @@ def _agreed(needs: Sequence[NeedsTrust], terminal: Terminal) -> bool:
     for run in dict.fromkeys(run for need in needs for run in need.runs):
         click.echo(printable(f"  {run}"), err=True)
     return click.confirm("No index has wheels of these. Build them here, which runs their code?", err=True)
-
-
-def write_locks(made: Sequence[Lock], target: Path) -> None:
-    """Put the locks into the file *target*, whole or not at all."""
-    from cpack_build.errors import writing
-    from cpack_build.lock.schema import locks_to_bytes
-    from cpack_build.oci.storage import whole_file
-
-    with writing(target), whole_file(target) as file:
-        file.write(locks_to_bytes(made))

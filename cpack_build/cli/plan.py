@@ -37,16 +37,15 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
     A known layer was measured by an earlier build on this machine and is not read again; the others are to be made. How
     small a layer becomes is known once it was pushed.
     """
-    from cpack_build.cli.lock import lock_beside
+    from cpack_build.cli.lockfile import lock_file as locks_at
     from cpack_build.cpack.reader import read_pack
     from cpack_build.fetch.store import Store
     from cpack_build.image.plan import plan as planned
     from cpack_build.lock.resolve import check_all_fresh
-    from cpack_build.lock.schema import load_locks
 
     read = read_pack(pack)
-    path = lock_file or lock_beside(pack)
-    locks = check_all_fresh(load_locks(path), read, chosen.settings(read), name=path)
+    path = locks_at(read, lock_file)
+    locks = check_all_fresh(path.locks(), read, chosen.settings(read), name=path)
     plans = [(lock, planned(lock, documents=documents_of(read), store=Store())) for lock in locks]
     documents = [_document(lock, layers) for lock, layers in plans]
     terminal.result({"lock": str(path), **(documents[0] if len(documents) == 1 else {"platforms": documents})})
@@ -79,7 +78,7 @@ def _document(lock: Lock, layers: list[PlannedLayer]) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path, lock: Lock, layers: list[PlannedLayer], *, explain: bool) -> Iterator[str]:
+def _lines(path: object, lock: Lock, layers: list[PlannedLayer], *, explain: bool) -> Iterator[str]:
     from cpack_build.lock.form import recorded_compression
 
     yield f"{path}: {lock.platform}, over {_base(lock)}, from the bottom:"

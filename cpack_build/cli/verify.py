@@ -37,6 +37,7 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
+    from cpack_build.image.carried import Carried
     from cpack_build.image.config import APP
     from cpack_build.image.gather import gather
     from cpack_build.image.verify import first_difference
@@ -64,6 +65,7 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     materials = gather(
         lock,
         documents=documents,
+        pack=Carried(lock, found, documents),
         places=places_of(settings),
         store=store,
         sources=sources,

@@ -1,21 +1,43 @@
-"""Civitai: which model a file is, asked by its hash (``GET /api/v1/model-versions/by-hash/{sha256}``)."""
+"""Civitai: which model a file is, asked by its hash; one (``GET /api/v1/model-versions/by-hash/{sha256}``) or many.
+
+https://developer.civitai.com/site/reference/model-versions
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cpack_build.fetch.asking import Asker
 
-__all__ = ["by_hash", "source_of_version"]
+__all__ = ["by_hash", "by_hashes", "source_of_version"]
 
 _SITE = "https://civitai.com"
+_AT_ONCE = 100
+"""Hashes that one POST may hold."""
 
 
 def by_hash(sha256: str, *, asker: Asker) -> dict[str, Any] | None:
     """Where Civitai has the file with that hash, as a pack says it; ``None`` if it has not, or does not answer."""
     answer = asker.get(f"{_SITE}/api/v1/model-versions/by-hash/{sha256}")
     return source_of_version(answer, sha256=sha256) if isinstance(answer, Mapping) else None
+
+
+def by_hashes(hashes: Sequence[str], *, asker: Asker) -> dict[str, dict[str, Any]] | None:
+    """Of many hashes those that Civitai has, with where, in as few questions as it takes
+    (``POST /api/v1/model-versions/by-hash``); ``None`` if it does not answer to that."""
+    found: dict[str, dict[str, Any]] = {}
+    wanted = list(dict.fromkeys(hashes))
+    for start in range(0, len(wanted), _AT_ONCE):
+        some = wanted[start : start + _AT_ONCE]
+        answer = asker.post(f"{_SITE}/api/v1/model-versions/by-hash", [sha256.upper() for sha256 in some])
+        if not isinstance(answer, list):
+            return None
+        for version in answer:
+            for sha256 in some if isinstance(version, Mapping) else ():
+                if sha256 not in found and (told := source_of_version(version, sha256=sha256)) is not None:
+                    found[sha256] = told
+    return found
 
 
 def source_of_version(version: Mapping[str, Any], *, sha256: str) -> dict[str, Any] | None:

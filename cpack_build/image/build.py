@@ -31,9 +31,7 @@ from cpack_build.lock.schema import (
     ArchiveInterpreter,
     BaseImage,
     DebInterpreter,
-    GitTree,
     Lock,
-    RegistryNode,
 )
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelLayer
@@ -59,7 +57,7 @@ class Materials:
     wheels: tuple[StoredWheel, ...]
     comfyui: Tree
     nodes: tuple[Tree, ...]
-    """In the order of ``lock.nodes``, then of ``lock.registry_nodes``."""
+    """In the order of ``lock.custom_nodes``."""
     models: Mapping[str, StoredFile]
     """sha256 → file."""
     documents: Mapping[str, bytes]
@@ -146,7 +144,7 @@ def layers_of(
     service = Environment(SERVICE_ENV, lock.interpreter.version, lock.interpreter.path)
     comfyui = Environment(COMFYUI_ENV, lock.interpreter.version, lock.interpreter.path)
     models = {model.sha256: model for model in sorted(lock.models, key=lambda model: model.sha256)}
-    pins: tuple[GitTree | RegistryNode, ...] = (*lock.nodes, *lock.registry_nodes)
+    pins = lock.custom_nodes
     allotted = allot(
         {wheel.sha256: wheel.size for wheel in materials.wheels},
         {sha256: model.size for sha256, model in models.items()},

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cpack_build.errors import HashMismatch, NeedsTrust, StaleLock, Unresolvable, UnsafeInput
-from cpack_build.fetch.git import open_locked
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
@@ -20,11 +19,21 @@ from cpack_build.image.build import Materials
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.building import rebuild
+from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import fetch_deb
 from cpack_build.lock.interpreter import is_vouched
 from cpack_build.lock.models import fetch_model
-from cpack_build.lock.registry import open_registry_node
-from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, BuiltWheel, Deb, DebInterpreter, GitTree, Lock, Model
+from cpack_build.lock.nodes import open_tree
+from cpack_build.lock.schema import (
+    ArchiveInterpreter,
+    BaseImage,
+    BuiltWheel,
+    Deb,
+    DebInterpreter,
+    Lock,
+    Model,
+    NodeTree,
+)
 from cpack_build.lock.service import service_code, service_files
 from cpack_build.lock.sourcetree import shown
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
@@ -53,13 +62,14 @@ def gather(
     lock: Lock,
     *,
     documents: Mapping[str, bytes],
+    pack: Captured | None = None,
     places: Places,
     store: Store,
     sources: Sources,
     trust: bool = False,
     progress: Progress = SILENT,
 ) -> Materials:
-    """The materials of *lock*; *documents* go below ``/app/cpack``.
+    """The materials of *lock*; *documents* go below ``/app/cpack``. *pack* holds what nobody else has.
 
     A lock with bytecode has its own Python started here. Where this machine did not resolve that Python itself, *trust*
     says that the user wants it; otherwise :class:`UnsafeInput` is raised before anything is fetched.
@@ -111,15 +121,8 @@ def gather(
             file = fetch_deb(item, store=store, sources=sources, progress=reports)
             return StoredDeb(item.name, item.version, item.sha256, file.path, file.stamp)
 
-        def tree(item: GitTree) -> Tree:
-            return open_locked(
-                item.url,
-                item.commit,
-                tree_sha256=item.tree_sha256,
-                store=store,
-                mirrors=sources.mirrors,
-                progress=reports,
-            )
+        def tree(item: NodeTree) -> Tree:
+            return open_tree(item, pack, store=store, sources=sources, progress=reports)
 
         def model(item: Model) -> StoredFile:
             return fetch_model(item, folders=places.models, store=store, sources=sources, progress=reports)
@@ -130,10 +133,7 @@ def gather(
 
         service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
         system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
-        trees, models = each(tree, (lock.comfyui, *lock.nodes)), each(model, lock.models)
-        registered = each(
-            lambda item: open_registry_node(item, store=store, sources=sources, progress=reports), lock.registry_nodes
-        )
+        trees, models = each(tree, (lock.comfyui, *lock.custom_nodes)), each(model, lock.models)
         interpreter_archive = None
         if archive is not None:
             interpreter_archive = download(
@@ -155,7 +155,7 @@ def gather(
             service_code=dict(service_files()),
             wheels=comfyui_wheels(),
             comfyui=comfyui,
-            nodes=(*nodes, *registered()),
+            nodes=tuple(nodes),
             models={item.sha256: file for item, file in zip(lock.models, models(), strict=True)},
             documents=documents,
         )

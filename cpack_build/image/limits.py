@@ -44,17 +44,13 @@ def layer_count(lock: Lock, *, base_layers: int = 0) -> int:
 
     Raises :class:`Unresolvable` where they cannot be made.
     """
-    return FIXED + _nodes(lock) + _allotted(lock, base_layers).layers
-
-
-def _nodes(lock: Lock) -> int:
-    return len(lock.nodes) + len(lock.registry_nodes)
+    return FIXED + len(lock.custom_nodes) + _allotted(lock, base_layers).layers
 
 
 def _allotted(lock: Lock, base_layers: int) -> Allotment:
     wheels = {wheel.sha256: wheel.size or 0 for wheel in wheels_of(lock.python)}
     models = {model.sha256: model.size for model in lock.models}
-    return allot(wheels, models, nodes=_nodes(lock), base_layers=base_layers)
+    return allot(wheels, models, nodes=len(lock.custom_nodes), base_layers=base_layers)
 
 
 def limits_of(lock: Lock, *, base_layers: int = 0) -> list[Limit]:
@@ -64,7 +60,7 @@ def limits_of(lock: Lock, *, base_layers: int = 0) -> list[Limit]:
     except Unresolvable as error:
         return [Limit("cpack-build", str(error), is_fatal=True)]
     found = []
-    ours = FIXED + _nodes(lock) + allotted.layers
+    ours = FIXED + len(lock.custom_nodes) + allotted.layers
     for whose, most in ENGINE_LAYERS.items():
         if ours + base_layers > most:
             found.append(

@@ -27,10 +27,9 @@ from cpack_build.lock.schema import (
     BaseImage,
     Deb,
     DebInterpreter,
-    GitTree,
     Lock,
+    NodeTree,
     PythonEnvironment,
-    RegistryNode,
 )
 from cpack_build.lock.service import service_files
 from cpack_build.lock.wheels import wheels_of
@@ -162,7 +161,7 @@ def _sketched(lock: Lock, documents: Mapping[str, bytes], store: Store) -> Mater
             for item in wheels_of(environment)
         )
 
-    def tree(pin: GitTree | RegistryNode) -> Tree:
+    def tree(pin: NodeTree) -> Tree:
         return Tree(_NOWHERE, pin.name, "", store)
 
     interpreter = lock.interpreter
@@ -179,7 +178,7 @@ def _sketched(lock: Lock, documents: Mapping[str, bytes], store: Store) -> Mater
         service_code=dict(service_files()),
         wheels=wheels(lock.python),
         comfyui=tree(lock.comfyui),
-        nodes=(*map(tree, lock.nodes), *map(tree, lock.registry_nodes)),
+        nodes=tuple(map(tree, lock.custom_nodes)),
         models={model.sha256: StoredFile(_NOWHERE, model.sha256, model.size) for model in lock.models},
         documents=documents,
     )

@@ -10,23 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cpack_build.errors import CpackError, NeedsTrust, NetworkError, Unresolvable
-from cpack_build.fetch.git import open_locked
 from cpack_build.fetch.http import Sources, probe
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
+from cpack_build.lock.captured import Captured
 from cpack_build.lock.models import local_model
-from cpack_build.lock.registry import open_registry_node
+from cpack_build.lock.nodes import open_tree
 from cpack_build.lock.risks import Risk, risks_of_models, risks_of_tree
-from cpack_build.lock.schema import (
-    ArchiveInterpreter,
-    BuiltWheel,
-    Deb,
-    DebInterpreter,
-    GitTree,
-    Lock,
-    Model,
-    RegistryNode,
-)
+from cpack_build.lock.schema import ArchiveInterpreter, BuiltWheel, Deb, DebInterpreter, Lock, Model, NodeTree
 from cpack_build.lock.sourcetree import shown
 from cpack_build.lock.wheels import Wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
@@ -57,6 +48,7 @@ class _Answer:
 
 def preflight(
     *locks: Lock,
+    pack: Captured | None = None,
     store: Store,
     sources: Sources,
     models: Sequence[str] = (),
@@ -64,7 +56,7 @@ def preflight(
     progress: Progress = SILENT,
 ) -> Preflight:
     """Look for everything that *locks* (of one pack, a platform each) name, once; *models* and *find_links* are the
-    folders that the user named.
+    folders that the user named, *pack* has what nobody else has.
 
     Raises :class:`BadInput` or :class:`HashMismatch` for a lock that contradicts itself.
     """
@@ -79,10 +71,8 @@ def preflight(
         work.append(
             lambda wheel=wheel: _wheel(wheel, built.get(wheel.sha256), find_links, store, sources)  # type: ignore[misc]
         )
-    for tree in (lock.comfyui, *lock.nodes):
-        work.append(lambda tree=tree: _tree(tree, tree is not lock.comfyui, store, sources, progress))  # type: ignore[misc]
-    for node in lock.registry_nodes:
-        work.append(lambda node=node: _registered(node, store, sources, progress))  # type: ignore[misc]
+    for tree in (lock.comfyui, *lock.custom_nodes):
+        work.append(lambda tree=tree: _tree(tree, tree is not lock.comfyui, pack, store, sources, progress))  # type: ignore[misc]
     for model in lock.models:
         work.append(lambda model=model: _model(model, models, store, sources))  # type: ignore[misc]
     archives = {one.interpreter.sha256: one.interpreter for one in locks if one.interpreter.kind == "archive"}
@@ -152,16 +142,16 @@ def _wheel(
     return _address(wheel.url, f"The wheel {wheel.filename}", wheel.size, sources)
 
 
-def _tree(tree: GitTree, is_node: bool, store: Store, sources: Sources, progress: Progress) -> _Answer:
-    found = open_locked(
-        tree.url, tree.commit, tree_sha256=tree.tree_sha256, store=store, mirrors=sources.mirrors, progress=progress
-    )
+def _tree(
+    tree: NodeTree,
+    is_node: bool,
+    pack: Captured | None,
+    store: Store,
+    sources: Sources,
+    progress: Progress,
+) -> _Answer:
+    found = open_tree(tree, pack, store=store, sources=sources, progress=progress)
     return _Answer(risks=tuple(risks_of_tree(tree.name, found)) if is_node else ())
-
-
-def _registered(node: RegistryNode, store: Store, sources: Sources, progress: Progress) -> _Answer:
-    found = open_registry_node(node, store=store, sources=sources, progress=progress)
-    return _Answer(risks=tuple(risks_of_tree(node.name, found)))
 
 
 def _model(model: Model, folders: Sequence[str], store: Store, sources: Sources) -> _Answer:

@@ -27,6 +27,7 @@ from cpack_build.fetch.http import Sources, adopt_verified, download
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.urls import without_credentials
+from cpack_build.lock.asked import Asked, explained
 from cpack_build.lock.building import Project, build_wheels
 from cpack_build.lock.requirements import git_source, hashed, is_name, is_source, parse_requirements
 from cpack_build.lock.schema import BuiltWheel, PythonEnvironment
@@ -54,6 +55,7 @@ def lock_environment(
     index_url: str | None = None,
     extra_index_urls: Sequence[str] = (),
     preferred: Sequence[str] = (),
+    asked: Sequence[Asked] = (),
     trust: bool = False,
     only_wheels: bool = False,
     progress: Progress = SILENT,
@@ -61,8 +63,8 @@ def lock_environment(
     """Resolve the pack's *requirements*, with *packages* over them and without those named in *exclude*.
 
     An excluded package is not brought back by another's dependency. Of what no pin decides, the versions *preferred*
-    (``name==1.2``, an earlier lock's) stay where they can. With *trust* what has no wheel is built here; with
-    *only_wheels* it is missing.
+    (``name==1.2``, an earlier lock's) stay where they can. *asked* says who else asks for what, for explanations. With
+    *trust* what has no wheel is built here; with *only_wheels* it is missing.
 
     Raises :class:`NeedsTrust` when something would have to be built, :class:`UnsafeInput`, :class:`Unresolvable`,
     :class:`NetworkError`, :class:`ToolMissing`.
@@ -74,6 +76,11 @@ def lock_environment(
             )
     added = parse_requirements(packages)
     kept = parse_requirements(requirements, exclude=exclude, replaced=[requirement.name for requirement in added])
+    whose = [
+        *(Asked("the pack", requirement) for requirement in kept),
+        *(Asked("cpack.yaml or a flag", requirement) for requirement in added),
+        *asked,
+    ]
     index_urls = tuple(url for url in (index_url, *extra_index_urls) if url)
 
     def resolve_here(wanted: Sequence[str], host: Target) -> PythonEnvironment:
@@ -84,7 +91,7 @@ def lock_environment(
 
     with tempfile.TemporaryDirectory(prefix="cpack-wheels-") as folder:
         search = _Search(
-            [*kept, *added], exclude=exclude, preferred=preferred, target=target, folder=Path(folder),
+            [*kept, *added], exclude=exclude, preferred=preferred, target=target, folder=Path(folder), asked=whose,
             options=options_of((*find_links, folder), index_url, extra_index_urls, sources),
             allow_sources=not only_wheels,
         )  # fmt: skip
@@ -115,6 +122,7 @@ class _Search:
     options: Sequence[str]
     folder: Path
     allow_sources: bool
+    asked: Sequence[Asked] = ()
     built: dict[str, BuiltWheel] = field(default_factory=dict)
     """File name → how it was made."""
     _versions: dict[str, str] = field(default_factory=dict)
@@ -172,7 +180,8 @@ class _Search:
                     continue
                 lost = _culprit(error.message, wanted, sourced)
                 # of what has neither wheel nor source that fits, the first answer says more
-                missing.append(self._sourced.get(canonicalize_name(lost), error) if lost else error)
+                first = self._sourced.get(canonicalize_name(lost), error) if lost else error
+                missing.append(explained(first, self.asked))
                 gone = [text for text in wanted if lost and canonicalize_name(Requirement(text).name) == lost]
                 if not gone or len(missing) == _MOST_NAMED:
                     raise together(missing) from None

@@ -31,6 +31,7 @@ from cpack_build.errors import BadField, BadInput, Unresolvable
 __all__ = [
     "IMAGE_REVISIONS",
     "LOCK_REVISION",
+    "Access",
     "ArchiveInterpreter",
     "BaseImage",
     "BaseInterpreter",
@@ -41,9 +42,11 @@ __all__ = [
     "GitTree",
     "Inputs",
     "Interpreter",
+    "LocalTree",
     "Lock",
     "LockIndex",
     "Model",
+    "NodeTree",
     "PinnedWheels",
     "Platform",
     "PlatformPart",
@@ -75,6 +78,7 @@ ImagePath = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_+-][A-Za-z0
 """An absolute path in the image, without ``.`` and ``..``: the interpreter's, which is also started on this machine."""
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 """Debian policy 5.6.1; it names a file in the image."""
+Access = Literal["public", "gated", "private"]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f\x7f]{1,255}$")]
 
 
@@ -86,7 +90,7 @@ class Inputs(_Document):
     """What the lock was resolved from; a change of either makes it stale."""
 
     pack: Sha256
-    """Of the pack's bytes."""
+    """Of the pack's files (``cpack.reader.Pack.content_sha256``)."""
     settings: Sha256
     """Of the settings that shape the image (``Settings.digest``), machine-local ones left out."""
 
@@ -214,7 +218,8 @@ class ServiceCode(_Document):
 
 
 class GitTree(_Document):
-    """A repository at one commit. *tree_sha256* is of the exported tree (``fetch.tree.Tree.tree_digest``)."""
+    """A repository at one commit. *tree_sha256* is of the exported tree (``fetch.tree.Tree.tree_digest``), with the
+    patch applied where there is one."""
 
     name: FolderName
     """Folder name below ``custom_nodes``; ``ComfyUI`` for ComfyUI itself."""
@@ -223,6 +228,17 @@ class GitTree(_Document):
     tree_sha256: Sha256
     committed_at: Seconds
     """Committer date, seconds since 1970."""
+    patch_sha256: Sha256 | None = None
+    """Of the pack's ``patches/<name>.patch``: changes that were never committed."""
+
+
+class LocalTree(_Document):
+    """Files that the pack itself holds: a custom node that nobody else has, or ComfyUI."""
+
+    name: FolderName
+    """Folder or file name below ``custom_nodes``; ``ComfyUI`` for ComfyUI itself."""
+    kind: Literal["comfyui", "folder", "file"] = "folder"
+    tree_sha256: Sha256
 
 
 class RegistryNode(_Document):
@@ -237,6 +253,10 @@ class RegistryNode(_Document):
     tree_sha256: Sha256
 
 
+NodeTree = GitTree | RegistryNode | LocalTree
+"""A custom node, wherever it is from."""
+
+
 class Model(_Document):
     """A model file. *layer_digest* is that of its universal layer (``oci.modellayer``)."""
 
@@ -246,6 +266,8 @@ class Model(_Document):
     size: Size
     layer_digest: Digest
     sources: tuple[str, ...]
+    access: Access | None = None
+    """Who may download it, as far as its sources said: it was not asked for a token."""
 
 
 class Compression(_Document):
@@ -268,9 +290,10 @@ class _Shared(_Document):
     inputs: Inputs
     source_date_epoch: Seconds
     service_code: ServiceCode
-    comfyui: GitTree
+    comfyui: GitTree | LocalTree
     nodes: tuple[GitTree, ...]
     registry_nodes: tuple[RegistryNode, ...] = ()
+    local_nodes: tuple[LocalTree, ...] = ()
     models: tuple[Model, ...]
     environment: dict[VariableName, Text]
     comfyui_args: tuple[Text, ...]
@@ -305,6 +328,11 @@ class Lock(_Shared, PlatformPart):
     def to_bytes(self) -> bytes:
         """Canonical JSON, indented for review, with a final newline."""
         return _canonical(self)
+
+    @property
+    def custom_nodes(self) -> tuple[NodeTree, ...]:
+        """Every one, in the order of their layers."""
+        return (*self.nodes, *self.registry_nodes, *self.local_nodes)
 
     @property
     def sha256(self) -> str:

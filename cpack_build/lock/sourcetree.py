@@ -17,6 +17,7 @@ from cpack_build.cpack.archive import open_archive
 from cpack_build.errors import BadInput, Unresolvable, UnsafeInput
 from cpack_build.fetch.git import fetch_tree, open_locked
 from cpack_build.fetch.http import Sources, download
+from cpack_build.fetch.lfs import with_lfs
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import CHUNK, Store, StoredFile
 from cpack_build.fetch.urls import redact, without_credentials
@@ -60,6 +61,7 @@ def pin_archive(
 def pin_tree(source: GitSource, *, store: Store, sources: Sources, progress: Progress = SILENT) -> SourceTree:
     """The tree of a git requirement, fetched and hashed."""
     tree = fetch_tree(source.url, source.commit, store=store, mirrors=sources.mirrors, progress=progress)
+    tree = with_lfs(tree, name=tree.url, store=store, sources=sources, progress=progress)
     return SourceTree(
         url=tree.url, commit=tree.commit, tree_sha256=tree.tree_digest(), subdirectory=source.subdirectory
     )
@@ -119,8 +121,7 @@ def _archive(
 
 def _from_git(source: SourceTree, root: Path, *, store: Store, sources: Sources, progress: Progress) -> None:
     tree = open_locked(
-        source.url, source.commit, tree_sha256=source.tree_sha256, store=store, mirrors=sources.mirrors,
-        progress=progress,
+        source.url, source.commit, tree_sha256=source.tree_sha256, store=store, sources=sources, progress=progress,
     )  # fmt: skip
     links = []
     with tree.reader() as read:

@@ -179,9 +179,7 @@ class _Push:
                 counts |= self._send(list(blobs.values()), task, jobs=jobs, dry_run=dry_run)
         if not dry_run:
             self._put_manifest()
-        return Pushed(
-            named, counts["sent"], counts["mounted"], counts["present"], requests=self._connection.request_count
-        )
+        return Pushed(named, counts["sent"], counts["mounted"], counts["present"], requests=self.requests)
 
     # -- manifests -----------------------------------------------------------------------------------------------------
 

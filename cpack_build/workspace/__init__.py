@@ -10,7 +10,18 @@ workspace is run, imported or changed.
 
 from __future__ import annotations
 
-from cpack_build.workspace.pack import Draft, Written, draft_pack, read_workflow_file, write_draft
+from cpack_build.workspace.pack import Draft, Written, draft_pack, write_draft
 from cpack_build.workspace.place import Comfyui, find_comfyui
+from cpack_build.workspace.source import Releases
+from cpack_build.workspace.workflowfile import read_workflow_file
 
-__all__ = ["Comfyui", "Draft", "Written", "draft_pack", "find_comfyui", "read_workflow_file", "write_draft"]
+__all__ = [
+    "Comfyui",
+    "Draft",
+    "Releases",
+    "Written",
+    "draft_pack",
+    "find_comfyui",
+    "read_workflow_file",
+    "write_draft",
+]

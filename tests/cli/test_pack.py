@@ -74,6 +74,20 @@ def test_local_nodes_are_shown_and_need_consent(call: Caller, root: Path, workfl
     assert read_pack(tmp_path / "upscale.cpack.zip").other == ()
 
 
+def test_a_comfyui_without_git_is_shown_before_it_is_captured(
+    call: Caller, root: Path, workflow: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(root / ".git")
+    refused = call("pack", root, "-w", workflow, "--offline")
+    assert refused.code == 8
+    assert "ComfyUI would be captured whole (neither a git checkout nor a known release):" in refused.err
+    assert "--comfyui-commit" in refused.err
+    done = call("pack", root, "-w", workflow, "--offline", "--include-local", "--json")
+    assert done.code == 0, done.err
+    assert "comfyui/main.py" in [file["filename"] for file in done.document["comfyui"]["captured"]]
+    assert "comfyui/main.py" in read_pack(tmp_path / "upscale.cpack.zip").other
+
+
 def test_a_drawing_is_converted_where_the_nodes_are_known(
     call: Caller, root: Path, workflow: Path, tmp_path: Path
 ) -> None:
