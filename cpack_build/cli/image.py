@@ -127,7 +127,8 @@ def image(
         found = tuple(in_form(lock, revision=format_revision) for lock in made)
         path.write(found)
     how = compression_of(found[0], instead=compression) if targets else None
-    with _built(found, read, settings, trust=trust, terminal=terminal) as built:
+    siblings = path.locks() if path.data is not None else found
+    with _built(found, read, settings, siblings=siblings, trust=trust, terminal=terminal) as built:
         images = built.images if isinstance(built, ImageIndex) else (built,)
         for destination in destinations:
             if destination.place not in targets:
@@ -195,9 +196,16 @@ def _find_locks(pack: Pack, settings: Settings, file: LockFile, *, must: bool) -
 
 @contextmanager
 def _built(
-    locks: Sequence[Lock], pack: Pack, settings: Settings, *, trust: bool, terminal: Terminal
+    locks: Sequence[Lock],
+    pack: Pack,
+    settings: Settings,
+    *,
+    siblings: Sequence[Lock],
+    trust: bool,
+    terminal: Terminal,
 ) -> Iterator[Image | ImageIndex]:
-    """The image, or for several platforms the index of images, for as long as the context lasts."""
+    """The image, or for several platforms the index of images, for as long as the context lasts. *siblings* are all
+    locks of the pack, for an interpreter that runs here."""
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
@@ -217,6 +225,7 @@ def _built(
                 places=places_of(settings),
                 store=store,
                 sources=sources,
+                siblings=siblings,
                 trust=trust,
                 progress=terminal.progress,
             )

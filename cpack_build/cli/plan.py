@@ -45,8 +45,9 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
 
     read = read_pack(pack)
     path = locks_at(read, lock_file)
-    locks = check_all_fresh(path.locks(), read, chosen.settings(read), name=path)
-    plans = [(lock, planned(lock, documents=documents_of(read), store=Store())) for lock in locks]
+    every = path.locks()
+    locks = check_all_fresh(every, read, chosen.settings(read), name=path)
+    plans = [(lock, planned(lock, documents=documents_of(read), store=Store(), siblings=every)) for lock in locks]
     documents = [_document(lock, layers) for lock, layers in plans]
     terminal.result({"lock": str(path), **(documents[0] if len(documents) == 1 else {"platforms": documents})})
     if terminal.json:

@@ -148,7 +148,10 @@ class Store:
                 os.fsync(file.fileno())
                 os.fchmod(file.fileno(), 0o444)
                 path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file.name, path)
+                with self._lock:
+                    # another thread may have brought the same, and somebody reads it already
+                    if not (path.is_file() and path.stat().st_size == count):
+                        os.replace(file.name, path)
         return StoredFile(path, actual, count, _stamp_at(path))
 
     @contextmanager

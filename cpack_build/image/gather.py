@@ -21,9 +21,10 @@ from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.building import rebuild
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import fetch_deb
-from cpack_build.lock.interpreter import is_vouched
+from cpack_build.lock.interpreter import compiling, is_vouched
 from cpack_build.lock.models import fetch_model
 from cpack_build.lock.nodes import open_tree
+from cpack_build.lock.resolve import this_platform
 from cpack_build.lock.schema import (
     ArchiveInterpreter,
     BaseImage,
@@ -66,13 +67,15 @@ def gather(
     places: Places,
     store: Store,
     sources: Sources,
+    siblings: Sequence[Lock] = (),
     trust: bool = False,
     progress: Progress = SILENT,
 ) -> Materials:
     """The materials of *lock*; *documents* go below ``/app/cpack``. *pack* holds what nobody else has.
 
-    A lock with bytecode has its own Python started here. Where this machine did not resolve that Python itself, *trust*
-    says that the user wants it; otherwise :class:`UnsafeInput` is raised before anything is fetched.
+    A lock with bytecode has its own Python started here, or that of one of its *siblings* for other platforms. Where
+    this machine did not resolve that Python itself, *trust* says that the user wants it; otherwise
+    :class:`UnsafeInput` is raised before anything is fetched.
 
     Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`; and :class:`StaleLock` when the lock has
     another cpack-build's service.
@@ -83,7 +86,8 @@ def gather(
             f"it pins the service of cpack-build {lock.service_code.version}, which differs from this one's",
             hint="Use the cpack-build that made it, or make it anew with `cpack-build lock`.",
         )
-    if lock.bytecode == "compiled" and not (trust or is_vouched(lock, store=store)):
+    compiler = compiling(lock, siblings, platform=this_platform()) if lock.bytecode == "compiled" else None
+    if compiler is not None and not (trust or is_vouched(compiler, store=store)):
         raise UnsafeInput(
             f"The lock's Python {lock.interpreter.version} was not resolved on this machine, and building would run it "
             "here to compile bytecode.",
@@ -92,7 +96,10 @@ def gather(
     service, wheels = wheels_of(lock.service), wheels_of(lock.python)
     built = {wheel.sha256: wheel for wheel in lock.python.built}
     archive = lock.interpreter if isinstance(lock.interpreter, ArchiveInterpreter) else None
-    own_debs = lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
+    if compiler is lock:
+        compiler = None
+    compiler_debs = (*compiler.system, *_own(compiler)) if compiler is not None else ()
+    own_debs = _own(lock)
     base = None
     if isinstance(lock.base, BaseImage):
         base = open_locked_base(
@@ -158,7 +165,13 @@ def gather(
             nodes=tuple(nodes),
             models={item.sha256: file for item, file in zip(lock.models, models(), strict=True)},
             documents=documents,
+            compiler=compiler,
+            compiler_debs=each(deb, compiler_debs)(),
         )
+
+
+def _own(lock: Lock) -> tuple[Deb, ...]:
+    return lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
 
 
 def _build_again(

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from cpack_build.cpack.settings import InterpreterArchive
-from cpack_build.errors import BadInput, Unresolvable
+from cpack_build.errors import BadInput, ToolMissing, Unresolvable
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.store import CHUNK, Store
-from cpack_build.lock.schema import ArchiveInterpreter, BaseInterpreter, Lock
+from cpack_build.lock.schema import ArchiveInterpreter, BaseInterpreter, DebInterpreter, Interpreter, Lock
 from cpack_build.oci.compression import ChunkReader, decompressed_chunks
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["archive_interpreter", "base_interpreter", "is_vouched", "vouch"]
+__all__ = ["archive_interpreter", "base_interpreter", "compiles_alike", "compiling", "is_vouched", "vouch"]
 
 _PLACES = ("usr/bin", "usr/local/bin", "bin", "opt/python/bin", "opt/conda/bin")
 
@@ -68,6 +69,37 @@ def _names(path: Path, url: str) -> set[str]:
             return {member.name.removeprefix("./") for member in archive}
     except (tarfile.TarError, EOFError, OSError) as error:
         raise BadInput(f"{url} is no tar that can be read: {error}.", hint="Name another archive.") from error
+
+
+def compiles_alike(one: Interpreter, other: Interpreter) -> bool:
+    """Whether both give the same bytecode though they are for two platforms: the same Debian packages in the same
+    version, so built from one source (``docs/decisions/020-several-platforms.md``)."""
+
+    def packages(interpreter: Interpreter) -> set[tuple[str, str]]:
+        debs = interpreter.packages if isinstance(interpreter, DebInterpreter) else ()
+        # +b1 and so on: built again on one architecture, from the same source (Debian policy 3.2.1, "binNMU")
+        return {(deb.name, re.sub(r"\+b[0-9]+$", "", deb.version)) for deb in debs}
+
+    return one == other or (bool(packages(one)) and packages(one) == packages(other))
+
+
+def compiling(lock: Lock, siblings: Sequence[Lock], *, platform: str) -> Lock:
+    """Whose interpreter compiles the bytecode of *lock* on a machine of *platform*: its own, or one of *siblings*'.
+
+    Raises :class:`ToolMissing` where none of them runs here.
+    """
+    for one in (lock, *siblings):
+        if (
+            one.platform == platform
+            and one.bytecode == "compiled"
+            and compiles_alike(one.interpreter, lock.interpreter)
+        ):
+            return one
+    raise ToolMissing(
+        f"The image's Python {lock.interpreter.version} is for {lock.platform}, and does not run on this machine to "
+        "compile bytecode.",
+        hint=f"Build it on {lock.platform}, lock it together with {platform}, or set bytecode: none in cpack.yaml.",
+    )
 
 
 def vouch(lock: Lock, *, store: Store) -> None:

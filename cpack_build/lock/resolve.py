@@ -24,7 +24,7 @@ from cpack_build.lock.asked import Asked, asked_by_tree, left_out
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.form import in_form
 from cpack_build.lock.hub import confirmed
-from cpack_build.lock.interpreter import vouch
+from cpack_build.lock.interpreter import compiles_alike, vouch
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.nodes import Trees, kept_trees, lock_trees, open_tree
 from cpack_build.lock.python import Target, lock_environment, lock_service, parse_requirements
@@ -89,7 +89,15 @@ def resolve_all(
             errors.append(error)
     if errors:
         raise _distinct(errors)
-    return tuple(locks)
+    return tuple(_compiled(lock, locks, settings) for lock in locks)
+
+
+def _compiled(lock: Lock, siblings: Sequence[Lock], settings: Settings) -> Lock:
+    """*lock* with bytecode also where only a sibling's interpreter, which compiles alike, runs on this machine."""
+    if lock.bytecode == "compiled" or settings.bytecode == "none":
+        return lock
+    able = (one for one in siblings if one.bytecode == "compiled" and compiles_alike(one.interpreter, lock.interpreter))
+    return lock.model_copy(update={"bytecode": "compiled"}) if next(able, None) is not None else lock
 
 
 def _distinct(errors: Sequence[CpackError]) -> CpackError:

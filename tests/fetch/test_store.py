@@ -107,3 +107,9 @@ def test_many_threads_open_a_new_memo_at_once(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(use, range(8)))
+
+
+def test_a_blob_that_is_brought_twice_stays_the_file_that_others_read(store: Store) -> None:
+    first = store.put([b"the same"], what="x")
+    again = store.put([b"the ", b"same"], what="x")
+    assert (first.path, first.stamp) == (again.path, again.stamp)
