@@ -23,6 +23,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "push": ("cpack_build.cli.push:push", "Push an image to a registry."),
     "verify": ("cpack_build.cli.verify:verify", "Make an image again from its lock, and name what differs."),
     "import": ("cpack_build.cli.importing:import_", "Make a pack of what another program recorded, or of an old pack."),
+    "store": ("cpack_build.cli.store:store", "Look after the store: what it holds, what is broken, what can go."),
     "serve": ("cpack_build.cli.serve:serve", "Serve a pack or workflow here, with a ComfyUI of this machine."),
     "inspect": ("cpack_build.cli.inspect:inspect", "Show what a pack holds and what its workflow asks for."),
     "diff": ("cpack_build.cli.diff:diff", "Compare two packs by what they mean; exit code 1 when they differ."),

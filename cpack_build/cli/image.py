@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
     from cpack_build.lock.schema import Lock
-    from cpack_build.oci.push import Pushed
+    from cpack_build.oci.compressed import Compression
     from cpack_build.oci.types import Image, ImageIndex
+    from cpack_build.progress import Progress
 
 __all__ = ["image"]
 
@@ -95,7 +96,6 @@ def image(
     from cpack_build.cpack.reader import read_pack
     from cpack_build.fetch.store import Store
     from cpack_build.lock.form import compression_of, in_form
-    from cpack_build.oci.compressed import compressed_image
     from cpack_build.oci.engines import open_engine
     from cpack_build.oci.push import push as push_image
     from cpack_build.oci.push import push_index
@@ -133,6 +133,10 @@ def image(
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
+        packed = built
+        if how is not None:
+            packed = _compressed(built, how, progress=terminal.progress)
+            tell_of_zstd(packed, terminal)
         options: dict[str, Any] = {
             "jobs": jobs,
             "blob_limit": None if blob_limit is None else blob_limit << 20,
@@ -140,18 +144,10 @@ def image(
             "memo": Store(),
             "progress": terminal.progress,
         }
-        packed = (
-            []
-            if how is None
-            else [compressed_image(one, how, store=Store(), progress=terminal.progress) for one in images]
-        )
-        for one in packed:
-            tell_of_zstd(one, terminal)
-        pushed: tuple[Pushed, ...] = ()
-        if packed and isinstance(built, ImageIndex):
-            pushed = push_index(ImageIndex(tuple(packed)), targets, **options)
-        elif packed:
-            pushed = push_image(packed[0], targets, **options)
+        if isinstance(packed, ImageIndex):
+            pushed = push_index(packed, targets, **options)
+        else:
+            pushed = push_image(packed, targets, **options)
         terminal.result(
             {
                 **_document(built),
@@ -168,6 +164,17 @@ def image(
         terminal.say(push_line(line))
     for destination in destinations:
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
+
+
+def _compressed(built: Image | ImageIndex, how: Compression, *, progress: Progress) -> Image | ImageIndex:
+    from cpack_build.fetch.store import Store
+    from cpack_build.oci.compressed import compressed_image
+    from cpack_build.oci.types import ImageIndex
+
+    store = Store()
+    if not isinstance(built, ImageIndex):
+        return compressed_image(built, how, store=store, progress=progress)
+    return ImageIndex(tuple(compressed_image(image, how, store=store, progress=progress) for image in built.images))
 
 
 def _document(built: Image | ImageIndex) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cpack_build.oci.push import Pushed
     from cpack_build.oci.reference import Reference
     from cpack_build.oci.transport import Access
-    from cpack_build.oci.types import Image
+    from cpack_build.oci.types import Image, ImageIndex
 
 __all__ = ["access_for", "push", "push_document", "push_line", "registry_options", "tell_of_zstd"]
 
@@ -146,11 +146,12 @@ def access_for(targets: Sequence[Reference], *, insecure: Sequence[str], ca: Pat
     return Access(frozenset(insecure), ca, registries[0] if len(registries) == 1 else None)
 
 
-def tell_of_zstd(image: Image, terminal: Terminal) -> None:
+def tell_of_zstd(image: Image | ImageIndex, terminal: Terminal) -> None:
     """Say who cannot pull *image*."""
     from cpack_build.oci.compressed import takes_zstd
+    from cpack_build.oci.types import ImageIndex
 
-    if takes_zstd(image):
+    if any(map(takes_zstd, image.images if isinstance(image, ImageIndex) else [image])):
         terminal.progress.note("Docker before 23.0 cannot pull zstd layers; for it, push with --compression gzip.")
 
 

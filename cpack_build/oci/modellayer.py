@@ -27,6 +27,7 @@ __all__ = [
     "ModelFile",
     "ModelLayer",
     "entries",
+    "frame",
     "hash_model",
     "layer_size",
     "model_path",
@@ -99,6 +100,11 @@ def _aligned(entry: tar.Entry, place: int) -> tar.Entry:
 def prefix(sha256: str, size: int) -> bytes:
     """The 4096 bytes before the model's data."""
     return b"".join(map(tar.header, entries([(sha256, _Announced(size))])))
+
+
+def frame(sha256: str, size: int) -> tuple[bytes, bytes]:
+    """What stands in the layer before the model's data, and what after it."""
+    return prefix(sha256, size), bytes(tar.padding(size)) + tar.trailer()
 
 
 def layer_size(size: int) -> int:
