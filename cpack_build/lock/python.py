@@ -12,7 +12,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -291,7 +291,7 @@ def _environment(
     built: Mapping[str, BuiltWheel] | None = None,
 ) -> PythonEnvironment:
     """The best wheel of each package, in canonical form, and how those were made that were *built* (by file name)."""
-    pylock = _read(document)
+    pylock = _read(document, promised=promised)
     try:
         chosen: list[tuple[Any, Any]] = list(pylock.select(environment=target.markers(), tags=target.tags()))  # type: ignore[arg-type]
     except PylockSelectError as error:
@@ -338,8 +338,16 @@ def _environment(
     )
 
 
-def _read(document: str) -> Pylock:
+def _read(document: str, *, promised: Mapping[str, Collection[str]] | None = None) -> Pylock:
+    """uv's answer; of packages in *promised*, where they have any, the wheels with the hashes that are promised: what
+    was added to a release since is not looked at, so everyone chooses from the same."""
     try:
-        return Pylock.from_dict(read_toml(document))
+        toml: Any = read_toml(document)
+        for package in toml.get("packages", ()) if promised is not None else ():
+            wheels = package.get("wheels", [])
+            allowed = (promised or {}).get(canonicalize_name(package["name"]), ())
+            kept = [wheel for wheel in wheels if wheel.get("hashes", {}).get("sha256") in (None, *allowed)]
+            package["wheels"] = kept or wheels
+        return Pylock.from_dict(toml)
     except (PylockValidationError, ValueError) as error:
         raise BadInput(f"uv wrote a pylock.toml that cannot be read: {error}.", hint="Update uv.") from error

@@ -46,9 +46,10 @@ def lock_system(
         base = open_base(settings.base, platform=platform, store=store, sources=sources, progress=progress)
     interpreter: Interpreter | None = None
     wanted = [*(FLOOR if base is None else ()), *settings.system.packages]
-    if isinstance(settings.interpreter, InterpreterArchive):
+    if not isinstance(settings.interpreter, str):
+        standalone = _standalone(settings, platform)
         interpreter = archive_interpreter(
-            settings.interpreter, python=python, store=store, sources=sources, progress=progress
+            standalone, python=python, platform=platform, store=store, sources=sources, progress=progress
         )
     elif settings.interpreter in ("auto", "base"):
         if base is not None:
@@ -84,6 +85,19 @@ def lock_system(
     versions = {**(installed(base.files) if base is not None else {}), **{deb.name: deb.version for deb in debs}}
     record = base.record if base is not None else ScratchBase()
     return System(record, debs, interpreter, glibc_minor(versions) or UNKNOWN_GLIBC)
+
+
+def _standalone(settings: Settings, platform: Platform) -> InterpreterArchive:
+    """The archive that the settings name for *platform*."""
+    named = settings.interpreter
+    if isinstance(named, InterpreterArchive):
+        return named
+    if isinstance(named, str) or platform not in named:
+        raise BadSettings(
+            f"interpreter names no archive for {platform}.",
+            hint=f"Write interpreter: {{{platform}: {{url: …, sha256: …}}}} in cpack.yaml.",
+        )
+    return named[platform]
 
 
 def kept_system(previous: Lock, *, store: Store) -> System | None:

@@ -246,6 +246,17 @@ def test_the_service_takes_its_pins_and_nothing_else(store: Store) -> None:
     assert versions(environment) == {"alpha": "1.0"}
 
 
+def test_a_better_wheel_that_came_after_the_release_is_not_looked_at(store: Store) -> None:
+    index = Index()
+    text = f"alpha==1.0 --hash=sha256:{index.add('alpha', '1.0')}\n"
+    index.add("alpha", "1.0", tag="cp311-cp311-manylinux_2_28_x86_64")
+    with index.serve() as server:
+        environment = lock_service(
+            text, target=TARGET, store=store, sources=Sources(), index_url=f"{server.url}/simple/"
+        )
+    assert [wheel.filename for wheel in wheels_of(environment)] == ["alpha-1.0-py3-none-any.whl"]
+
+
 def test_the_service_refuses_other_bytes(store: Store) -> None:
     index = Index()
     index.add("alpha", "1.0")
