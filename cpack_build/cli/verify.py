@@ -39,8 +39,6 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     IMAGE is oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's reference.
     """
     from cpack_build.errors import BadImage, Unresolvable, UsageError
-    from cpack_build.fetch.http import Sources
-    from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.carried import Carried
@@ -53,8 +51,8 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     from cpack_build.oci.sources import open_source
 
     settings = chosen.alone()
-    store, sources = Store(), Sources(Mirrors(settings.mirrors))
-    source = open_source(parse_image_name(image), mirrors=sources.mirrors, store=store)
+    store, sources = Store(), chosen.sources(settings)
+    source = open_source(parse_image_name(image), mirrors=sources.mirrors, store=store, access=sources.registries)
     here = this_platform()
     platform = settings.platform[0] if settings.platform else here
     if len(settings.platform) > 1:

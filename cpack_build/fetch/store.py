@@ -6,6 +6,7 @@ Under one root (``CPACK_HOME``, by default ``~/.cache/cpack-build``)::
     git/<hex>/            bare repositories, named by the hash of their URL
     tmp/                  what is being written, each held by a lock; renamed into place only when whole and verified
     partial/<hex>         downloads that may go on in another run (:mod:`.partial`)
+    pulled/<hex>          the same from registries, named by what they will be (:mod:`cpack_build.oci.partial`)
     rejected/<hex>        what came under another hash than promised, by its real one; never used
     leases/               what running processes use (:mod:`.leases`)
     memo.sqlite           what was computed once: file hashes by stat, digests by recipe (:mod:`.memo`)
@@ -66,8 +67,15 @@ class StoredFile:
     stamp: tuple[int, ...] | None = None
 
     def require_unchanged(self) -> None:
-        """Raise :class:`Unresolvable` if the file is no longer the one whose content was known."""
-        if self.stamp is not None and _stamp_at(self.path) != self.stamp:
+        """Raise :class:`Unresolvable` if the file is no longer the one whose content was known.
+
+        A blob may have been put once more meanwhile, by another thread or program: it has to be what it is called.
+        """
+        if self.stamp is None or _stamp_at(self.path) == self.stamp:
+            return
+        if self.path.name == self.sha256 and self.path.exists():
+            self.require_sound()
+        else:
             raise Unresolvable(
                 f"{self.path} changed while it was read.", hint="Wait until it is written, and run it again."
             )

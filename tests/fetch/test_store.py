@@ -113,3 +113,22 @@ def test_a_blob_that_is_brought_twice_stays_the_file_that_others_read(store: Sto
     first = store.put([b"the same"], what="x")
     again = store.put([b"the ", b"same"], what="x")
     assert (first.path, first.stamp) == (again.path, again.stamp)
+
+
+def test_a_blob_that_is_put_again_while_it_is_read_is_unchanged(store: Store) -> None:
+    file = store.put([b"abc"], what="x")
+    store.put([b"abc"], what="x")
+    file.require_unchanged()
+    file.path.chmod(0o644)
+    file.path.write_bytes(b"abd")
+    with pytest.raises(HashMismatch):
+        file.require_unchanged()
+
+
+def test_what_was_made_and_is_damaged_is_no_longer_found(store: Store) -> None:
+    file = store.put([b"abc"], what="x")
+    assert store.find_sound(file.sha256) == file
+    file.path.chmod(0o644)
+    file.path.write_bytes(b"abd")
+    assert store.find_sound(file.sha256) is None
+    assert not file.path.exists()
