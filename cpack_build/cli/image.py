@@ -13,14 +13,24 @@ from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.lock import make_locks
 from cpack_build.cli.lockfile import LockFile
 from cpack_build.cli.lockfile import lock_file as locks_at
-from cpack_build.cli.options import Chosen, documents_of, pack_argument, places_of, settings_options, terminal_options
-from cpack_build.cli.push import access_for, push_document, push_line, registry_options
+from cpack_build.cli.options import (
+    Chosen,
+    documents_of,
+    form_options,
+    in_settings,
+    pack_argument,
+    places_of,
+    settings_options,
+    terminal_options,
+)
+from cpack_build.cli.push import access_for, push_document, push_line, registry_options, tell_of_zstd
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
     from cpack_build.lock.schema import Lock
+    from cpack_build.oci.push import Pushed
     from cpack_build.oci.types import Image, ImageIndex
 
 __all__ = ["image"]
@@ -49,9 +59,13 @@ __all__ = ["image"]
 )
 @click.option("--locked", is_flag=True, help="Fail rather than lock when there is no lock.")
 @click.option(
-    "--trust", is_flag=True, help="Run the Python of a lock that was made elsewhere, here, to compile bytecode with it."
+    "--trust",
+    is_flag=True,
+    help="Run here what others wrote: the Python of a lock that was made elsewhere, to compile bytecode with it, and "
+    "the build of packages that have no wheel.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@form_options
 @settings_options
 @registry_options
 @terminal_options
@@ -64,6 +78,8 @@ def image(
     locked: bool,
     trust: bool,
     dry_run: bool,
+    compression: str | None,
+    format_revision: int | None,
     chosen: Chosen,
     jobs: int,
     blob_limit: int | None,
@@ -78,6 +94,8 @@ def image(
     """
     from cpack_build.cpack.reader import read_pack
     from cpack_build.fetch.store import Store
+    from cpack_build.lock.form import compression_of, in_form
+    from cpack_build.oci.compressed import compressed_image
     from cpack_build.oci.engines import open_engine
     from cpack_build.oci.push import push as push_image
     from cpack_build.oci.push import push_index
@@ -88,7 +106,10 @@ def image(
     read.served()
     settings = chosen.settings(read)
     path = locks_at(read, lock_file)
+    form = in_settings(settings, compression=compression, format_revision=format_revision)
     found = _find_locks(read, settings, path, must=locked or lock_file is not None)
+    if found is not None:
+        found = tuple(in_form(lock, revision=format_revision) for lock in found)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
     access = access_for(targets, insecure=insecure, ca=ca)
@@ -102,9 +123,12 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        found = make_locks(read, settings, terminal=terminal)
+        made = make_locks(read, form, trust=trust, terminal=terminal)
+        found = tuple(in_form(lock, revision=format_revision) for lock in made)
         path.write(found)
+    how = compression_of(found[0], instead=compression) if targets else None
     with _built(found, read, settings, trust=trust, terminal=terminal) as built:
+        images = built.images if isinstance(built, ImageIndex) else (built,)
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
@@ -115,19 +139,27 @@ def image(
             "memo": Store(),
             "progress": terminal.progress,
         }
-        if isinstance(built, ImageIndex):
-            pushed = push_index(built, targets, **options)
-        else:
-            pushed = push_image(built, targets, **options)
+        packed = (
+            []
+            if how is None
+            else [compressed_image(one, how, store=Store(), progress=terminal.progress) for one in images]
+        )
+        for one in packed:
+            tell_of_zstd(one, terminal)
+        pushed: tuple[Pushed, ...] = ()
+        if packed and isinstance(built, ImageIndex):
+            pushed = push_index(ImageIndex(tuple(packed)), targets, **options)
+        elif packed:
+            pushed = push_image(packed[0], targets, **options)
         terminal.result(
             {
                 **_document(built),
                 "lock": str(path),
                 "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],
-                **({"pushed": [push_document(one) for one in pushed]} if pushed else {}),
+                **({"compression": str(how), "pushed": [push_document(one) for one in pushed]} if pushed else {}),
             }
         )
-        for one in built.images if isinstance(built, ImageIndex) else (built,):
+        for one in images:
             terminal.say(f"{one.id}  {amount(one.size, None, 'B')} in {len(one.layers)} layers, {one.platform}")
         if isinstance(built, ImageIndex):
             terminal.say(f"{built.digest}  {amount(built.size, None, 'B')}, the index of all of them")

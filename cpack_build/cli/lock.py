@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.lockfile import LockFile, lock_file
-from cpack_build.cli.options import Chosen, pack_argument, settings_options, terminal_options
-from cpack_build.cli.terminal import Terminal, amount
+from cpack_build.cli.options import Chosen, form_options, in_settings, pack_argument, settings_options, terminal_options
+from cpack_build.cli.terminal import Terminal, amount, printable
 
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.errors import NeedsTrust
     from cpack_build.lock.schema import Lock
 
 __all__ = ["lock", "make_locks"]
@@ -36,7 +38,9 @@ __all__ = ["lock", "make_locks"]
     help="Resolve anew though the lock is fresh: a Python package, python, system, nodes, models, service or all. May "
     "be given several times.",
 )
+@form_options
 @click.option("--offline", is_flag=True, help="Ask nobody: resolve from what is in the caches and on this machine.")
+@click.option("--trust", is_flag=True, help="Build packages that have no wheel here, which runs their code.")
 @click.option("--dry-run", is_flag=True, help="Resolve everything, and write nothing.")
 @settings_options
 @terminal_options
@@ -46,7 +50,10 @@ def lock(
     into_pack: bool,
     update: tuple[str, ...],
     offline: bool,
+    trust: bool,
     dry_run: bool,
+    compression: str | None,
+    format_revision: int | None,
     chosen: Chosen,
     terminal: Terminal,
 ) -> None:
@@ -63,8 +70,10 @@ def lock(
     if into_pack and output is not None:
         raise UsageError("--into-pack and --output name two places for one lock.", hint="Leave one of them out.")
     read = read_pack(pack)
+    from cpack_build.lock.form import in_form
+
     target = lock_file(read, output, inside=into_pack)
-    settings = chosen.settings(read)
+    settings = in_settings(chosen.settings(read), compression=compression, format_revision=format_revision)
     if update and target.data is None:
         raise UsageError(f"There is no lock {target} to update.", hint="Leave --update out to make one.")
     # what is put into the pack for the first time begins from the lock beside it
@@ -73,7 +82,10 @@ def lock(
     if earlier and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
-        made = make_locks(read, settings, previous=earlier, update=update, offline=offline, terminal=terminal)
+        made = make_locks(
+            read, settings, previous=earlier, update=update, offline=offline, trust=trust, terminal=terminal
+        )
+    made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
     changed = target.data != locks_to_bytes(made)
     if not dry_run and changed:
         target.write(made)
@@ -106,6 +118,7 @@ def _counted(lock: Lock) -> dict[str, Any]:
         "target": lock.target,
         "driver": driver_of(lock.target),
         "bytecode": lock.bytecode,
+        "compression": lock.compression.model_dump() if lock.compression else None,
         "wheels": len(wheels),
         "wheel_bytes": sum(wheel.size or 0 for wheel in wheels),
         "built": len(lock.python.built),
@@ -155,7 +168,8 @@ def _is_fresh(locks: Sequence[Lock], pack: Pack, settings: Settings) -> bool:
 
     pack.served()
     try:
-        chosen = check_all_fresh(locks, pack, settings)
+        # how an image is compressed is nothing to resolve anew
+        chosen = check_all_fresh(locks, pack, settings.model_copy(update={"compression": None}))
     except StaleLock:
         return False
     return len(chosen) == len(locks) and all(lock.builder == cpack_build.__version__ for lock in locks)
@@ -168,12 +182,15 @@ def make_locks(
     previous: Sequence[Lock] = (),
     update: tuple[str, ...] = (),
     offline: bool = False,
+    trust: bool = False,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
     """Resolve *pack*, whose workflow must be one that can be served, for each platform; *offline* asks nobody.
 
-    The platforms are those of the settings, else those of the *previous* locks, else this machine's.
+    The platforms are those of the settings, else those of the *previous* locks, else this machine's. Unless there is
+    *trust* already, the user is asked before code of packages runs. Raises :class:`NeedsTrust` where nobody can be.
     """
+    from cpack_build.errors import CpackError, NeedsTrust
     from cpack_build.fetch.http import Offline, RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
@@ -183,13 +200,33 @@ def make_locks(
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
     sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())
-    return resolve_all(
-        pack,
-        settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),
-        settings=settings,
-        store=Store(),
-        sources=sources,
-        previous=previous,
-        update=update,
-        progress=terminal.progress,
-    )
+
+    def resolved(*, trust: bool) -> tuple[Lock, ...]:
+        return resolve_all(
+            pack,
+            settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),
+            settings=settings,
+            store=Store(),
+            sources=sources,
+            previous=previous,
+            update=update,
+            trust=trust,
+            progress=terminal.progress,
+        )
+
+    try:
+        return resolved(trust=trust)
+    except CpackError as error:
+        needs = [part for part in error.parts or (error,) if isinstance(part, NeedsTrust)]
+        if len(needs) < len(error.parts or (error,)) or not _agreed(needs, terminal):
+            raise
+    return resolved(trust=True)
+
+
+def _agreed(needs: Sequence[NeedsTrust], terminal: Terminal) -> bool:
+    """Whether somebody sits at the terminal and says yes."""
+    if terminal.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    for run in dict.fromkeys(run for need in needs for run in need.runs):
+        click.echo(printable(f"  {run}"), err=True)
+    return click.confirm("No index has wheels of these. Build them here, which runs their code?", err=True)

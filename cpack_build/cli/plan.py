@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +31,11 @@ __all__ = ["plan"]
 @settings_options
 @terminal_options
 def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, terminal: Terminal) -> None:
-    """Show the layers of PACK's image, from the bottom, by its lock: kind, name, size, and whether it is known already.
+    """Show the layers of PACK's image, from the bottom, by its lock: kind, name, size, size in a registry, and which
+    other images have the same layer.
 
-    A known layer was measured by an earlier build on this machine and is not read again; the others are to be made.
+    A known layer was measured by an earlier build on this machine and is not read again; the others are to be made. How
+    small a layer becomes is known once it was pushed.
     """
     from cpack_build.cli.lockfile import lock_file as locks_at
     from cpack_build.cpack.reader import read_pack
@@ -66,32 +68,45 @@ def _base(lock: Lock) -> str:
 
 
 def _document(lock: Lock, layers: list[PlannedLayer]) -> dict[str, Any]:
+    from cpack_build.lock.form import recorded_compression
+
     return {
         "platform": lock.platform,
         "base": _base(lock),
-        "layers": [vars(layer) | {"known": layer.is_known} for layer in layers],
+        "compression": str(recorded_compression(lock)),
+        "layers": [vars(layer) | {"known": layer.is_known, "shared": layer.shared} for layer in layers],
     }
 
 
 def _lines(path: object, lock: Lock, layers: list[PlannedLayer], *, explain: bool) -> Iterator[str]:
+    from cpack_build.lock.form import recorded_compression
+
     yield f"{path}: {lock.platform}, over {_base(lock)}, from the bottom:"
     width = max(len(layer.name) for layer in layers)
-    app = layers[-1].size or 0
+    how = recorded_compression(lock)
+    yield f"{'kind':<12}{'name':<{width}}  {'size':>10}  {how.algorithm:>10}  {'state':<10}  the same in"
     for layer in layers:
         state = "known" if layer.is_known else "to be made"
-        line = f"{layer.kind:<12}{layer.name:<{width}}  {_size(layer):>10}  {state:<10}"
-        yield line + (_cost(layer, app) if explain else "")
+        sizes = f"{_size(layer.size):>10}  {_size(layer.compressed):>10}"
+        yield f"{layer.kind:<12}{layer.name:<{width}}  {sizes}  {state:<10}  {layer.shared}"
+        if explain:
+            yield f"{'':<12}{_cost(layer, layers)}"
     made = sum(not layer.is_known for layer in layers)
     total = amount(sum(layer.size or 0 for layer in layers), None, "B")
     yield f"{len(layers)} layers, {total} known, {made} to be made."
 
 
-def _size(layer: PlannedLayer) -> str:
-    return amount(layer.size, None, "B") if layer.size is not None else "?"
+def _size(count: int | None) -> str:
+    return amount(count, None, "B") if count is not None else "?"
 
 
-def _cost(layer: PlannedLayer, app: int) -> str:
+def _cost(layer: PlannedLayer, layers: Sequence[PlannedLayer]) -> str:
     """What a change of *layer* sends to a registry again, and what an engine unpacks again."""
-    pushed = (layer.size or 0) + (0 if layer.kind == "app" else app)
-    about = "" if layer.is_known else " at least"
-    return f"  a change pushes{about} {amount(pushed, None, 'B')}, unpacks{about} {amount(layer.above, None, 'B')}"
+    number = layers.index(layer)
+    changed = "this layer" if layer.kind == "app" else f"{layer.changed} layers"
+    sent = "" if all(other.compressed is not None for other in layers) else "about "
+    least = "" if all(other.is_known for other in layers[number:]) else "at least "
+    return (
+        f"a change makes {changed} anew, pushes {sent}{amount(layer.pushed, None, 'B')} and unpacks "
+        f"{least}{amount(layer.above, None, 'B')}"
+    )

@@ -3,7 +3,7 @@
 It is named with ``--config``, or lies beside the pack as ``NAME.cpack.yaml``, or in it; the first that is there counts.
 An unknown key is an error that
 names the nearest known one. Where bytes are taken from on this machine (mirrors, folders) does not shape the image and
-is not part of :meth:`Settings.digest`; everything else is.
+is not part of :meth:`Settings.digest`, nor is the compression of what is pushed; everything else is.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from cpack_build.errors import BadSettings, UnsafeInput
 
 __all__ = [
     "AcceleratorName",
+    "CompressionName",
     "InterpreterArchive",
     "NodeSettings",
     "Platform",
@@ -44,6 +45,7 @@ AcceleratorName = Annotated[
 """What an image computes on, as PyTorch releases for it."""
 Platform = Literal["linux/amd64", "linux/arm64"]
 """``os/architecture``, as images are told apart (image-spec config.md)."""
+CompressionName = Annotated[str, StringConstraints(pattern=r"^(zstd(:([1-9]|1[0-9]))?|gzip(:[1-9])?|none)$")]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 """What can be an argument or a variable's value: anything without NUL (POSIX, execve)."""
 
@@ -112,6 +114,9 @@ class Settings(_Section):
     nodes: NodeSettings = NodeSettings()
     environment: dict[VariableName, Text] = Field(default_factory=dict)
     comfyui_args: tuple[Text, ...] = ()
+    compression: CompressionName | None = None
+    """``zstd``, ``zstd:LEVEL``, ``gzip``, ``gzip:LEVEL`` or ``none``: the layers of an image that is pushed. By default
+    ``zstd:3``; Docker before 23.0 cannot pull that. The image ID does not depend on it."""
     mirrors: dict[str, str] = Field(default_factory=dict)
     """URL prefix → URL prefix or path."""
     models: tuple[str, ...] = ()
@@ -119,8 +124,10 @@ class Settings(_Section):
 
     def digest(self) -> str:
         """sha256 hex of what shapes the image."""
-        local: dict[str, Any] = {"platform": True, "mirrors": True, "models": True, "python": {"find_links"}}
-        shaping = self.model_dump(mode="json", exclude=local)
+        left_out: dict[str, Any] = {
+            "platform": True, "compression": True, "mirrors": True, "models": True, "python": {"find_links"},
+        }  # fmt: skip
+        shaping = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 

@@ -30,7 +30,7 @@ from typing import Any
 
 from cpack_build.errors import HashMismatch, StorageError, Unresolvable, writing
 
-__all__ = ["CHUNK", "Store", "StoredFile", "default_root"]
+__all__ = ["CHUNK", "Store", "StoredFile", "default_root", "stamp_of"]
 
 CHUNK = 1 << 20
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -45,11 +45,30 @@ def default_root() -> Path:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file whose content is known: *sha256* in hex, *size* in bytes."""
+    """A file whose content is known: *sha256* in hex, *size* in bytes.
+
+    *stamp* is what its stat was when the content was known (device, inode, size, mtime and ctime in nanoseconds)."""
 
     path: Path
     sha256: str
     size: int
+    stamp: tuple[int, ...] | None = None
+
+    def require_unchanged(self) -> None:
+        """Raise :class:`Unresolvable` if the file is no longer the one whose content was known."""
+        if self.stamp is not None and _stamp_at(self.path) != self.stamp:
+            raise Unresolvable(
+                f"{self.path} changed while it was read.", hint="Wait until it is written, and run it again."
+            )
+
+    def require_sound(self) -> None:
+        """Read it again: raise :class:`HashMismatch` if a bit has flipped since it was written."""
+        hasher = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+        if hasher.hexdigest() != self.sha256:
+            raise HashMismatch(self.path, expected=self.sha256, actual=hasher.hexdigest())
 
 
 class Store:
@@ -77,13 +96,28 @@ class Store:
         sha256 = sha256.removeprefix("sha256:")
         blob = self.blob_path(sha256)
         with suppress(FileNotFoundError):
-            return StoredFile(blob, sha256, blob.stat().st_size)
+            status = blob.stat()
+            return StoredFile(blob, sha256, status.st_size, stamp_of(status))
         rows = self._rows("SELECT path, stat FROM files WHERE sha256 = ?", sha256)
         for path, stat in rows:
             with suppress(OSError):
-                if _stat_key(os.stat(path)) == stat:
-                    return StoredFile(Path(path), sha256, os.stat(path).st_size)
+                status = os.stat(path)
+                if _stat_key(status) == stat:
+                    return StoredFile(Path(path), sha256, status.st_size, stamp_of(status))
         return None
+
+    def find_sound(self, sha256: str) -> StoredFile | None:
+        """:meth:`find` for what was made here and can be made again: read through, and removed if it is damaged."""
+        found = self.find(sha256)
+        if found is None:
+            return None
+        try:
+            found.require_sound()
+        except HashMismatch:
+            if found.path == self.blob_path(sha256):
+                found.path.unlink(missing_ok=True)
+            return None
+        return found
 
     def put(
         self, chunks: Iterable[bytes], *, what: object, sha256: str | None = None, size: int | None = None
@@ -115,7 +149,7 @@ class Store:
                 os.fchmod(file.fileno(), 0o444)
                 path.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(file.name, path)
-        return StoredFile(path, actual, count)
+        return StoredFile(path, actual, count, _stamp_at(path))
 
     @contextmanager
     def temporary(self) -> Iterator[NamedTemporaryFile]:  # type: ignore[valid-type]
@@ -150,10 +184,10 @@ class Store:
         *on_read* is called with the number of bytes of each chunk that had to be read.
         """
         path = Path(os.path.abspath(path))
-        before = _stat_key(path.stat())
-        rows = list(self._rows("SELECT sha256 FROM files WHERE path = ? AND stat = ?", str(path), before))
+        status = path.stat()
+        rows = self._rows("SELECT sha256 FROM files WHERE path = ? AND stat = ?", str(path), _stat_key(status))
         if rows:
-            return StoredFile(path, rows[0][0], path.stat().st_size)
+            return StoredFile(path, rows[0][0], status.st_size, stamp_of(status))
         hasher = hashlib.sha256()
         size = 0
         with path.open("rb") as file:
@@ -162,18 +196,26 @@ class Store:
                 size += len(chunk)
                 if callable(on_read):
                     on_read(len(chunk))
-        if _stat_key(path.stat()) != before:
-            raise Unresolvable(f"{path} changed while it was read.", hint="Wait until it is written, and run it again.")
-        self.remember_file(path, hasher.hexdigest())
-        return StoredFile(path, hasher.hexdigest(), size)
+        adopted = StoredFile(path, hasher.hexdigest(), size, stamp_of(status))
+        adopted.require_unchanged()
+        self.remember_file(adopted)
+        return adopted
 
-    def remember_file(self, path: Path, sha256: str) -> None:
-        """Record that the file at *path*, as it is now, has that hash."""
+    def known(self, path: Path) -> str | None:
+        """The hash of the file at *path*, if it was hashed and has not changed since."""
+        rows = self._rows(
+            "SELECT sha256 FROM files WHERE path = ? AND stat = ?", os.path.abspath(path), _stat_key(path.stat())
+        )
+        return rows[0][0] if rows else None
+
+    def remember_file(self, file: StoredFile) -> None:
+        """Record the hash of a file that has a stamp, for as long as its stat is that."""
+        assert file.stamp is not None
         self._write(
             "INSERT OR REPLACE INTO files (path, stat, sha256) VALUES (?, ?, ?)",
-            os.path.abspath(path),
-            _stat_key(path.stat()),
-            sha256,
+            os.path.abspath(file.path),
+            ":".join(map(str, file.stamp)),
+            file.sha256,
         )
 
     # -- memo ----------------------------------------------------------------------------------------------------------
@@ -251,8 +293,20 @@ def _close(connections: list[sqlite3.Connection]) -> None:
         connection.close()
 
 
-def _stat_key(stat: os.stat_result) -> str:
-    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced: device, inode, size, mtime and ctime."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def _stamp_at(path: Path) -> tuple[int, ...] | None:
+    try:
+        return stamp_of(path.stat())
+    except OSError:
+        return None
+
+
+def _stat_key(status: os.stat_result) -> str:
+    return ":".join(map(str, stamp_of(status)))
 
 
 def _broken(root: Path, error: sqlite3.Error) -> StorageError:

@@ -6,25 +6,36 @@ had is named, and nothing is built."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
-from cpack_build.errors import StaleLock, UnsafeInput
+from cpack_build.errors import HashMismatch, NeedsTrust, StaleLock, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources, download
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import open_locked_base
 from cpack_build.image.build import Materials
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.wheels import StoredWheel
+from cpack_build.lock.building import rebuild
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import fetch_deb
 from cpack_build.lock.interpreter import is_vouched
 from cpack_build.lock.models import fetch_model
 from cpack_build.lock.nodes import open_tree
-from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, Deb, DebInterpreter, Lock, Model, NodeTree
+from cpack_build.lock.schema import (
+    ArchiveInterpreter,
+    BaseImage,
+    BuiltWheel,
+    Deb,
+    DebInterpreter,
+    Lock,
+    Model,
+    NodeTree,
+)
 from cpack_build.lock.service import service_code, service_files
+from cpack_build.lock.sourcetree import shown
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
@@ -79,6 +90,7 @@ def gather(
             hint="Add --trust if you trust who made the lock, or make it anew with `cpack-build lock --update all`.",
         )
     service, wheels = wheels_of(lock.service), wheels_of(lock.python)
+    built = {wheel.sha256: wheel for wheel in lock.python.built}
     archive = lock.interpreter if isinstance(lock.interpreter, ArchiveInterpreter) else None
     own_debs = lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
     base = None
@@ -90,6 +102,11 @@ def gather(
     with working(_PARALLEL, progress) as (pool, reports):
 
         def wheel(item: Wheel) -> StoredWheel:
+            if item.sha256 in built:
+                _build_again(
+                    item, built[item.sha256], lock, places=places, store=store, sources=sources, trust=trust,
+                    progress=reports,
+                )  # fmt: skip
             file = fetch_wheel(
                 item,
                 store=store,
@@ -98,17 +115,17 @@ def gather(
                 index_urls=places.index_urls,
                 progress=reports,
             )
-            return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path, file.size)
+            return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path, file.size, file.stamp)
 
         def deb(item: Deb) -> StoredDeb:
             file = fetch_deb(item, store=store, sources=sources, progress=reports)
-            return StoredDeb(item.name, item.version, item.sha256, file.path)
+            return StoredDeb(item.name, item.version, item.sha256, file.path, file.stamp)
 
         def tree(item: NodeTree) -> Tree:
             return open_tree(item, pack, store=store, sources=sources, progress=reports)
 
-        def model(item: Model) -> Path:
-            return fetch_model(item, folders=places.models, store=store, sources=sources, progress=reports).path
+        def model(item: Model) -> StoredFile:
+            return fetch_model(item, folders=places.models, store=store, sources=sources, progress=reports)
 
         def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Callable[[], tuple[_Result, ...]]:
             waiting = [pool.submit(work, item) for item in items]
@@ -127,7 +144,7 @@ def gather(
                 size=archive.size,
                 what=f"Python {archive.version}",
                 progress=reports,
-            ).path
+            )
         comfyui, *nodes = trees()
         return Materials(
             base=base,
@@ -139,6 +156,32 @@ def gather(
             wheels=comfyui_wheels(),
             comfyui=comfyui,
             nodes=tuple(nodes),
-            models={item.sha256: path for item, path in zip(lock.models, models(), strict=True)},
+            models={item.sha256: file for item, file in zip(lock.models, models(), strict=True)},
             documents=documents,
         )
+
+
+def _build_again(
+    wheel: Wheel,
+    built: BuiltWheel,
+    lock: Lock,
+    *,
+    places: Places,
+    store: Store,
+    sources: Sources,
+    trust: bool,
+    progress: Progress,
+) -> None:
+    """See that a wheel which no index has is here: in the store, in a folder that was named, or made from its source.
+
+    Raises :class:`NeedsTrust` unless the user agrees that it is made, :class:`HashMismatch` when another comes out.
+    """
+    with suppress(Unresolvable, HashMismatch):
+        fetch_wheel(wheel, store=store, sources=sources, find_links=places.find_links)
+        return
+    if not trust:
+        raise NeedsTrust([f"{wheel.name} {wheel.version} from {shown(built.source)}"])
+    rebuild(
+        built, name=wheel.name, python_version=lock.interpreter.version, store=store, sources=sources,
+        progress=progress,
+    )  # fmt: skip

@@ -9,11 +9,11 @@ blob in every image that has it (``docs/decisions/003-one-timestamp.md``)."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from cpack_build.errors import UnsafeInput
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.oci import tar
 from cpack_build.oci.types import LAYER, Descriptor, canonical_json
 from cpack_build.progress import SILENT, Progress
@@ -46,13 +46,17 @@ class Recipe:
     """What a layer is made of.
 
     *entries* yields the entries in their final order each time it is called; an entry's content may be read only until
-    the next entry is asked for. *kind* and *name* are for people and annotations.
+    the next entry is asked for. *kind* and *name* are for people and annotations. *inputs* are the files that are read
+    by their hash: what is computed of them is remembered only if they are still what was hashed.
     """
 
     kind: str
     name: str
     key: str
     entries: Callable[[], Iterator[tar.Entry]]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Further ones, beside kind and name."""
+    inputs: tuple[StoredFile, ...] = ()
 
     @property
     def title(self) -> str:
@@ -69,6 +73,8 @@ class Recipe:
                     hasher.update(chunk)
                     size += len(chunk)
                     task.advance(len(chunk))
+            for file in self.inputs:
+                file.require_unchanged()
             remembered = f"sha256:{hasher.hexdigest()} {size}"
             store.remember("layer", self.key, remembered)
         digest, _, length = remembered.partition(" ")
@@ -86,7 +92,7 @@ class TarLayer:
     @property
     def descriptor(self) -> Descriptor:
         annotations = {"io.cpack.layer.kind": self.recipe.kind, "io.cpack.layer.name": self.recipe.name}
-        return Descriptor(LAYER, self.digest, self.size, annotations)
+        return Descriptor(LAYER, self.digest, self.size, {**annotations, **self.recipe.annotations})
 
     def chunks(self) -> Iterator[bytes]:
         return tar.stream(self.entries())

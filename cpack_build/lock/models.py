@@ -7,21 +7,25 @@ a model.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from cpack_build.cpack.schema import ModelEntry
 from cpack_build.errors import CpackError, HashMismatch, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources, download
-from cpack_build.fetch.store import Store, StoredFile
+from cpack_build.fetch.store import Store, StoredFile, stamp_of
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.lock.schema import Model
-from cpack_build.oci.modellayer import hash_model
-from cpack_build.progress import SILENT, Progress
+from cpack_build.oci.modellayer import hash_model, prove_layer
+from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["fetch_model", "is_layer_known", "local_model", "lock_models"]
+__all__ = ["fetch_model", "is_layer_proved", "local_model", "lock_models"]
 
 _LAYER = "model-layer-1"
+_FILE = "model-file-1"
+_WORKERS = os.cpu_count() or 1
 
 
 def lock_models(
@@ -36,40 +40,95 @@ def lock_models(
 
     Raises :class:`HashMismatch` and :class:`UnsafeInput` at once.
     """
+    wanted = [(safe_model_path(entry.filename), entry) for entry in entries if not entry.disabled]
     locked: dict[str, Model] = {}
     missing: list[CpackError] = []
-    for entry in entries:
-        if entry.disabled:
-            continue
-        path = safe_model_path(entry.filename)
-        try:
-            file = _find(path, entry, folders=folders, store=store, sources=sources, progress=progress)
-        except (Unresolvable, NetworkError) as error:
-            missing.append(error)
-            continue
-        urls = tuple(dict.fromkeys(without_credentials(url) for url in entry.urls))
-        digest = _layer_digest(file, store=store, progress=progress)
-        model = Model(path=path, sha256=file.sha256, size=file.size, layer_digest=digest, sources=urls)
-        twin = locked.setdefault(path.casefold(), model)
-        if (twin.path, twin.sha256) != (model.path, model.sha256):
-            raise UnsafeInput(
-                f"The pack has two models at {path}, {twin.sha256} and {model.sha256}.", hint="Disable one of them."
-            )
+    with working(_WORKERS, progress) as (pool, reports):
+
+        def found(path: str, entry: ModelEntry) -> Model | CpackError:
+            try:
+                file = _find(path, entry, folders=folders, store=store, sources=sources, progress=reports)
+            except (Unresolvable, NetworkError) as error:
+                return error
+            urls = tuple(dict.fromkeys(without_credentials(url) for url in entry.urls))
+            digest = _layer_digest(file, store=store, progress=reports)
+            return Model(path=path, sha256=file.sha256, size=file.size, layer_digest=digest, sources=urls)
+
+        waiting = {id(entry): pool.submit(found, path, entry) for path, entry in _largest_first(wanted)}
+        for path, entry in wanted:
+            model = waiting[id(entry)].result()
+            if not isinstance(model, Model):
+                missing.append(model)
+                continue
+            twin = locked.setdefault(path.casefold(), model)
+            if (twin.path, twin.sha256) != (model.path, model.sha256):
+                raise UnsafeInput(
+                    f"The pack has two models at {path}, {twin.sha256} and {model.sha256}.", hint="Disable one of them."
+                )
     return sorted(locked.values(), key=lambda model: model.path), missing
+
+
+def _largest_first(wanted: list[tuple[str, ModelEntry]]) -> list[tuple[str, ModelEntry]]:
+    """So that no core is left with a big one at the end."""
+    return sorted(wanted, key=lambda item: -(item[1].size or 0))
 
 
 def fetch_model(
     model: Model, *, folders: Sequence[str], store: Store, sources: Sources, progress: Progress = SILENT
 ) -> StoredFile:
-    """The file of a locked model. Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`."""
+    """The file of a locked model. Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`.
+
+    A file that this machine has not hashed is proved by one hash, that of its layer, which the lock pins as well. What
+    that proves is believed of this lock alone: another's word for the model's sha256 is no fact for the store.
+    """
     entry = ModelEntry(filename=model.path, size=model.size, sha256=model.sha256, urls=model.sources)
     path = safe_model_path(model.path)
+    if (known := store.find(model.sha256) or _proved_by_layer(model, store=store)) is not None:
+        return known
+    for candidate, _ in _candidates(path, folders):
+        if candidate.stat().st_size == model.size and not _is_hashed(model, candidate, store=store):
+            file = _prove_by_layer(model, candidate, store=store, progress=progress)
+            if file is not None:
+                return file
     return _find(path, entry, folders=folders, store=store, sources=sources, progress=progress)
 
 
-def is_layer_known(model: Model, *, store: Store) -> bool:
-    """Whether this machine computed the digest of the model's layer, and the lock says the same."""
-    return store.recall(_LAYER, f"{model.sha256}:{model.size}") == model.layer_digest
+def is_layer_proved(model: Model, file: StoredFile, *, store: Store) -> bool:
+    """Whether this machine computed the digest of the model's layer from *file*, and the lock says the same."""
+    if store.recall(_LAYER, f"{model.sha256}:{model.size}") == model.layer_digest:
+        found = store.find(model.sha256)
+        return found is not None and (found.path, found.stamp) == (file.path, file.stamp)
+    return _proved_by_layer(model, store=store) == file
+
+
+def _proved_by_layer(model: Model, *, store: Store) -> StoredFile | None:
+    """The file that had the model's layer digest, as long as it is unchanged."""
+    known = store.recall(_FILE, f"{model.layer_digest}:{model.sha256}:{model.size}")
+    if known is None:
+        return None
+    place, *stamp = json.loads(known)
+    file = StoredFile(Path(place), model.sha256, model.size, tuple(stamp))
+    try:
+        return file if stamp_of(file.path.stat()) == file.stamp else None
+    except OSError:
+        return None
+
+
+def _prove_by_layer(model: Model, path: Path, *, store: Store, progress: Progress) -> StoredFile | None:
+    file = StoredFile(path.absolute(), model.sha256, model.size, stamp_of(path.stat()))
+    with progress.task(f"Hashing {path.name}", total=model.size) as task:
+        if not prove_layer(path, model.sha256, model.size, digest=model.layer_digest, on_read=task.advance):
+            return None
+    file.require_unchanged()
+    assert file.stamp is not None
+    key = f"{model.layer_digest}:{model.sha256}:{model.size}"
+    store.remember(_FILE, key, json.dumps([str(file.path), *file.stamp]))
+    return file
+
+
+def _is_hashed(model: Model, path: Path, *, store: Store) -> bool:
+    """Whether the store knows the file's hash, which is then another."""
+    return store.known(path) not in (None, model.sha256)
 
 
 def local_model(model: Model, folders: Sequence[str]) -> Path | None:
@@ -166,14 +225,13 @@ def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progr
         if file.sha256 != sha256:
             raise HashMismatch(path, expected=sha256, actual=file.sha256)
         return file
-    before = path.stat()
+    proved = StoredFile(path.absolute(), sha256, size, stamp_of(path.stat()))
     with progress.task(f"Hashing {path.name}", total=size) as task:
         digest = hash_model(path, sha256, size, on_read=task.advance)
     store.remember(_LAYER, f"{sha256}:{size}", digest)
-    after = path.stat()
-    if (before.st_mtime_ns, before.st_ctime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ctime_ns, after.st_ino):
-        store.remember_file(path, sha256)
-    return StoredFile(path.absolute(), sha256, size)
+    proved.require_unchanged()
+    store.remember_file(proved)
+    return proved
 
 
 def _layer_digest(file: StoredFile, *, store: Store, progress: Progress) -> str:

@@ -21,6 +21,7 @@ from cpack_build.errors import BadInput, CpackError, StaleLock, UsageError, toge
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.captured import Captured
+from cpack_build.lock.form import in_form
 from cpack_build.lock.hub import confirmed
 from cpack_build.lock.interpreter import vouch
 from cpack_build.lock.models import lock_models
@@ -37,6 +38,7 @@ from cpack_build.lock.service import service_code, service_requirements
 from cpack_build.lock.system import UNKNOWN_GLIBC, kept_system, lock_system
 from cpack_build.lock.target import FAMILY, check_target, retarget, target_of
 from cpack_build.lock.wheels import wheels_of
+from cpack_build.oci.compressed import parse_compression
 from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["PackInput", "check_all_fresh", "check_fresh", "resolve", "resolve_all", "this_platform"]
@@ -68,6 +70,7 @@ def resolve_all(
     sources: Sources,
     previous: Sequence[Lock] = (),
     update: Collection[str] = (),
+    trust: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Lock, ...]:
     """A lock of *pack* for each of *platforms*, as :func:`resolve` makes it; what is missing on any is told at once."""
@@ -78,7 +81,7 @@ def resolve_all(
             locks.append(
                 resolve(
                     pack, settings=settings, platform=platform, store=store, sources=sources,
-                    previous=earlier.get(platform), update=update, progress=progress,
+                    previous=earlier.get(platform), update=update, trust=trust, progress=progress,
                 )
             )  # fmt: skip
         except CpackError as error:
@@ -103,11 +106,12 @@ def resolve(
     platform: Platform | None = None,
     previous: Lock | None = None,
     update: Collection[str] = (),
+    trust: bool = False,
     progress: Progress = SILENT,
 ) -> Lock:
     """Resolve *pack* to its lock for *platform*, by default the one that *settings* name, else this machine's.
 
-    *sources* holds the mirrors (flags and settings) and transports.
+    *sources* holds the mirrors (flags and settings) and transports. With *trust* packages that have no wheel are built.
 
     The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
     *update*; ``python`` there means every one of them. Other parts (``system``, ``nodes``, ``models``, ``service``)
@@ -193,6 +197,7 @@ def resolve(
                 index_url=index_url,
                 extra_index_urls=extra_index_urls,
                 preferred=_pins(previous, update),
+                trust=trust,
                 progress=reports,
             ),
         )
@@ -239,7 +244,7 @@ def resolve(
     # an earlier lock's Python may be somebody else's; and without bytecode nobody has said that it may run here
     if lock.bytecode == "compiled" and not is_kept:
         vouch(lock, store=store)
-    return lock
+    return in_form(lock, compression=settings.compression)
 
 
 _PARTS = frozenset({"system", "nodes", "models", "service", "python"})
@@ -323,6 +328,11 @@ def check_fresh(lock: Lock, pack: PackInput, settings: Settings, *, name: object
         raise StaleLock(name, "the settings (cpack.yaml or flags) have changed since it was made")
     if settings.platform and lock.platform not in settings.platform:
         raise StaleLock(name, f"it is for {lock.platform}, not {' and '.join(settings.platform)}")
+    own = lock.compression
+    if settings.compression is not None and own is not None:
+        wanted = parse_compression(settings.compression)
+        if (wanted.algorithm, wanted.level) != (own.algorithm, own.level):
+            raise StaleLock(name, f"cpack.yaml wants layers compressed by {wanted}, and it says {own.algorithm}")
     if lock.service_code != service_code():
         raise StaleLock(
             name, f"it was made by another cpack-build ({lock.service_code.version}), whose service code differs"

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -29,12 +29,14 @@ from cpack_build.cpack.settings import AcceleratorName, Platform, Text, Variable
 from cpack_build.errors import BadField, BadInput, Unresolvable
 
 __all__ = [
+    "IMAGE_REVISIONS",
     "LOCK_REVISION",
     "Access",
     "ArchiveInterpreter",
     "BaseImage",
     "BaseInterpreter",
     "BuiltWheel",
+    "Compression",
     "Deb",
     "DebInterpreter",
     "GitTree",
@@ -62,6 +64,8 @@ __all__ = [
 ]
 
 LOCK_REVISION = 1
+IMAGE_REVISIONS = (1,)
+"""Of the image format: those that can be built (:data:`cpack_build.image.build.FORMATS`)."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Digest = Annotated[str, StringConstraints(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -80,6 +84,13 @@ FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f\x7f]{1,2
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    _absent: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are not written where they say nothing: what most locks do not need changes none of their bytes."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialise(self)
+        return {key: value for key, value in document.items() if key not in self._absent or value}
 
 
 class Inputs(_Document):
@@ -199,11 +210,7 @@ class PythonEnvironment(PinnedWheels):
     """What is laid out as one environment. *built* tells of those wheels that were made from source for this lock."""
 
     built: tuple[BuiltWheel, ...] = ()
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        document: dict[str, Any] = serialise(self)
-        return document if self.built else {key: value for key, value in document.items() if key != "built"}
+    _absent: ClassVar = frozenset({"built"})
 
 
 class ServiceCode(_Document):
@@ -226,6 +233,7 @@ class GitTree(_Document):
     """Committer date, seconds since 1970."""
     patch_sha256: Sha256 | None = None
     """Of the pack's ``patches/<name>.patch``: changes that were never committed."""
+    _absent: ClassVar = frozenset({"patch_sha256"})
 
 
 class LocalTree(_Document):
@@ -263,7 +271,17 @@ class Model(_Document):
     layer_digest: Digest
     sources: tuple[str, ...]
     access: Access | None = None
-    """Who may download it, as far as its sources said: it was not asked for a token."""
+    """Who may download it, as far as its sources said: none was given a token."""
+    _absent: ClassVar = frozenset({"access"})
+
+
+class Compression(_Document):
+    """How the layers of the image are compressed when it is pushed; its digest in a registry depends on it."""
+
+    algorithm: Literal["zstd", "gzip", "none"]
+    level: Annotated[int, Field(ge=0, le=19)]
+    compressor: Annotated[str, StringConstraints(pattern=r"^[ -~]{0,80}$")]
+    """The library and its version, since the bytes of two may differ (``docs/decisions/025-compression.md``)."""
 
 
 class _Shared(_Document):
@@ -271,6 +289,7 @@ class _Shared(_Document):
 
     lock_revision: Literal[1] = 1
     image_revision: Literal[1] = 1
+    """Of the image format (``docs/image-format.md``)."""
     builder: str
     """Version of cpack-build that resolved it."""
     inputs: Inputs
@@ -280,9 +299,12 @@ class _Shared(_Document):
     nodes: tuple[GitTree, ...]
     registry_nodes: tuple[RegistryNode, ...] = ()
     local_nodes: tuple[LocalTree, ...] = ()
+    _absent: ClassVar = frozenset({"local_nodes"})
     models: tuple[Model, ...]
     environment: dict[VariableName, Text]
     comfyui_args: tuple[Text, ...]
+    compression: Compression | None = None
+    """``None`` in the lock that an image carries: its ID depends on no compressor."""
 
 
 class PlatformPart(_Document):
@@ -303,6 +325,11 @@ class Lock(_Shared, PlatformPart):
     """The whole lock, for one platform."""
 
     platform: Platform
+
+    @property
+    def carried(self) -> Lock:
+        """The lock as its image holds it and is named for: all of it but the compression."""
+        return self.model_copy(update={"compression": None})
 
     def to_bytes(self) -> bytes:
         """Canonical JSON, indented for review, with a final newline."""
@@ -357,6 +384,13 @@ def read_locks(data: bytes, *, name: object) -> tuple[Lock, ...]:
     if isinstance(revision, int) and revision > LOCK_REVISION:
         raise BadInput(
             f"{name} has lock revision {revision}; this cpack-build knows {LOCK_REVISION}.", hint="Update cpack-build."
+        )
+    revision = document.get("image_revision") if isinstance(document, dict) else None
+    if isinstance(revision, int) and revision > max(IMAGE_REVISIONS):
+        known = ", ".join(map(str, IMAGE_REVISIONS))
+        raise BadInput(
+            f"{name} is for images of format revision {revision}; this cpack-build makes {known}.",
+            hint="Update cpack-build, or make the lock again with `cpack-build lock`.",
         )
     try:
         if not (isinstance(document, dict) and "platforms" in document):

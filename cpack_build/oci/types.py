@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 __all__ = [
     "CHUNK",
@@ -30,6 +30,7 @@ __all__ = [
     "FileBlob",
     "Image",
     "ImageIndex",
+    "Seekable",
     "canonical_json",
     "digest_of",
     "platform_document",
@@ -92,6 +93,13 @@ class Blob(Protocol):
     def chunks(self) -> Iterator[bytes]: ...
 
 
+@runtime_checkable
+class Seekable(Protocol):
+    """A blob that can be read from any place on without making what comes before it."""
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]: ...
+
+
 @dataclass(frozen=True)
 class BytesBlob:
     """A blob held in memory: manifests, configs, small documents."""
@@ -116,7 +124,12 @@ class FileBlob:
     path: Path
 
     def chunks(self) -> Iterator[bytes]:
+        return self.chunks_from(0)
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]:
+        """The bytes from *offset* on, without reading those before it."""
         with self.path.open("rb") as file:
+            file.seek(offset)
             while chunk := file.read(CHUNK):
                 yield chunk
 
