@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
     from cpack_build.errors import NeedsTrust
+    from cpack_build.fetch.http import Sources
     from cpack_build.lock.schema import Lock
 
 __all__ = ["lock", "make_locks"]
@@ -82,8 +83,9 @@ def lock(
     if earlier and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
+        sources = chosen.sources(settings, offline=offline)
         made = make_locks(
-            read, settings, previous=earlier, update=update, offline=offline, trust=trust, terminal=terminal
+            read, settings, sources=sources, previous=earlier, update=update, trust=trust, terminal=terminal
         )
     made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
     changed = target.data != locks_to_bytes(made)
@@ -168,7 +170,7 @@ def _is_fresh(locks: Sequence[Lock], pack: Pack, settings: Settings) -> bool:
 
     pack.served()
     try:
-        # how an image is compressed is nothing to resolve anew
+        # How the layers are compressed is nothing to resolve anew.
         chosen = check_all_fresh(locks, pack, settings.model_copy(update={"compression": None}))
     except StaleLock:
         return False
@@ -179,27 +181,24 @@ def make_locks(
     pack: Pack,
     settings: Settings,
     *,
+    sources: Sources,
     previous: Sequence[Lock] = (),
     update: tuple[str, ...] = (),
-    offline: bool = False,
     trust: bool = False,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
-    """Resolve *pack*, whose workflow must be one that can be served, for each platform; *offline* asks nobody.
+    """Resolve *pack*, whose workflow must be one that can be served, from *sources*, for each platform.
 
     The platforms are those of the settings, else those of the *previous* locks, else this machine's. Unless there is
     *trust* already, the user is asked before code of packages runs. Raises :class:`NeedsTrust` where nobody can be.
     """
     from cpack_build.errors import CpackError, NeedsTrust
-    from cpack_build.fetch.http import Offline, RequestsTransport, Sources
-    from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import resolve_all, this_platform
 
     pack.served()
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
-    sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())
 
     def resolved(*, trust: bool) -> tuple[Lock, ...]:
         return resolve_all(

@@ -30,7 +30,8 @@ _SHOWN = 30
 @click.argument("workspace", type=click.Path(path_type=Path))
 @click.option(
     "-w", "--workflow", "workflow_file", type=click.Path(path_type=Path), required=True, metavar="FILE",
-    help="The workflow in ComfyUI's API format; with --object-info also as the editor saves it.",
+    help="The workflow in ComfyUI's API format, or a picture that it made; with --object-info also as the editor saves "
+    "it.",
 )  # fmt: skip
 @click.option(
     "--editor-workflow", type=click.Path(path_type=Path), metavar="FILE", help="The same as the editor saves it."
@@ -83,21 +84,20 @@ def pack(
 
     WORKSPACE is the folder of a ComfyUI install; it need not run, and nothing of it is run.
     """
+    from cpack_build.cpack.workflowfile import open_workflow, read_json_file
     from cpack_build.fetch.http import RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
-    from cpack_build.workflow.conversion import convert, is_ui_format
-    from cpack_build.workspace import Releases, draft_pack, read_workflow_file, write_draft
+    from cpack_build.workspace import Releases, draft_pack, write_draft
 
     store = Store()
     sources = Sources(Mirrors.parse(mirror), RequestsTransport(timeouts=(5.0, 20.0)))
-    info = read_workflow_file(object_info, what="/object_info") if object_info else None
-    api, drawing = read_workflow_file(workflow_file), read_workflow_file(editor_workflow) if editor_workflow else None
-    if is_ui_format(api):
-        converted = convert(api, info, name=str(workflow_file))
-        for note in converted.notes:
-            terminal.progress.note(note)
-        api, drawing = converted.prompt, drawing or api
+    info = read_json_file(object_info, what="/object_info") if object_info else None
+    given = open_workflow(workflow_file)
+    api, notes = given.in_api_format(info)
+    for note in notes:
+        terminal.progress.note(note)
+    drawing = open_workflow(editor_workflow).drawing if editor_workflow else given.drawing
     draft = draft_pack(
         workspace, api, workflow=drawing, object_info=info,
         python=python, extra_model_paths=extra_paths, models=models, inputs=inputs, all_models=all_models,
@@ -126,8 +126,8 @@ def pack(
 
 
 def _name(workflow: Path) -> str:
-    """What a pack of that file is called: without ``.json`` and ``_api``."""
-    return re.sub(r"([ _.-]api)?\.json$", "", workflow.name, flags=re.IGNORECASE) or "workflow"
+    """What a pack of that file is called: without its ending and ``_api``."""
+    return re.sub(r"([ _.-]api)?\.(json|png|webp|jpe?g|flac)$", "", workflow.name, flags=re.IGNORECASE) or "workflow"
 
 
 def _show_captured(draft: Draft, terminal: Terminal) -> None:

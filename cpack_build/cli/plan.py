@@ -83,8 +83,8 @@ def _lines(path: object, lock: Lock, layers: list[PlannedLayer], *, explain: boo
 
     yield f"{path}: {lock.platform}, over {_base(lock)}, from the bottom:"
     width = max(len(layer.name) for layer in layers)
-    how = recorded_compression(lock)
-    yield f"{'kind':<12}{'name':<{width}}  {'size':>10}  {how.algorithm:>10}  {'state':<10}  the same in"
+    how = recorded_compression(lock).algorithm
+    yield f"{'kind':<12}{'name':<{width}}  {'size':>10}  {how:>10}  {'state':<10}  the same in"
     for layer in layers:
         state = "known" if layer.is_known else "to be made"
         sizes = f"{_size(layer.size):>10}  {_size(layer.compressed):>10}"

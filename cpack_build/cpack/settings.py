@@ -43,9 +43,9 @@ AcceleratorName = Annotated[
     str, StringConstraints(pattern=r"^(cpu|cuda[1-9][0-9]\.[0-9]|rocm[0-9]{1,2}\.[0-9]{1,2}(\.[0-9]{1,2})?)$")
 ]
 """What an image computes on, as PyTorch releases for it."""
+CompressionName = Annotated[str, StringConstraints(pattern=r"^(zstd(:([1-9]|1[0-9]))?|gzip(:[1-9])?|none)$")]
 Platform = Literal["linux/amd64", "linux/arm64"]
 """``os/architecture``, as images are told apart (image-spec config.md)."""
-CompressionName = Annotated[str, StringConstraints(pattern=r"^(zstd(:([1-9]|1[0-9]))?|gzip(:[1-9])?|none)$")]
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 """What can be an argument or a variable's value: anything without NUL (POSIX, execve)."""
 
@@ -125,7 +125,7 @@ class Settings(_Section):
     def digest(self) -> str:
         """sha256 hex of what shapes the image."""
         left_out: dict[str, Any] = {
-            "platform": True, "compression": True, "mirrors": True, "models": True, "python": {"find_links"},
+            "compression": True, "platform": True, "mirrors": True, "models": True, "python": {"find_links"},
         }  # fmt: skip
         shaping = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()

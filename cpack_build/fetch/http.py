@@ -9,22 +9,25 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.mirrors import Mirrors, local_path
 from cpack_build.fetch.store import CHUNK, Store, StoredFile
+from cpack_build.fetch.tuning import Tuning
 from cpack_build.fetch.urls import check_http, redact
 from cpack_build.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import requests
+
+    from cpack_build.fetch.places import Place
 
 __all__ = [
     "HeadTransport",
@@ -36,6 +39,7 @@ __all__ = [
     "Sources",
     "adopt_verified",
     "download",
+    "local_file",
     "probe",
 ]
 
@@ -46,11 +50,15 @@ _LONGEST_WAIT = 60.0
 
 @dataclass(frozen=True)
 class Response:
-    """An answer under way: *headers* with lower-case names; *chunks* raises ``ConnectionError`` when it breaks off."""
+    """An answer under way: *headers* with lower-case names; *chunks* raises ``ConnectionError`` when it breaks off.
+
+    *url* is where the redirects ended, if there were any.
+    """
 
     status: int
     headers: Mapping[str, str]
     chunks: Iterator[bytes]
+    url: str = ""
 
 
 class HttpTransport(Protocol):
@@ -125,12 +133,15 @@ class RequestsTransport:
 
         def chunks() -> Iterator[bytes]:
             try:
-                yield from answer.raw.stream(CHUNK, decode_content=True)
+                # What has come, without waiting for a whole chunk: a connection that breaks then loses nothing.
+                while chunk := answer.raw.read1(CHUNK, decode_content=True):
+                    yield chunk
             except (HTTPError, OSError) as error:
                 raise ConnectionError(_reason(error)) from error
 
         with answer:
-            yield Response(answer.status_code, {k.lower(): v for k, v in answer.headers.items()}, chunks())
+            headers = {name.lower(): value for name, value in answer.headers.items()}
+            yield Response(answer.status_code, headers, chunks(), answer.url if answer.history else "")
 
 
 class Offline:
@@ -145,10 +156,15 @@ class Offline:
 
 @dataclass(frozen=True)
 class Sources:
-    """Where bytes come from: the user's mirrors, and the transports."""
+    """Where bytes come from: the user's mirrors, the transports and how they are used, and *further* places that may
+    have files (registries), asked before the addresses that a document names."""
 
     mirrors: Mirrors = field(default_factory=Mirrors)
     http: HttpTransport = field(default_factory=RequestsTransport)
+    tuning: Tuning = field(default_factory=Tuning)
+    further: Sequence[Place] = ()
+    registries: Any = None
+    """How container registries are reached: an ``oci.transport.Access``, of which this room knows nothing."""
 
 
 def download(
@@ -173,7 +189,7 @@ def download(
     name = what or redact(url)
     target = sources.mirrors.apply(url)
     if target != url and local_path(target) is not None:
-        path = _local_file(target)
+        path = local_file(target)
         if path is None:
             raise Unresolvable(
                 f"{redact(url)} is mapped to {redact(target.partition('?')[0])}, where no file is.",
@@ -193,7 +209,7 @@ def download(
                 task.advance(len(chunk))
                 yield chunk
 
-        return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size)
+        return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size, name=what)
 
 
 def probe(url: str, *, sources: Sources, what: str = "") -> None:
@@ -204,7 +220,7 @@ def probe(url: str, *, sources: Sources, what: str = "") -> None:
     """
     target = sources.mirrors.apply(url)
     if target != url and local_path(target) is not None:
-        if _local_file(target) is None:
+        if local_file(target) is None:
             raise Unresolvable(
                 f"{redact(url)} is mapped to {redact(target.partition('?')[0])}, where no file is.",
                 hint="Correct --mirror, or put the file there.",
@@ -222,7 +238,7 @@ def probe(url: str, *, sources: Sources, what: str = "") -> None:
         ) from error
 
 
-def _local_file(target: str) -> Path | None:
+def local_file(target: str) -> Path | None:
     """The file that a mapped URL leads to: as written, or as a server would read it (no query, ``%2b`` as ``+``)."""
     for spelling in (target, target.partition("?")[0], unquote(target.partition("?")[0].partition("#")[0])):
         path = local_path(spelling)

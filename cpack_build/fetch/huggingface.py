@@ -2,6 +2,8 @@
 
 It has no look-up by hash, so a repository is found by name and then asked for its files: one of them must be stored
 (LFS) under that very sha256. The cache of ``huggingface_hub`` names its blobs by it, and needs no network.
+Environment variables are those of that library: ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_TOKEN_PATH``, ``HF_HOME``. Why it
+is not used for the download itself: docs/decisions/045-hugging-face.md.
 """
 
 from __future__ import annotations
@@ -9,16 +11,36 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
+from cpack_build.errors import CpackError, NetworkError
 from cpack_build.fetch.asking import Asker
+from cpack_build.fetch.http import HttpTransport, Response
+from cpack_build.fetch.mirrors import Mirrors
+from cpack_build.fetch.remote import HttpFile
 
-__all__ = ["cache_folders", "in_cache", "in_repository", "parse_address", "search", "source"]
+if TYPE_CHECKING:
+    from cpack_build.fetch.places import Wanted
+
+__all__ = [
+    "HuggingFace",
+    "cache_folders",
+    "endpoint",
+    "in_cache",
+    "in_repository",
+    "parse_address",
+    "search",
+    "source",
+    "token_for",
+]
 
 _SITE = "https://huggingface.co"
 _ADDRESS = re.compile(r"/((?:datasets/)?[\w.-]+/[\w.-]+)/(?:resolve|blob|raw)/([\w.%-]+)/(.+)")
+_HOSTS = ("huggingface.co", "www.huggingface.co", "hf.co")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _NAMES_TRIED = 5
 """Repositories looked into for one name."""
@@ -43,7 +65,8 @@ def parse_address(url: str) -> tuple[str, str, str] | None:
         parts = urlsplit(url)
     except ValueError:
         return None
-    if parts.hostname not in ("huggingface.co", "www.huggingface.co", "hf.co"):
+    own = (*_HOSTS, urlsplit(endpoint()).hostname)
+    if parts.hostname not in own:
         return None
     match = _ADDRESS.fullmatch(parts.path)
     if match is None:
@@ -91,6 +114,88 @@ def search(name: str, *, sha256: str, asker: Asker) -> dict[str, Any] | None:
             if (found := in_repository(repo, "main", sha256=sha256, asker=asker)) is not None:
                 return found
     return None
+
+
+@dataclass(frozen=True)
+class HuggingFace:
+    """The place: a file by its address, and if it is there no more by its hash in the repository as it is now."""
+
+    mirrors: Mirrors
+    http: HttpTransport
+    asker: Asker
+
+    def knows(self, url: str) -> bool:
+        """Whether *url* is a file's address there."""
+        return parse_address(url) is not None
+
+    def offers(self, wanted: Wanted) -> Iterator[HttpFile]:
+        named = [url for url in wanted.urls if not self.mirrors.is_mirrored(url)]
+        addresses = [address for address in map(parse_address, named) if address is not None]
+        for repo, revision, path in addresses:
+            yield self._file(repo, revision, path)
+        for repo in dict.fromkeys(repo for repo, _, _ in addresses):
+            found = in_repository(repo, "main", sha256=wanted.sha256, asker=self.asker)
+            if found is not None and (repo, found["commit"], found["path"]) not in addresses:
+                yield self._file(repo, found["commit"], found["path"])
+
+    def _file(self, repo: str, revision: str, path: str) -> HttpFile:
+        url = f"{endpoint()}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
+        token = token_for(url)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+
+        def explain(response: Response) -> CpackError | None:
+            return _refusal(repo, response, has_token=bool(token))
+
+        return HttpFile(url, self.http, headers, explain)
+
+
+def _refusal(repo: str, response: Response, *, has_token: bool) -> CpackError | None:
+    """What the hub means by its status and ``X-Error-Code`` (huggingface_hub, ``utils/_http.py``)."""
+    code = response.headers.get("x-error-code", "")
+    page = f"{_SITE}/{repo}"
+    login = "set HF_TOKEN to a token with read access (https://huggingface.co/settings/tokens)"
+    if code == "GatedRepo":
+        if has_token:
+            return NetworkError(
+                f"{page} is gated, and your token has no access to it.",
+                hint=f"Open {page} with that account, accept its terms, and run it again when access is granted.",
+            )
+        return NetworkError(
+            f"{page} is gated: its owner wants its terms accepted before a download.",
+            hint=f"Open {page}, log in and accept its terms; then {login}, and run it again. Or name a copy that you "
+            "have with --models DIR.",
+        )
+    if code == "RevisionNotFound":
+        return NetworkError(f"{page} has no such revision any more.", hint="Name a copy with --models DIR.")
+    if code == "EntryNotFound":
+        return NetworkError(f"{page} has no such file any more.", hint="Name a copy with --models DIR.")
+    if response.status in (401, 403) or code == "RepoNotFound":
+        problem = "and your token has no access to it" if has_token else "or is private"
+        return NetworkError(
+            f"{page} is not there, {problem}.", hint=f"Correct the address, or {login} of an account that may read it."
+        )
+    return None
+
+
+def endpoint() -> str:
+    """``HF_ENDPOINT`` if set, else the public hub."""
+    return (os.environ.get("HF_ENDPOINT") or _SITE).rstrip("/")
+
+
+def token_for(url: str) -> str | None:
+    """The user's token if *url* is on the hub's own host, and nobody listens on the way there."""
+    parts, own = urlsplit(url), urlsplit(endpoint())
+    if parts.netloc != own.netloc or not (parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1")):
+        return None
+    token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
+    if not token and os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0") in ("", "0"):
+        home = os.environ.get("HF_HOME") or os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "huggingface"
+        )
+        with suppress(OSError, UnicodeDecodeError):
+            token = Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).read_text("utf-8")
+    token = token.strip()
+    return token if token.isascii() and token.isprintable() and token else None
 
 
 def cache_folders() -> tuple[Path, ...]:

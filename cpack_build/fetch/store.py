@@ -5,12 +5,16 @@ Under one root (``CPACK_HOME``, by default ``~/.cache/cpack-build``)::
     blobs/sha256/<hex>    whole files under the name of their hash, mode 0444
     git/<hex>/            bare repositories, named by the hash of their URL
     tmp/                  what is being written, each held by a lock; renamed into place only when whole and verified
-    memo.sqlite           what was computed once: file hashes by stat, digests by recipe
+    partial/<hex>         downloads that may go on in another run (:mod:`.partial`)
+    pulled/<hex>          the same from registries, named by what they will be (:mod:`cpack_build.oci.partial`)
+    rejected/<hex>        what came under another hash than promised, by its real one; never used
+    leases/               what running processes use (:mod:`.leases`)
+    memo.sqlite           what was computed once: file hashes by stat, digests by recipe (:mod:`.memo`)
 
 A file in ``blobs/`` is always whole: it was hashed while it was written, synced, and renamed. A file elsewhere (a
 model in a ComfyUI folder) is *adopted*: it stays where it is, and the store remembers its hash for as long as its
-device, inode, size, mtime and ctime stay the same. SQLite in WAL mode makes the memo survive a kill at any moment;
-losing it costs time only."""
+device, inode, size, mtime and ctime stay the same. Further roots (``CPACK_STORES``, or lines of the file ``roots``) are
+only read; what lies there under a hash is hashed once before it is believed, and so is a blob that has another name."""
 
 from __future__ import annotations
 
@@ -18,19 +22,19 @@ import fcntl
 import hashlib
 import os
 import re
-import sqlite3
+import stat as modes
 import threading
-import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any
 
-from cpack_build.errors import HashMismatch, StorageError, Unresolvable, writing
+from cpack_build.errors import HashMismatch, Unresolvable, UnsafeInput, writing
+from cpack_build.fetch.leases import Leases, held_file
+from cpack_build.fetch.memo import Memo
 
-__all__ = ["CHUNK", "Store", "StoredFile", "default_root", "stamp_of"]
+__all__ = ["CHUNK", "Store", "StoredFile", "default_root", "further_roots", "stamp_of", "stat_key", "stored_at"]
 
 CHUNK = 1 << 20
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -41,6 +45,14 @@ def default_root() -> Path:
     if home := os.environ.get("CPACK_HOME"):
         return Path(home)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpack-build"
+
+
+def further_roots(root: Path) -> tuple[Path, ...]:
+    """Roots that are only read: those in ``CPACK_STORES`` (separated as in ``PATH``), and the lines of ``roots``."""
+    named = os.environ.get("CPACK_STORES", "").split(os.pathsep)
+    with suppress(OSError, UnicodeDecodeError):
+        named += (root / "roots").read_text("utf-8").splitlines()
+    return tuple(Path(line.strip()).expanduser() for line in dict.fromkeys(named) if line.strip())
 
 
 @dataclass(frozen=True)
@@ -72,38 +84,45 @@ class StoredFile:
 
 
 class Store:
-    """One root of the store. Cheap to open; safe to use from several threads and processes."""
+    """The store with its main root, and *further* roots that are only read.
 
-    def __init__(self, root: Path | None = None) -> None:
+    Cheap to open; safe to use from several threads and processes. *leased* is false for whoever only looks at it, and
+    does not use what is there.
+    """
+
+    def __init__(self, root: Path | None = None, *, further: Sequence[Path] | None = None, leased: bool = True) -> None:
         self.root = root or default_root()
+        self.further = further_roots(self.root) if further is None else tuple(further)
+        self.memo = Memo(self.root)
+        self.leases = Leases(self.root, self.memo)
+        self._is_leased = leased
         self._lock = threading.Lock()
         self._is_swept = False
-        self._local = threading.local()
-        self._connections: list[sqlite3.Connection] = []
-        weakref.finalize(self, _close, self._connections)
 
     # -- blobs ---------------------------------------------------------------------------------------------------------
 
     def blob_path(self, sha256: str) -> Path:
         """Where a blob of that hash lies, or would lie."""
-        sha256 = sha256.removeprefix("sha256:")
-        if not _HEX.fullmatch(sha256):
-            raise Unresolvable(f"{sha256!r} is not a sha256 in lowercase hex.")
-        return self.root / "blobs" / "sha256" / sha256
+        return self.root / "blobs" / "sha256" / _hex(sha256)
 
     def find(self, sha256: str) -> StoredFile | None:
-        """The file with that content: a blob, or an adopted file that has not changed since it was hashed."""
-        sha256 = sha256.removeprefix("sha256:")
-        blob = self.blob_path(sha256)
-        with suppress(FileNotFoundError):
-            status = blob.stat()
-            return StoredFile(blob, sha256, status.st_size, stamp_of(status))
-        rows = self._rows("SELECT path, stat FROM files WHERE sha256 = ?", sha256)
+        """The file with that content: a blob, an adopted file that has not changed since it was hashed, or one of the
+        further roots'. Raises :class:`UnsafeInput` for a link or folder in a blob's place."""
+        sha256 = _hex(sha256)
+        if self._is_leased and os.path.lexists(self.blob_path(sha256)):
+            self.leases.take(sha256)
+        if (blob := self._believed(self.blob_path(sha256), sha256, own=True)) is not None:
+            return blob
+        rows = self.memo.rows("SELECT path, stat FROM files WHERE sha256 = ?", sha256)
         for path, stat in rows:
             with suppress(OSError):
                 status = os.stat(path)
-                if _stat_key(status) == stat:
+                if stat_key(status) == stat:
                     return StoredFile(Path(path), sha256, status.st_size, stamp_of(status))
+        for root in self.further:
+            path = root / "blobs" / "sha256" / sha256
+            if (blob := self._believed(path, sha256, own=False)) is not None:
+                return blob
         return None
 
     def find_sound(self, sha256: str) -> StoredFile | None:
@@ -119,12 +138,47 @@ class Store:
             return None
         return found
 
+    def is_blob(self, sha256: str) -> bool:
+        """Whether the main root itself has a blob of that hash."""
+        return self._believed(self.blob_path(sha256), _hex(sha256), own=True) is not None
+
+    def _believed(self, path: Path, sha256: str, *, own: bool) -> StoredFile | None:
+        """The file at *path* if it has the hash that its name says.
+
+        A name alone is believed only for what nobody but this store can have put there: our own, without another name.
+        """
+        try:
+            status = os.lstat(path)
+        except OSError:
+            return None
+        if not modes.S_ISREG(status.st_mode):
+            if not own:
+                return None
+            raise UnsafeInput(
+                f"{path} is no file, but {'a link' if modes.S_ISLNK(status.st_mode) else 'something else'}, which the "
+                "store never makes.",
+                hint="Look where it leads, and remove it.",
+            )
+        if own and status.st_nlink == 1:
+            return StoredFile(path, sha256, status.st_size, stamp_of(status))
+        try:
+            adopted = self.adopt(path)
+        except (OSError, Unresolvable):
+            return None
+        return adopted if adopted.sha256 == sha256 else None
+
     def put(
-        self, chunks: Iterable[bytes], *, what: object, sha256: str | None = None, size: int | None = None
+        self,
+        chunks: Iterable[bytes],
+        *,
+        what: object,
+        sha256: str | None = None,
+        size: int | None = None,
+        name: str = "",
     ) -> StoredFile:
         """Write *chunks* as a blob; nothing appears under its final name unless it is whole and as promised.
 
-        *what* names the thing in errors. Raises :class:`HashMismatch`, :class:`StorageError`.
+        *what* names the thing in errors, *name* in listings. Raises :class:`HashMismatch`, :class:`StorageError`.
         """
         hasher = hashlib.sha256()
         count = 0
@@ -142,20 +196,41 @@ class Store:
                 raise HashMismatch(f"{what} ({much} {size} bytes)", expected=sha256 or "?", actual=actual)
             if sha256 is not None and actual != sha256.removeprefix("sha256:"):
                 raise HashMismatch(what, expected=sha256, actual=actual)
-            path = self.blob_path(actual)
-            with writing(self.root):
-                file.flush()
-                os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o444)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                os.replace(file.name, path)
+            path = self.place(Path(file.name), actual, descriptor=file.fileno(), name=name, flush=file.flush)
         return StoredFile(path, actual, count, _stamp_at(path))
+
+    def place(
+        self, path: Path, sha256: str, *, descriptor: int, name: str = "", flush: Callable[[], object] | None = None
+    ) -> Path:
+        """Make the file at *path* within the root, open as *descriptor* and known to have that hash, its blob."""
+        blob = self.blob_path(sha256)
+        if self._is_leased:
+            self.leases.take(_hex(sha256))
+        with writing(self.root):
+            if flush is not None:
+                flush()
+            os.fsync(descriptor)
+            os.fchmod(descriptor, 0o444)
+            blob.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, blob)
+        if name:
+            self.memo.write("INSERT OR REPLACE INTO names (sha256, name) VALUES (?, ?)", _hex(sha256), name)
+        return blob
+
+    def reject(self, path: Path, sha256: str) -> Path:
+        """Keep the file at *path* within the root, whose real hash is *sha256*, aside for inspection."""
+        aside = self.root / "rejected" / _hex(sha256)
+        with writing(self.root):
+            aside.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(path, aside)
+            aside.chmod(0o444)
+        return aside
 
     @contextmanager
     def temporary(self) -> Iterator[NamedTemporaryFile]:  # type: ignore[valid-type]
         """A file in ``tmp/``, removed at the end unless it was renamed away."""
         with writing(self.root):
-            file = _held_file(self._swept())
+            file = held_file(self._swept())
         try:
             with file:
                 yield file
@@ -185,7 +260,7 @@ class Store:
         """
         path = Path(os.path.abspath(path))
         status = path.stat()
-        rows = self._rows("SELECT sha256 FROM files WHERE path = ? AND stat = ?", str(path), _stat_key(status))
+        rows = self.memo.rows("SELECT sha256 FROM files WHERE path = ? AND stat = ?", str(path), stat_key(status))
         if rows:
             return StoredFile(path, rows[0][0], status.st_size, stamp_of(status))
         hasher = hashlib.sha256()
@@ -203,15 +278,14 @@ class Store:
 
     def known(self, path: Path) -> str | None:
         """The hash of the file at *path*, if it was hashed and has not changed since."""
-        rows = self._rows(
-            "SELECT sha256 FROM files WHERE path = ? AND stat = ?", os.path.abspath(path), _stat_key(path.stat())
-        )
+        query = "SELECT sha256 FROM files WHERE path = ? AND stat = ?"
+        rows = self.memo.rows(query, os.path.abspath(path), stat_key(path.stat()))
         return rows[0][0] if rows else None
 
     def remember_file(self, file: StoredFile) -> None:
         """Record the hash of a file that has a stamp, for as long as its stat is that."""
         assert file.stamp is not None
-        self._write(
+        self.memo.write(
             "INSERT OR REPLACE INTO files (path, stat, sha256) VALUES (?, ?, ?)",
             os.path.abspath(file.path),
             ":".join(map(str, file.stamp)),
@@ -222,75 +296,26 @@ class Store:
 
     def recall(self, kind: str, key: str) -> str | None:
         """What was remembered for *key* among things of that *kind*."""
-        for (value,) in self._rows("SELECT value FROM memo WHERE kind = ? AND key = ?", kind, key):
+        for (value,) in self.memo.rows("SELECT value FROM memo WHERE kind = ? AND key = ?", kind, key):
             return str(value)
         return None
 
     def remember(self, kind: str, key: str, value: str) -> None:
         """Remember *value*; both are a function of their inputs, so a second writer writes the same."""
-        self._write("INSERT OR REPLACE INTO memo (kind, key, value) VALUES (?, ?, ?)", kind, key, value)
-
-    # -- SQLite --------------------------------------------------------------------------------------------------------
-
-    def _database(self) -> sqlite3.Connection:
-        connection: sqlite3.Connection | None = getattr(self._local, "connection", None)
-        if connection is None:
-            with writing(self.root):
-                self.root.mkdir(parents=True, exist_ok=True)
-            connection = sqlite3.connect(
-                self.root / "memo.sqlite", timeout=30, isolation_level=None, check_same_thread=False
-            )
-            self._connections.append(connection)
-            with _set_up(self.root):
-                connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, stat TEXT NOT NULL, sha256 TEXT NOT NULL)"
-            )
-            connection.execute("CREATE INDEX IF NOT EXISTS files_by_hash ON files (sha256)")
-            connection.execute(
-                "CREATE TABLE IF NOT EXISTS memo (kind TEXT, key TEXT, value TEXT NOT NULL, PRIMARY KEY (kind, key))"
-            )
-            self._local.connection = connection
-        return connection
-
-    def _rows(self, query: str, *values: str) -> list[tuple[str, ...]]:
-        try:
-            return self._database().execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            raise _broken(self.root, error) from error
-
-    def _write(self, query: str, *values: str) -> None:
-        try:
-            self._database().execute(query, values)
-        except sqlite3.Error as error:
-            raise _broken(self.root, error) from error
+        self.memo.write("INSERT OR REPLACE INTO memo (kind, key, value) VALUES (?, ?, ?)", kind, key, value)
 
 
-def _held_file(folder: Path) -> Any:
-    """A new file in *folder*, locked for as long as it is open: the system lets go of it at a kill."""
-    while True:
-        file = NamedTemporaryFile(dir=folder, delete=False)  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if os.fstat(file.fileno()).st_nlink:
-            return file
-        file.close()  # swept away by another run between the two lines above
+def _hex(sha256: str) -> str:
+    sha256 = sha256.removeprefix("sha256:")
+    if not _HEX.fullmatch(sha256):
+        raise Unresolvable(f"{sha256!r} is not a sha256 in lowercase hex.")
+    return sha256
 
 
-@contextmanager
-def _set_up(root: Path) -> Iterator[None]:
-    """One at a time, across threads and processes: SQLite does not wait while another changes the journal's mode."""
-    with writing(root):
-        file = (root / "memo.lock").open("w")
-    with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _close(connections: list[sqlite3.Connection]) -> None:
-    """Close what the threads of a store that is gone had opened, each its own."""
-    for connection in connections:
-        connection.close()
+def stored_at(path: Path, sha256: str) -> StoredFile:
+    """The file at *path*, which is known to have that hash, with its stat of now."""
+    status = path.stat()
+    return StoredFile(path, sha256, status.st_size, stamp_of(status))
 
 
 def stamp_of(status: os.stat_result) -> tuple[int, ...]:
@@ -305,12 +330,6 @@ def _stamp_at(path: Path) -> tuple[int, ...] | None:
         return None
 
 
-def _stat_key(status: os.stat_result) -> str:
+def stat_key(status: os.stat_result) -> str:
+    """:func:`stamp_of` as text."""
     return ":".join(map(str, stamp_of(status)))
-
-
-def _broken(root: Path, error: sqlite3.Error) -> StorageError:
-    return StorageError(
-        f"The memo {root / 'memo.sqlite'} cannot be used: {error}.",
-        hint="Free some space if the disk is full; otherwise delete that one file: nothing but time is lost.",
-    )

@@ -17,6 +17,7 @@ from cpack_build.image.layer import MTIME
 from cpack_build.lock.schema import BaseImage, ScratchBase
 from cpack_build.oci import tar
 from cpack_build.oci.filesystem import FileTree, file_tree
+from cpack_build.oci.pull import pull
 from cpack_build.oci.reference import Reference, parse_image_name
 from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import Blob, BytesBlob, Image
@@ -68,11 +69,11 @@ def open_locked_base(
     image_name = parse_image_name(name if name != "scratch" else pin.reference)
     if isinstance(image_name, Reference):
         image_name = replace(image_name, tag=None, digest=pin.digest)
-    source = open_source(image_name, mirrors=sources.mirrors, store=store)
+    source = open_source(image_name, mirrors=sources.mirrors, store=store, access=sources.registries)
     descriptor, _ = source.manifest(platform)
     if descriptor.digest != pin.digest:
         raise StaleLock("The lock", f"it pins the base {pin.digest}, and {name} is {descriptor.digest} now")
-    image = source.as_image(platform)
+    image = pull(source, platform, progress=progress).image
     config = json.loads(image.config.data)
     layers = []
     with progress.task(f"Base {pin.reference}", total=len(image.layers), unit="layers") as task:

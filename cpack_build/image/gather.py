@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from cpack_build.errors import HashMismatch, NeedsTrust, StaleLock, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources, download
+from cpack_build.fetch.places import places_of
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import open_locked_base
@@ -99,6 +100,7 @@ def gather(
             lock.base, platform=lock.platform, name=places.base, store=store, sources=sources, progress=progress
         )
 
+    model_places = places_of(sources, folders=places.models)
     with working(_PARALLEL, progress) as (pool, reports):
 
         def wheel(item: Wheel) -> StoredWheel:
@@ -125,7 +127,9 @@ def gather(
             return open_tree(item, pack, store=store, sources=sources, progress=reports)
 
         def model(item: Model) -> StoredFile:
-            return fetch_model(item, folders=places.models, store=store, sources=sources, progress=reports)
+            return fetch_model(
+                item, folders=places.models, places=model_places, store=store, sources=sources, progress=reports
+            )
 
         def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Callable[[], tuple[_Result, ...]]:
             waiting = [pool.submit(work, item) for item in items]

@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 
 from cpack_build.errors import UnsafeInput
 from cpack_build.fetch.store import Store, StoredFile
@@ -37,8 +39,21 @@ MTIME = 315532800
 
 
 def key_of(kind: str, *parts: object) -> str:
-    """The key of a recipe: a hash over the revision, the kind and everything else that its bytes depend on."""
-    return hashlib.sha256(canonical_json([IMAGE_REVISION, kind, *parts])).hexdigest()
+    """The key of a recipe: a hash over the rules, the kind and everything else that its bytes depend on.
+
+    It is for this machine's memo alone. The rules are this package's own code, so what another cpack-build remembered,
+    right or wrong, is measured anew.
+    """
+    return hashlib.sha256(canonical_json([IMAGE_REVISION, _rules(), kind, *parts])).hexdigest()
+
+
+@cache
+def _rules() -> str:
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in (*sorted(here.glob("*.py")), here.parent / "oci" / "tar.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

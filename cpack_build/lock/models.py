@@ -1,7 +1,8 @@
 """Models: each is found by its hash, proved by one read, and never copied if it lies on this machine already.
 
-Looked for in the store, then in the folders that the user named, then under what a mirror maps its URLs to, then
-downloaded. The digest of the model's layer comes from the same read and is remembered, so a warm lock reads no byte of
+Looked for in the store, then in the folders that the user named and in other programs' stores, then under what a
+mirror maps its URLs to, in registries that it was pushed to, and at its addresses (:mod:`cpack_build.fetch.places`).
+The digest of the model's layer comes from the same read or download and is remembered, so a warm lock reads no byte of
 a model.
 """
 
@@ -9,23 +10,25 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from pathlib import Path
 
 from cpack_build.cpack.schema import ModelEntry
 from cpack_build.errors import CpackError, HashMismatch, NetworkError, Unresolvable, UnsafeInput
-from cpack_build.fetch.http import Sources, download
+from cpack_build.fetch.http import Sources
+from cpack_build.fetch.obtain import obtain
+from cpack_build.fetch.places import Folders, Place, Wanted, places_of
 from cpack_build.fetch.store import Store, StoredFile, stamp_of
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.lock.schema import Model
-from cpack_build.oci.modellayer import hash_model, prove_layer
+from cpack_build.oci.modellayer import LAYER_MEMO, frame, hash_model, prove_layer
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["fetch_model", "is_layer_proved", "local_model", "lock_models"]
+__all__ = ["fetch_model", "is_layer_proved", "local_model", "lock_models", "safe_model_path"]
 
-_LAYER = "model-layer-1"
 _FILE = "model-file-1"
-_WORKERS = os.cpu_count() or 1
+_PARALLEL = max(4, os.cpu_count() or 1)
+"""Models at once: more than cores, for some wait for a network."""
 
 
 def lock_models(
@@ -43,11 +46,14 @@ def lock_models(
     wanted = [(safe_model_path(entry.filename), entry) for entry in entries if not entry.disabled]
     locked: dict[str, Model] = {}
     missing: list[CpackError] = []
-    with working(_WORKERS, progress) as (pool, reports):
+    places = places_of(sources, folders=folders)
+    with working(_PARALLEL, progress) as (pool, reports):
 
         def found(path: str, entry: ModelEntry) -> Model | CpackError:
             try:
-                file = _find(path, entry, folders=folders, store=store, sources=sources, progress=reports)
+                file = _find(
+                    path, entry, folders=folders, places=places, store=store, sources=sources, progress=reports
+                )
             except (Unresolvable, NetworkError) as error:
                 return error
             urls = tuple(dict.fromkeys(without_credentials(url) for url in entry.urls))
@@ -74,28 +80,44 @@ def _largest_first(wanted: list[tuple[str, ModelEntry]]) -> list[tuple[str, Mode
 
 
 def fetch_model(
-    model: Model, *, folders: Sequence[str], store: Store, sources: Sources, progress: Progress = SILENT
+    model: Model,
+    *,
+    store: Store,
+    sources: Sources,
+    folders: Sequence[str] = (),
+    places: Sequence[Place] | None = None,
+    progress: Progress = SILENT,
 ) -> StoredFile:
-    """The file of a locked model. Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`.
+    """The file of a locked model, from *places* (by default all, with *folders*).
 
-    A file that this machine has not hashed is proved by one hash, that of its layer, which the lock pins as well. What
-    that proves is believed of this lock alone: another's word for the model's sha256 is no fact for the store.
+    Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`. A file that this machine has not hashed
+    is proved by one hash, that of its layer, which the lock pins as well. What that proves is believed of this lock
+    alone: another's word for the model's sha256 is no fact for the store.
     """
-    entry = ModelEntry(filename=model.path, size=model.size, sha256=model.sha256, urls=model.sources)
     path = safe_model_path(model.path)
     if (known := store.find(model.sha256) or _proved_by_layer(model, store=store)) is not None:
         return known
-    for candidate, _ in _candidates(path, folders):
+    for offer in Folders(folders).offers(Wanted(path, model.sha256, model.size)):
+        candidate = offer.path
         if candidate.stat().st_size == model.size and not _is_hashed(model, candidate, store=store):
             file = _prove_by_layer(model, candidate, store=store, progress=progress)
             if file is not None:
                 return file
-    return _find(path, entry, folders=folders, store=store, sources=sources, progress=progress)
+    return _find(
+        path,
+        ModelEntry(filename=model.path, size=model.size, sha256=model.sha256, urls=model.sources),
+        layer=model.layer_digest,
+        folders=folders,
+        places=places_of(sources, folders=folders) if places is None else places,
+        store=store,
+        sources=sources,
+        progress=progress,
+    )
 
 
 def is_layer_proved(model: Model, file: StoredFile, *, store: Store) -> bool:
     """Whether this machine computed the digest of the model's layer from *file*, and the lock says the same."""
-    if store.recall(_LAYER, f"{model.sha256}:{model.size}") == model.layer_digest:
+    if store.recall(LAYER_MEMO, f"{model.sha256}:{model.size}") == model.layer_digest:
         found = store.find(model.sha256)
         return found is not None and (found.path, found.stamp) == (file.path, file.stamp)
     return _proved_by_layer(model, store=store) == file
@@ -133,9 +155,10 @@ def _is_hashed(model: Model, path: Path, *, store: Store) -> bool:
 
 def local_model(model: Model, folders: Sequence[str]) -> Path | None:
     """A file in *folders* that has the model's name and size; it is not read."""
-    for candidate, _ in _candidates(safe_model_path(model.path), folders):
-        if candidate.stat().st_size == model.size:
-            return candidate
+    wanted = Wanted(safe_model_path(model.path), model.sha256, model.size)
+    for offer in Folders(folders).offers(wanted):
+        if offer.path.stat().st_size == model.size:
+            return offer.path
     return None
 
 
@@ -155,71 +178,72 @@ def safe_model_path(name: str) -> str:
 
 
 def _find(
-    path: str, entry: ModelEntry, *, folders: Sequence[str], store: Store, sources: Sources, progress: Progress
+    path: str,
+    entry: ModelEntry,
+    *,
+    layer: str | None = None,
+    folders: Sequence[str],
+    places: Sequence[Place],
+    store: Store,
+    sources: Sources,
+    progress: Progress,
 ) -> StoredFile:
-    if entry.sha256 and (known := store.find(entry.sha256)) is not None:
-        return known
-    other: Path | None = None
-    for candidate, is_exact in _candidates(path, folders):
-        size = candidate.stat().st_size
-        if entry.sha256 and (entry.size in (None, size)):
-            try:
-                return _proved(candidate, entry.sha256, size, store=store, progress=progress)
-            except HashMismatch:
-                other = candidate if is_exact else other
-        elif not entry.sha256 and is_exact and entry.size in (None, size):
-            with progress.task(f"Hashing {candidate.name}", total=size) as task:
-                return store.adopt(candidate, on_read=task.advance)
-        elif is_exact:
-            other = candidate
-    problems = []
-    for url in entry.urls if entry.sha256 else ():
-        try:
-            return download(
-                url, store=store, sources=sources, sha256=entry.sha256, size=entry.size,
-                what=PurePosixPath(path).name, progress=progress,
-            )  # fmt: skip
-        except (NetworkError, Unresolvable) as error:
-            problems.append(error.message)
-    if other is not None and entry.sha256:
-        actual = store.adopt(other).sha256
-        raise HashMismatch(f"Model {other}", expected=entry.sha256, actual=actual)
-    raise _not_found(path, entry, folders, problems)
+    if not entry.sha256:
+        for offer in Folders(folders).offers(Wanted(path, "", entry.size)):
+            size = offer.path.stat().st_size
+            if offer.is_exact and entry.size in (None, size):
+                with progress.task(f"Hashing {offer.path.name}", total=size) as task:
+                    return store.adopt(offer.path, on_read=task.advance)
+        raise _not_found(path, entry, folders, ())
+    sha256 = entry.sha256
+
+    def prove(candidate: Path, size: int) -> StoredFile:
+        return _proved(candidate, sha256, size, store=store, progress=progress)
+
+    done = obtain(
+        Wanted(path, sha256, entry.size, entry.urls, layer),
+        places,
+        store=store,
+        tuning=sources.tuning,
+        frame=lambda size: frame(sha256, size),
+        prove=prove,
+        progress=progress,
+    )
+    if done.file is None:
+        for problem in done.problems:
+            if isinstance(problem, HashMismatch):
+                raise problem
+        raise _not_found(path, entry, folders, done.problems)
+    if done.framed is not None:
+        store.remember(LAYER_MEMO, f"{sha256}:{done.file.size}", f"sha256:{done.framed}")
+    return done.file
 
 
-def _not_found(path: str, entry: ModelEntry, folders: Sequence[str], problems: Sequence[str]) -> Unresolvable:
+def _not_found(path: str, entry: ModelEntry, folders: Sequence[str], problems: Sequence[CpackError]) -> Unresolvable:
     looked = f", nor in {', '.join(folders)}" if folders else ""
     if not entry.sha256:
         return Unresolvable(
             f"The model {path} has no sha256 in the pack{looked}: it cannot be told from another.",
             hint="Name the folder that holds it with --models DIR, or pack it again.",
         )
+    hint = "Name the folder that holds it with --models DIR, or a copy with --mirror URL=PATH."
     if problems:
-        tried = f" Tried: {' '.join(problems)}"
+        tried = f" Tried: {' '.join(problem.message for problem in problems)}"
+        if len(problems) == 1 and problems[0].hint:
+            hint = problems[0].hint
     elif entry.urls:
         tried = f" Its addresses: {', '.join(redact(url) for url in entry.urls)}."
     else:
         tried = " The pack names no address for it."
     return Unresolvable(
         f"The model {path} (sha256 {entry.sha256}) is not in the store{looked}.{tried}",
-        hint="Name the folder that holds it with --models DIR, or a copy with --mirror URL=PATH.",
+        hint=hint,
     )
-
-
-def _candidates(path: str, folders: Sequence[str]) -> Iterator[tuple[Path, bool]]:
-    """Files that may be the model, the likeliest first; and whether they lie where its path says."""
-    for folder in folders:
-        root = Path(folder).expanduser()
-        if not root.is_dir():
-            raise Unresolvable(f"--models names {folder}, where no folder is.", hint="Correct it.")
-        for name, is_exact in ((path.removeprefix("models/"), True), (path, True), (path.rsplit("/", 1)[-1], False)):
-            if (root / name).is_file():
-                yield root / name, is_exact
 
 
 def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progress) -> StoredFile:
     """*path* if it has that hash; the layer's digest comes from the same read."""
-    if store.recall(_LAYER, f"{sha256}:{size}") is not None:
+    if store.recall(LAYER_MEMO, f"{sha256}:{size}") is not None:
         with progress.task(f"Hashing {path.name}", total=size) as task:
             file = store.adopt(path, on_read=task.advance)
         if file.sha256 != sha256:
@@ -228,7 +252,7 @@ def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progr
     proved = StoredFile(path.absolute(), sha256, size, stamp_of(path.stat()))
     with progress.task(f"Hashing {path.name}", total=size) as task:
         digest = hash_model(path, sha256, size, on_read=task.advance)
-    store.remember(_LAYER, f"{sha256}:{size}", digest)
+    store.remember(LAYER_MEMO, f"{sha256}:{size}", digest)
     proved.require_unchanged()
     store.remember_file(proved)
     return proved
@@ -236,9 +260,9 @@ def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progr
 
 def _layer_digest(file: StoredFile, *, store: Store, progress: Progress) -> str:
     key = f"{file.sha256}:{file.size}"
-    if (known := store.recall(_LAYER, key)) is not None:
+    if (known := store.recall(LAYER_MEMO, key)) is not None:
         return known
     with progress.task(f"Hashing the layer of {file.path.name}", total=file.size) as task:
         digest = hash_model(file.path, file.sha256, file.size, on_read=task.advance)
-    store.remember(_LAYER, key, digest)
+    store.remember(LAYER_MEMO, key, digest)
     return digest

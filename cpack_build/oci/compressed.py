@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from cpack_build.errors import HashMismatch, ToolMissing, UsageError
-from cpack_build.oci.sources import BlobStore
+from cpack_build.oci.download import BlobStore
 from cpack_build.oci.types import (
     CONFIG,
     LAYER,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cpack_build.cpack.archive import ENTRY_LIMIT, MEMBER_LIMIT, TOTAL_LIMIT
+from cpack_build.cpack.workflowfile import check_workflow
 from cpack_build.cpack.writer import write_pack
 from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.asking import Asker
@@ -34,7 +35,6 @@ from cpack_build.workspace.packages import Environment, Packages, find_environme
 from cpack_build.workspace.place import Comfyui, find_comfyui
 from cpack_build.workspace.secrets import Finding, scan
 from cpack_build.workspace.source import Releases, Source, find_source
-from cpack_build.workspace.workflowfile import check_workflow
 
 __all__ = ["Draft", "Written", "draft_pack", "write_draft"]
 

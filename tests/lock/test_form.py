@@ -53,7 +53,7 @@ def test_another_compressor_than_the_lock_s_is_an_error_unless_the_user_says_so(
 
 def test_a_setting_that_the_lock_does_not_follow_makes_it_stale_and_the_default_follows_it() -> None:
     class Pack:
-        sha256 = "1" * 64
+        sha256 = content_sha256 = "1" * 64
         snapshot = None
 
     settings = Settings(compression="gzip")
