@@ -167,12 +167,12 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
         lines += ["  settings (cpack.yaml)", *(f"    {line}" for line in pack.settings_text.splitlines())]
     if "cpack.lock" in pack.sizes:
         lines.append("  holds its own lock")
-    other = [name for name in pack.other if not name.startswith(CAPTURED) and name not in LOCK_FILES]
-    shown = other if everything else other[:_OTHER_SHOWN]
+    unused = [name for name in pack.other if not name.startswith(CAPTURED) and name not in LOCK_FILES]
+    shown = unused if everything else unused[:_OTHER_SHOWN]
     if pack.extra:
         lines.append(f"  also in snapshot.json: {', '.join(sorted(pack.extra))} (--json shows it)")
     lines += _table("other files, not used", [(name, "", "") for name in shown])
-    if hidden := len(other) - len(shown):
+    if hidden := len(unused) - len(shown):
         lines.append(f"    and {hidden} more (--all shows them)")
     return lines
 

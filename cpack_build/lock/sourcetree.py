@@ -130,7 +130,7 @@ def _from_git(source: SourceTree, root: Path, *, store: Store, sources: Sources,
             if file.mode == "120000":
                 links.append((place, read(file.oid)))
                 continue
-            _write(place, iter([read(file.oid)]), file.mode == "100755")
+            _write(place, tree.content(file, read), file.mode == "100755")
     for place, target in links:  # last, so that nothing is written through one; each stays inside (Tree.tree_digest)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.symlink(target, place)

@@ -191,6 +191,7 @@ def tarred(*members: tuple[str, bytes, str]) -> bytes:
         tarred(("source-1.0/a", tarfile.SYMTYPE, "b"), ("source-1.0/a/c", tarfile.REGTYPE, "")),
         tarred(("source-1.0/a", tarfile.CHRTYPE, "")),
     ],
+    ids=["above", "absolute", "above-within", "link-out", "link-above", "hard-link-out", "through-a-link", "device"],
 )
 def test_a_source_archive_that_leaves_its_folder_is_refused(data: bytes, store: Store) -> None:
     index = Index()
