@@ -155,8 +155,8 @@ def rebuild(
 
 
 _ELSEWHERE = (
-    "build it with the BuildKit backend (`--backend buildkit`), which builds inside the image's platform, or give its "
-    "wheel with --find-links."
+    "build it with the BuildKit backend, which builds inside the image's own platform, or give its wheel with "
+    "--find-links."
 )
 
 
