@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpack_build.cli.lock import is_lock, lock_beside, make_locks
+from cpack_build.cli.lock import make_locks
+from cpack_build.cli.lockfile import is_lock
+from cpack_build.cli.lockfile import lock_file as locks_at
 from cpack_build.cli.options import Chosen, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -123,11 +125,11 @@ def _locks_of(
         return load_locks(pack), chosen.alone(), None, []
     read = read_pack(pack)
     settings = chosen.settings(read)
-    path = lock_file or lock_beside(pack)
+    path = locks_at(read, lock_file)
     stale: CpackError | None = None
-    if lock_file is not None or path.exists():
+    if lock_file is not None or path.data is not None:
         try:
-            return check_all_fresh(load_locks(path), read, settings, name=path), settings, None, []
+            return check_all_fresh(path.locks(), read, settings, name=path), settings, None, []
         except StaleLock as error:
             stale = error
     try:

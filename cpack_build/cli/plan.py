@@ -38,7 +38,8 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
     small a layer becomes is known once it was pushed. Of a LOCK alone the top layer, which has the pack's documents, is
     never known.
     """
-    from cpack_build.cli.lock import is_lock, lock_beside
+    from cpack_build.cli.lockfile import is_lock
+    from cpack_build.cli.lockfile import lock_file as locks_at
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import UsageError
     from cpack_build.fetch.store import Store
@@ -49,13 +50,14 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
     if is_lock(pack):
         if lock_file is not None:
             raise UsageError(f"{pack} is a lock itself; --lock is for a pack.", hint="Leave --lock out.")
-        path, carried = pack, {}
-        locks = load_locks(path)
+        path, carried = str(pack), {}
+        locks = every = load_locks(pack)
     else:
         read = read_pack(pack)
-        path, carried = lock_file or lock_beside(pack), documents_of(read)
-        locks = check_all_fresh(load_locks(path), read, chosen.settings(read), name=path)
-    plans = [(lock, planned(lock, documents=carried, store=Store())) for lock in locks]
+        found = locks_at(read, lock_file)
+        path, carried, every = str(found), documents_of(read), found.locks()
+        locks = check_all_fresh(every, read, chosen.settings(read), name=path)
+    plans = [(lock, planned(lock, documents=carried, store=Store(), siblings=every)) for lock in locks]
     documents = [_document(lock, layers) for lock, layers in plans]
     terminal.result({"lock": str(path), **(documents[0] if len(documents) == 1 else {"platforms": documents})})
     if terminal.json:
@@ -87,13 +89,13 @@ def _document(lock: Lock, layers: list[PlannedLayer]) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path, lock: Lock, layers: list[PlannedLayer], *, explain: bool) -> Iterator[str]:
+def _lines(path: object, lock: Lock, layers: list[PlannedLayer], *, explain: bool) -> Iterator[str]:
     from cpack_build.lock.form import recorded_compression
 
     yield f"{path}: {lock.platform}, over {_base(lock)}, from the bottom:"
     width = max(len(layer.name) for layer in layers)
-    how = recorded_compression(lock).algorithm
-    yield f"{'kind':<12}{'name':<{width}}  {'size':>10}  {how:>10}  {'state':<10}  the same in"
+    how = recorded_compression(lock)
+    yield f"{'kind':<12}{'name':<{width}}  {'size':>10}  {how.algorithm:>10}  {'state':<10}  the same in"
     for layer in layers:
         state = "known" if layer.is_known else "to be made"
         sizes = f"{_size(layer.size):>10}  {_size(layer.compressed):>10}"

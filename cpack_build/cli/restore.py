@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cpack_build.cli.export import access_to, image_options, name_of
-from cpack_build.cli.lock import lock_beside, make_locks, write_locks
+from cpack_build.cli.lock import make_locks
+from cpack_build.cli.lockfile import LockFile, lock_beside
 from cpack_build.cli.options import Chosen, absolute, terminal_options
 from cpack_build.cli.terminal import Terminal
 
@@ -276,7 +277,7 @@ def goal_of(
             settings = settings.model_copy(update={"platform": (_platform(settings),)})
             made = make_locks(pack, settings, sources=sources, served=False, terminal=terminal)
             if write:
-                write_locks(made, lock_path)
+                LockFile(lock_path, False, None).write(made)
             (lock,) = made
         yield Goal(pack.name, lock, pack.documents(), pack=pack), settings, sources
         return

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from cpack_build.errors import CpackError, NetworkError, Unresolvable
+from cpack_build.errors import CpackError, NeedsTrust, NetworkError, Unresolvable
 from cpack_build.fetch.http import Sources, probe
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
@@ -17,7 +17,8 @@ from cpack_build.lock.captured import Captured
 from cpack_build.lock.models import local_model
 from cpack_build.lock.nodes import open_tree
 from cpack_build.lock.risks import Risk, risks_of_models, risks_of_tree
-from cpack_build.lock.schema import ArchiveInterpreter, Deb, DebInterpreter, Lock, Model, NodeTree
+from cpack_build.lock.schema import ArchiveInterpreter, BuiltWheel, Deb, DebInterpreter, Lock, Model, NodeTree
+from cpack_build.lock.sourcetree import shown
 from cpack_build.lock.wheels import Wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
@@ -65,8 +66,11 @@ def preflight(
         work.append(lambda deb=deb: _deb(deb, store, sources))  # type: ignore[misc]
     environments = [environment for one in locks for environment in (one.service, one.python)]
     wheels = {wheel.sha256: wheel for environment in environments for wheel in wheels_of(environment)}
+    built = {wheel.sha256: wheel for one in locks for wheel in one.python.built}
     for wheel in wheels.values():
-        work.append(lambda wheel=wheel: _wheel(wheel, find_links, store, sources))  # type: ignore[misc]
+        work.append(
+            lambda wheel=wheel: _wheel(wheel, built.get(wheel.sha256), find_links, store, sources)  # type: ignore[misc]
+        )
     for tree in (lock.comfyui, *lock.custom_nodes):
         work.append(lambda tree=tree: _tree(tree, tree is not lock.comfyui, pack, store, sources, progress))  # type: ignore[misc]
     for model in lock.models:
@@ -120,12 +124,16 @@ def _deb(deb: Deb, store: Store, sources: Sources) -> _Answer:
     return _address(deb.url, f"The system package {deb.name} {deb.version}", deb.size, sources)
 
 
-def _wheel(wheel: Wheel, find_links: Sequence[str], store: Store, sources: Sources) -> _Answer:
+def _wheel(
+    wheel: Wheel, built: BuiltWheel | None, find_links: Sequence[str], store: Store, sources: Sources
+) -> _Answer:
     if store.find(wheel.sha256) is not None:
         return _Answer()
     folders = [path for path in map(local_path, find_links) if path is not None]
     if any((folder / wheel.filename).is_file() for folder in folders):
         return _Answer()
+    if built is not None:
+        raise NeedsTrust([f"{wheel.name} {wheel.version} from {shown(built.source)}"])
     if wheel.url is None:
         raise Unresolvable(
             f"The wheel {wheel.filename} was taken from a local folder, and is in none of those named now.",

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
     BaseModel,
@@ -31,6 +31,7 @@ from cpack_build.errors import BadField, BadInput, Unresolvable
 __all__ = [
     "IMAGE_REVISIONS",
     "LOCK_REVISION",
+    "Access",
     "ArchiveInterpreter",
     "BaseImage",
     "BaseInterpreter",
@@ -77,11 +78,19 @@ ImagePath = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_+-][A-Za-z0
 """An absolute path in the image, without ``.`` and ``..``: the interpreter's, which is also started on this machine."""
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 """Debian policy 5.6.1; it names a file in the image."""
+Access = Literal["public", "gated", "private"]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f\x7f]{1,255}$")]
 
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    _absent: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are not written where they say nothing: what most locks do not need changes none of their bytes."""
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialise(self)
+        return {key: value for key, value in document.items() if key not in self._absent or value}
 
 
 class Inputs(_Document):
@@ -201,11 +210,7 @@ class PythonEnvironment(PinnedWheels):
     """What is laid out as one environment. *built* tells of those wheels that were made from source for this lock."""
 
     built: tuple[BuiltWheel, ...] = ()
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        document: dict[str, Any] = serialise(self)
-        return document if self.built else {key: value for key, value in document.items() if key != "built"}
+    _absent: ClassVar = frozenset({"built"})
 
 
 class ServiceCode(_Document):
@@ -228,6 +233,7 @@ class GitTree(_Document):
     """Committer date, seconds since 1970."""
     patch_sha256: Sha256 | None = None
     """Of the pack's ``patches/<name>.patch``: changes that were never committed."""
+    _absent: ClassVar = frozenset({"patch_sha256"})
 
 
 class LocalTree(_Document):
@@ -264,6 +270,9 @@ class Model(_Document):
     size: Size
     layer_digest: Digest
     sources: tuple[str, ...]
+    access: Access | None = None
+    """Who may download it, as far as its sources said: none was given a token."""
+    _absent: ClassVar = frozenset({"access"})
 
 
 class Compression(_Document):
@@ -290,6 +299,7 @@ class _Shared(_Document):
     nodes: tuple[GitTree, ...]
     registry_nodes: tuple[RegistryNode, ...] = ()
     local_nodes: tuple[LocalTree, ...] = ()
+    _absent: ClassVar = frozenset({"local_nodes"})
     models: tuple[Model, ...]
     environment: dict[VariableName, Text]
     comfyui_args: tuple[Text, ...]
