@@ -145,7 +145,7 @@ def _locks_of(
     """The pack, the locks to look at, the settings, why the lock at hand is stale, and what could not be resolved."""
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import CpackError, StaleLock
-    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.freshness import check_all_fresh
     from cpack_build.lock.schema import load_locks
 
     if _is_lock(pack):

@@ -171,7 +171,7 @@ def _earlier(file: LockFile, *, must: bool) -> tuple[Lock, ...]:
 def _is_fresh(locks: Sequence[Lock], pack: Pack, settings: Settings) -> bool:
     import cpack_build
     from cpack_build.errors import StaleLock
-    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.freshness import check_all_fresh
 
     pack.served()
     try:

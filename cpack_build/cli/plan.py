@@ -41,7 +41,7 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
     from cpack_build.cpack.reader import read_pack
     from cpack_build.fetch.store import Store
     from cpack_build.image.plan import plan as planned
-    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.freshness import check_all_fresh
 
     read = read_pack(pack)
     path = locks_at(read, lock_file)

@@ -21,8 +21,9 @@ from cpack_build.errors import BadInput, BadSettings, HashMismatch, NetworkError
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.lock.freshness import check_fresh
 from cpack_build.lock.interpreter import is_vouched
-from cpack_build.lock.resolve import check_fresh, resolve
+from cpack_build.lock.resolve import resolve
 from cpack_build.lock.schema import DebInterpreter, Lock, read_lock
 from tests import need
 from tests.fetch.repositories import make_repository
