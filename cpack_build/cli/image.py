@@ -68,6 +68,9 @@ __all__ = ["image"]
 )
 @click.option("--locked", is_flag=True, help="Fail rather than lock when there is no lock.")
 @click.option(
+    "--frozen", is_flag=True, help="Build what the lock says, whatever the settings are now; the pack must be its own."
+)
+@click.option(
     "--trust",
     is_flag=True,
     help="Run here what others wrote: the Python of a lock that was made elsewhere, to compile bytecode with it, and "
@@ -85,6 +88,7 @@ def image(
     pushes: tuple[str, ...],
     lock_file: Path | None,
     locked: bool,
+    frozen: bool,
     trust: bool,
     dry_run: bool,
     compression: str | None,
@@ -110,7 +114,7 @@ def image(
     settings = chosen.settings(read)
     path = locks_at(read, lock_file)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
-    found = _find_locks(read, settings, path, must=locked or lock_file is not None)
+    found = _find_locks(read, settings, path, must=locked or frozen or lock_file is not None, frozen=frozen)
     if found is not None:
         found = tuple(in_form(lock, revision=format_revision) for lock in found)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
@@ -188,13 +192,15 @@ def _document(built: Image | ImageIndex) -> dict[str, Any]:
     }
 
 
-def _find_locks(pack: Pack, settings: Settings, file: LockFile, *, must: bool) -> tuple[Lock, ...] | None:
+def _find_locks(
+    pack: Pack, settings: Settings, file: LockFile, *, must: bool, frozen: bool = False
+) -> tuple[Lock, ...] | None:
     """The wanted locks in *file*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
     from cpack_build.lock.freshness import check_all_fresh
 
     if file.data is None and not must:
         return None
-    return check_all_fresh(file.locks(), pack, settings, name=file)
+    return check_all_fresh(file.locks(), pack, settings, frozen=frozen, name=file)
 
 
 def _base_of(lock: Lock) -> list[Reference]:

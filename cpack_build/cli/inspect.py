@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.objectinfo import object_info_option, read_object_info
 from cpack_build.cli.options import pack_argument, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -26,12 +27,9 @@ _OTHER_SHOWN = 5
 @click.option(
     "--all", "everything", is_flag=True, help="Also models and nodes that were not chosen, packages and addresses."
 )
-@click.option(
-    "--object-info", type=click.Path(path_type=Path), metavar="FILE",
-    help="ComfyUI's answer to /object_info, for a workflow as the editor saves it.",
-)  # fmt: skip
+@object_info_option
 @terminal_options
-def inspect(pack: Path, everything: bool, object_info: Path | None, terminal: Terminal) -> None:
+def inspect(pack: Path, everything: bool, object_info: str | None, terminal: Terminal) -> None:
     """Show what PACK holds: its workflow's parameters and results, and what its image needs.
 
     PACK may be a workflow, too: ComfyUI's JSON, or a picture that ComfyUI made.
@@ -56,12 +54,12 @@ def inspect(pack: Path, everything: bool, object_info: Path | None, terminal: Te
         terminal.progress.note(note)
 
 
-def _inspect_workflow(path: Path, object_info: Path | None, terminal: Terminal) -> None:
-    from cpack_build.cpack.workflowfile import check_workflow, open_workflow, read_json_file
+def _inspect_workflow(path: Path, object_info: str | None, terminal: Terminal) -> None:
+    from cpack_build.cpack.workflowfile import check_workflow, open_workflow
     from cpack_build.errors import WorkflowError
     from cpack_build.workflow import read_workflow
 
-    info = read_json_file(object_info, what="/object_info") if object_info else None
+    info = read_object_info(object_info)
     api, notes = open_workflow(path).in_api_format(info)
     check_workflow(api)
     for note in notes:

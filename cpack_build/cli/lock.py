@@ -190,9 +190,10 @@ def make_locks(
     previous: Sequence[Lock] = (),
     update: tuple[str, ...] = (),
     trust: bool = False,
+    served: bool = True,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
-    """Resolve *pack*, whose workflow must be one that can be served, from *sources*, for each platform.
+    """Resolve *pack* from *sources* for each platform. Its workflow must be one that can be *served*.
 
     The platforms are those of the settings, else those of the *previous* locks, else this machine's. Unless there is
     *trust* already, the user is asked before code of packages runs. Raises :class:`NeedsTrust` where nobody can be.
@@ -201,7 +202,8 @@ def make_locks(
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import resolve_all, this_platform
 
-    pack.served()
+    if served:
+        pack.served()
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
 

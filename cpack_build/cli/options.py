@@ -102,11 +102,15 @@ def access_options(function: F) -> F:
 
 
 def documents_of(pack: Pack) -> dict[str, bytes]:
-    """What the image carries of *pack*; a token in a URL of its snapshot stays out."""
-    from cpack_build.fetch.urls import without_secrets
+    """What the image carries of *pack*; a token in a URL of its snapshot stays out, and settings that have one."""
+    from cpack_build.fetch.urls import has_credentials, without_secrets
 
     documents = pack.documents()
-    return {**documents, "snapshot.json": without_secrets(documents["snapshot.json"])}
+    if "snapshot.json" in documents:
+        documents["snapshot.json"] = without_secrets(documents["snapshot.json"])
+    if pack.settings_text is not None and has_credentials(pack.settings_text):
+        del documents["cpack.yaml"]
+    return documents
 
 
 def places_of(settings: Settings) -> Places:
