@@ -197,7 +197,7 @@ def _find_locks(
     pack: Pack, settings: Settings, file: LockFile, *, must: bool, frozen: bool = False
 ) -> tuple[Lock, ...] | None:
     """The wanted locks in *file*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
-    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.freshness import check_all_fresh
 
     if file.data is None and not must:
         return None

@@ -83,10 +83,15 @@ def lock(
     if earlier and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
+        from cpack_build.fetch.store import Store
+        from cpack_build.lock.libraries import lacking
+
         sources = chosen.sources(settings, offline=offline)
         made = make_locks(
             read, settings, sources=sources, previous=earlier, update=update, trust=trust, terminal=terminal
         )
+        for one in lacking(made, store=Store(), find_links=settings.python.find_links)[0]:
+            terminal.progress.note(f"{one}.")
     made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
     changed = target.data != locks_to_bytes(made)
     if not dry_run and changed:
@@ -166,7 +171,7 @@ def _earlier(file: LockFile, *, must: bool) -> tuple[Lock, ...]:
 def _is_fresh(locks: Sequence[Lock], pack: Pack, settings: Settings) -> bool:
     import cpack_build
     from cpack_build.errors import StaleLock
-    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.freshness import check_all_fresh
 
     pack.served()
     try:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
+    from cpack_build.cpack.settings import Platform
     from cpack_build.lock.schema import Lock
 
 __all__ = ["LockFile", "is_lock", "lock_beside", "lock_file"]
@@ -37,6 +38,14 @@ class LockFile:
         if self.data is None:
             raise BadInput(f"There is no lock {self}.", hint="Make it with `cpack-build lock`.")
         return read_locks(self.data, name=str(self))
+
+    def lock(self, platform: Platform | None = None) -> Lock:
+        """The lock in it for *platform*; without that there must be only one. Raises :class:`Unresolvable` as well."""
+        from cpack_build.lock.schema import read_lock
+
+        self.locks()  # says if there is none
+        assert self.data is not None
+        return read_lock(self.data, name=str(self), platform=platform)
 
     def write(self, locks: Sequence[Lock]) -> None:
         """Put *locks* there, whole or not at all; into a pack with the ``pylock.toml`` of each platform."""

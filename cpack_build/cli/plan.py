@@ -44,7 +44,7 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
     from cpack_build.errors import UsageError
     from cpack_build.fetch.store import Store
     from cpack_build.image.plan import plan as planned
-    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.freshness import check_all_fresh
     from cpack_build.lock.schema import load_locks
 
     if is_lock(pack):

@@ -15,7 +15,7 @@ import click
 
 from cpack_build.cli.export import access_to, image_options, name_of
 from cpack_build.cli.lock import make_locks
-from cpack_build.cli.lockfile import LockFile, lock_beside
+from cpack_build.cli.lockfile import lock_file
 from cpack_build.cli.options import Chosen, absolute, terminal_options
 from cpack_build.cli.terminal import Terminal
 
@@ -256,8 +256,7 @@ def goal_of(
     A pack without a lock is locked, and *write* puts that lock beside it.
     """
     from cpack_build.cpack.reader import read_pack
-    from cpack_build.lock.resolve import check_fresh
-    from cpack_build.lock.schema import load_lock, load_locks
+    from cpack_build.lock.freshness import check_fresh
     from cpack_build.restore.artifact import read_artifact
     from cpack_build.restore.goal import Goal
     from cpack_build.restore.naming import opened_image, pack_path
@@ -268,16 +267,15 @@ def goal_of(
         pack = read_pack(path)
         settings = chosen.settings(pack)
         sources = chosen.sources(settings, offline=offline)
-        lock_path = lock_beside(path)
-        if lock_path.exists():
-            platform = _platform(settings) if len(locks := load_locks(lock_path)) > 1 else locks[0].platform
-            lock = load_lock(lock_path, platform=platform)
-            check_fresh(lock, pack, settings, frozen=True, name=lock_path)
+        file = lock_file(pack)
+        if file.data is not None:
+            lock = file.lock(None if len(file.locks()) == 1 else _platform(settings))
+            check_fresh(lock, pack, settings, frozen=True, name=file)
         else:
             settings = settings.model_copy(update={"platform": (_platform(settings),)})
             made = make_locks(pack, settings, sources=sources, served=False, terminal=terminal)
             if write:
-                LockFile(lock_path, False, None).write(made)
+                file.write(made)
             (lock,) = made
         yield Goal(pack.name, lock, pack.documents(), pack=pack), settings, sources
         return

@@ -17,7 +17,7 @@ from packaging.utils import canonicalize_name
 import cpack_build
 from cpack_build.cpack.schema import ModelEntry, Snapshot
 from cpack_build.cpack.settings import Platform, Settings
-from cpack_build.errors import BadInput, CpackError, StaleLock, UsageError, together
+from cpack_build.errors import BadInput, CpackError, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.asked import Asked, asked_by_tree, left_out
@@ -39,10 +39,9 @@ from cpack_build.lock.service import service_code, service_requirements
 from cpack_build.lock.system import UNKNOWN_GLIBC, kept_system, lock_system
 from cpack_build.lock.target import FAMILY, accelerator_of, check_target, name_of, retarget, target_of
 from cpack_build.lock.wheels import wheels_of
-from cpack_build.oci.compressed import parse_compression
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["PackInput", "check_all_fresh", "check_fresh", "resolve", "resolve_all", "this_platform"]
+__all__ = ["PackInput", "resolve", "resolve_all", "this_platform"]
 
 _T = TypeVar("_T")
 _MACHINES: dict[str, Platform] = {
@@ -348,50 +347,6 @@ def _environment(
     if accelerator is not None:
         check_target(wheels_of(environment), accelerator, platform=target.platform)
     return environment
-
-
-def check_all_fresh(
-    locks: Sequence[Lock], pack: PackInput, settings: Settings, *, frozen: bool = False, name: object = "The lock"
-) -> tuple[Lock, ...]:
-    """Those of *locks* that *settings* ask for, each fresh. Raises :class:`StaleLock`, also for one that lacks."""
-    wanted = set(settings.platform) or {lock.platform for lock in locks}
-    if lacking := sorted(wanted - {lock.platform for lock in locks}):
-        have = " and ".join(lock.platform for lock in locks)
-        raise StaleLock(name, f"it is for {have}, not {' and '.join(lacking)}")
-    chosen = tuple(lock for lock in locks if lock.platform in wanted)
-    for lock in chosen:
-        check_fresh(lock, pack, settings, frozen=frozen, name=name)
-    return chosen
-
-
-def check_fresh(
-    lock: Lock, pack: PackInput, settings: Settings, *, frozen: bool = False, name: object = "The lock"
-) -> None:
-    """See that *lock* belongs to *pack*, *settings* and us; when *frozen*, whatever the settings are.
-
-    Raises :class:`StaleLock`, saying which not.
-    """
-    if lock.inputs.pack != pack.content_sha256:
-        raise StaleLock(name, "the pack has changed since it was made")
-    if frozen:
-        settings = settings.model_copy(update={"platform": (), "compression": None})
-    elif lock.inputs.settings != settings.digest():
-        raise StaleLock(
-            name,
-            "the settings (cpack.yaml or flags) have changed since it was made",
-            hint="Run `cpack-build lock` again, or build what it says all the same with --frozen.",
-        )
-    if settings.platform and lock.platform not in settings.platform:
-        raise StaleLock(name, f"it is for {lock.platform}, not {' and '.join(settings.platform)}")
-    own = lock.compression
-    if settings.compression is not None and own is not None:
-        wanted = parse_compression(settings.compression)
-        if (wanted.algorithm, wanted.level) != (own.algorithm, own.level):
-            raise StaleLock(name, f"cpack.yaml wants layers compressed by {wanted}, and it says {own.algorithm}")
-    if lock.service_code != service_code():
-        raise StaleLock(
-            name, f"it was made by another cpack-build ({lock.service_code.version}), whose service code differs"
-        )
 
 
 def _runs_here(platform: Platform) -> bool:

@@ -13,7 +13,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -84,13 +84,6 @@ FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f\x7f]{1,2
 
 class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-    _absent: ClassVar[frozenset[str]] = frozenset()
-    """Fields that are not written where they say nothing: what most locks do not need changes none of their bytes."""
-
-    @model_serializer(mode="wrap")
-    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        document: dict[str, Any] = serialise(self)
-        return {key: value for key, value in document.items() if key not in self._absent or value}
 
 
 class Inputs(_Document):
@@ -210,7 +203,11 @@ class PythonEnvironment(PinnedWheels):
     """What is laid out as one environment. *built* tells of those wheels that were made from source for this lock."""
 
     built: tuple[BuiltWheel, ...] = ()
-    _absent: ClassVar = frozenset({"built"})
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        document: dict[str, Any] = serialise(self)
+        return document if self.built else {key: value for key, value in document.items() if key != "built"}
 
 
 class ServiceCode(_Document):
@@ -233,7 +230,6 @@ class GitTree(_Document):
     """Committer date, seconds since 1970."""
     patch_sha256: Sha256 | None = None
     """Of the pack's ``patches/<name>.patch``: changes that were never committed."""
-    _absent: ClassVar = frozenset({"patch_sha256"})
 
 
 class LocalTree(_Document):
@@ -272,7 +268,6 @@ class Model(_Document):
     sources: tuple[str, ...]
     access: Access | None = None
     """Who may download it, as far as its sources said: none was given a token."""
-    _absent: ClassVar = frozenset({"access"})
 
 
 class Compression(_Document):
@@ -299,7 +294,6 @@ class _Shared(_Document):
     nodes: tuple[GitTree, ...]
     registry_nodes: tuple[RegistryNode, ...] = ()
     local_nodes: tuple[LocalTree, ...] = ()
-    _absent: ClassVar = frozenset({"local_nodes"})
     models: tuple[Model, ...]
     environment: dict[VariableName, Text]
     comfyui_args: tuple[Text, ...]

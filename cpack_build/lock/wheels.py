@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -39,11 +40,16 @@ class Wheel:
 
 def wheels_of(environment: PinnedWheels) -> tuple[Wheel, ...]:
     """The wheels of *environment*, by name. Raises :class:`BadInput`, :class:`HashMismatch` for a tampered lock."""
-    actual = hashlib.sha256(environment.pylock.encode()).hexdigest()
-    if actual != environment.pylock_sha256:
-        raise HashMismatch("The lock's pylock", expected=environment.pylock_sha256, actual=actual)
+    return _wheels_in(environment.pylock, environment.pylock_sha256)
+
+
+@lru_cache(maxsize=8)  # a lock's are asked for again and again, and TOML is read slowly
+def _wheels_in(text: str, sha256: str) -> tuple[Wheel, ...]:
+    actual = hashlib.sha256(text.encode()).hexdigest()
+    if actual != sha256:
+        raise HashMismatch("The lock's pylock", expected=sha256, actual=actual)
     try:
-        pylock = Pylock.from_dict(read_toml(environment.pylock))
+        pylock = Pylock.from_dict(read_toml(text))
         found = []
         for package in pylock.packages:
             (wheel,) = package.wheels or ()

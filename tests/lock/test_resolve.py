@@ -21,8 +21,9 @@ from cpack_build.errors import BadInput, BadSettings, HashMismatch, NetworkError
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.lock.freshness import check_fresh
 from cpack_build.lock.interpreter import is_vouched
-from cpack_build.lock.resolve import check_fresh, resolve, resolve_all, this_platform
+from cpack_build.lock.resolve import resolve, resolve_all, this_platform
 from cpack_build.lock.schema import DebInterpreter, Lock, Platform, locks_to_bytes, read_lock, read_locks
 from cpack_build.lock.wheels import wheels_of
 from tests import need
