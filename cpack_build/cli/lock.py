@@ -115,7 +115,7 @@ def lock(
 
 def _counted(lock: Lock) -> dict[str, Any]:
     """What *lock* pins, in numbers."""
-    from cpack_build.lock.target import driver_of
+    from cpack_build.lock.cuda import driver_of
     from cpack_build.lock.wheels import wheels_of
 
     wheels = wheels_of(lock.python)
