@@ -87,7 +87,7 @@ def host_sources() -> AptSources:
     if which("apt-get") is None or which("apt-cache") is None:
         raise ToolMissing(
             "There is no apt on this machine, and system packages on `scratch` come from the host's own sources.",
-            hint="Run it on Debian or Ubuntu, or name a base image with --base and system: {defaults: none} in cpack.yaml.",
+            hint="Run it on Debian or Ubuntu, or name a base with --base, and system: {defaults: none} in cpack.yaml.",
         )
     etc = Path("/etc/apt")
     files = {}
