@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.fetch import is_lock
 from cpack_build.cli.lock import lock_beside, make_lock
 from cpack_build.cli.options import Chosen, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
@@ -117,7 +118,7 @@ def _lock_of(
     from cpack_build.lock.resolve import check_fresh
     from cpack_build.lock.schema import load_lock
 
-    if _is_lock(pack):
+    if is_lock(pack):
         return load_lock(pack), chosen.alone(), None, []
     read = read_pack(pack)
     settings = chosen.settings(read)
@@ -134,14 +135,6 @@ def _lock_of(
         return make_lock(read, settings, terminal=terminal), settings, stale, []
     except CpackError as error:
         return None, settings, stale, list(error.parts or (error,))
-
-
-def _is_lock(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(64).lstrip()[:1] == b"{"
-    except OSError:
-        return False  # reading it as a pack says what is wrong
 
 
 def _base_layers(lock: Lock, settings: Settings, store: Any, sources: Any, missing: list[CpackError]) -> int:

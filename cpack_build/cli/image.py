@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import click
 
 from cpack_build.cli.delivery import choose, deliver
-from cpack_build.cli.lock import lock_beside, make_lock, write_lock
-from cpack_build.cli.options import Chosen, documents_of, pack_argument, places_of, settings_options, terminal_options
+from cpack_build.cli.downloads import Downloads, download_options
+from cpack_build.cli.lock import carried_lock, lock_beside, make_lock, write_lock
+from cpack_build.cli.options import Chosen, documents_of, pack_argument, settings_options, terminal_options
 from cpack_build.cli.push import access_for, push_document, push_line, registry_options
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from cpack_build.lock.schema import Lock
     from cpack_build.oci.types import Image
 
-__all__ = ["image"]
+__all__ = ["find_lock", "image"]
 
 
 @click.command(
@@ -51,6 +52,7 @@ __all__ = ["image"]
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @settings_options
+@download_options
 @registry_options
 @terminal_options
 def image(
@@ -63,6 +65,7 @@ def image(
     trust: bool,
     dry_run: bool,
     chosen: Chosen,
+    downloads: Downloads,
     jobs: int,
     blob_limit: int | None,
     insecure: tuple[str, ...],
@@ -84,7 +87,11 @@ def image(
     read.served()
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
-    found = _find_lock(read, settings, path, must=locked or lock_file is not None)
+    found = find_lock(read, settings, path, must=locked or lock_file is not None)
+    if found is None:
+        found = _carried(read, settings, downloads, terminal)
+        if found is not None and not dry_run:
+            write_lock(found, path)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
     access = access_for(targets, insecure=insecure, ca=ca)
@@ -98,9 +105,9 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        found = make_lock(read, settings, terminal=terminal)
+        found = make_lock(read, settings, downloads=downloads, terminal=terminal)
         write_lock(found, path)
-    with _built(found, read, settings, trust=trust, terminal=terminal) as built:
+    with _built(found, read, settings, downloads=downloads, trust=trust, terminal=terminal) as built:
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
@@ -132,7 +139,7 @@ def image(
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
 
 
-def _find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool) -> Lock | None:
+def find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool) -> Lock | None:
     """The lock at *path* if it is there and fresh; ``None`` if it is not there and need not be."""
     from cpack_build.lock.resolve import check_fresh
     from cpack_build.lock.schema import load_lock
@@ -144,23 +151,36 @@ def _find_lock(pack: Pack, settings: Settings, path: Path, *, must: bool) -> Loc
     return lock
 
 
+def _carried(pack: Pack, settings: Settings, downloads: Downloads, terminal: Terminal) -> Lock | None:
+    """The lock in the bundle of ``--from``, if it is *pack*'s."""
+    from cpack_build.lock.resolve import check_fresh
+    from cpack_build.lock.schema import read_lock
+
+    data = carried_lock(downloads, terminal=terminal)
+    if data is None:
+        return None
+    lock = read_lock(data, name=downloads.bundle)
+    check_fresh(lock, pack, settings, name=f"The lock in {downloads.bundle}")
+    return lock
+
+
 @contextmanager
-def _built(lock: Lock, pack: Pack, settings: Settings, *, trust: bool, terminal: Terminal) -> Iterator[Image]:
+def _built(
+    lock: Lock, pack: Pack, settings: Settings, *, downloads: Downloads, trust: bool, terminal: Terminal
+) -> Iterator[Image]:
     """The image, for as long as the context lasts."""
-    from cpack_build.fetch.http import Sources
-    from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.gather import gather
 
     store = Store()
-    sources = Sources(Mirrors(settings.mirrors))
+    bundle = downloads.opened(store, progress=terminal.progress)
     materials = gather(
         lock,
         documents=documents_of(pack),
-        places=places_of(settings),
+        places=downloads.places(settings, bundle),
         store=store,
-        sources=sources,
+        sources=downloads.sources(settings),
         trust=trust,
         progress=terminal.progress,
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cpack_build.cli.downloads import Downloads, download_options
 from cpack_build.cli.options import Chosen, pack_argument, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from cpack_build.cpack.settings import Settings
     from cpack_build.lock.schema import Lock
 
-__all__ = ["lock", "lock_beside", "make_lock", "write_lock"]
+__all__ = ["carried_lock", "lock", "lock_beside", "make_lock", "write_lock"]
 
 
 @click.command(
@@ -31,17 +32,17 @@ __all__ = ["lock", "lock_beside", "make_lock", "write_lock"]
     metavar="WHAT",
     help="Resolve anew though the lock is fresh: a Python package, python, or all. May be given several times.",
 )
-@click.option("--offline", is_flag=True, help="Ask nobody: resolve from what is in the caches and on this machine.")
 @click.option("--dry-run", is_flag=True, help="Resolve everything, and write nothing.")
 @settings_options
+@download_options
 @terminal_options
 def lock(
     pack: Path,
     output: Path | None,
     update: tuple[str, ...],
-    offline: bool,
     dry_run: bool,
     chosen: Chosen,
+    downloads: Downloads,
     terminal: Terminal,
 ) -> None:
     """Pin every byte that the image of PACK needs: system packages, Python, wheels, git trees and models.
@@ -59,13 +60,14 @@ def lock(
     target = output or lock_beside(pack)
     settings = chosen.settings(read)
     before = target.read_bytes() if target.is_file() else None
+    carried = before or carried_lock(downloads, terminal=terminal)
     if update and before is None:
         raise UsageError(f"There is no lock {target} to update.", hint="Leave --update out to make one.")
-    earlier = None if before is None else _earlier(before, target, must=bool(update))
+    earlier = None if carried is None else _earlier(carried, target, must=bool(update))
     if earlier is not None and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
-        made = make_lock(read, settings, previous=earlier, update=update, offline=offline, terminal=terminal)
+        made = make_lock(read, settings, previous=earlier, update=update, downloads=downloads, terminal=terminal)
     changed = before != made.to_bytes()
     if not dry_run and changed:
         write_lock(made, target)
@@ -143,28 +145,36 @@ def make_lock(
     *,
     previous: Lock | None = None,
     update: tuple[str, ...] = (),
-    offline: bool = False,
+    downloads: Downloads | None = None,
     terminal: Terminal,
 ) -> Lock:
-    """Resolve *pack*, whose workflow must be one that can be served; *offline* asks nobody."""
-    from cpack_build.fetch.http import Offline, RequestsTransport, Sources
-    from cpack_build.fetch.mirrors import Mirrors
+    """Resolve *pack*, whose workflow must be one that can be served; *downloads* say whom to ask."""
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import resolve
 
     pack.served()
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
-    sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())
+    downloads = downloads or Downloads()
+    store = Store()
+    downloads.opened(store, progress=terminal.progress)
     return resolve(
         pack,
         settings=settings,
-        store=Store(),
-        sources=sources,
+        store=store,
+        sources=downloads.sources(settings),
         previous=previous,
         update=update,
         progress=terminal.progress,
     )
+
+
+def carried_lock(downloads: Downloads, *, terminal: Terminal) -> bytes | None:
+    """The lock that the bundle of ``--from`` was made for."""
+    from cpack_build.fetch.store import Store
+
+    bundle = downloads.opened(Store(), progress=terminal.progress)
+    return bundle.lock() if bundle is not None else None
 
 
 def write_lock(made: Lock, target: Path) -> None:

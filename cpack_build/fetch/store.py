@@ -242,6 +242,14 @@ class Store:
         self.remember_file(path, hasher.hexdigest())
         return StoredFile(path, hasher.hexdigest(), size)
 
+    def known(self, path: Path) -> str | None:
+        """The hash of the file at *path* as it is now, if it is remembered; nothing is read."""
+        for (sha256,) in self.memo.rows(
+            "SELECT sha256 FROM files WHERE path = ? AND stat = ?", os.path.abspath(path), stat_key(path.stat())
+        ):
+            return str(sha256)
+        return None
+
     def remember_file(self, path: Path, sha256: str) -> None:
         """Record that the file at *path*, as it is now, has that hash."""
         self.memo.write(

@@ -13,6 +13,7 @@ from typing import TypeVar
 from cpack_build.errors import StaleLock, UnsafeInput
 from cpack_build.fetch.git import open_locked
 from cpack_build.fetch.http import Sources, download
+from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.places import places_of
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tree import Tree
@@ -22,14 +23,14 @@ from cpack_build.image.debs import StoredDeb
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.debs import fetch_deb
 from cpack_build.lock.interpreter import is_vouched
-from cpack_build.lock.models import fetch_model
+from cpack_build.lock.models import fetch_model, local_model
 from cpack_build.lock.registry import open_registry_node
 from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, Deb, DebInterpreter, GitTree, Lock, Model
 from cpack_build.lock.service import service_code, service_files
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["Places", "gather"]
+__all__ = ["Places", "gather", "to_fetch"]
 
 _PARALLEL = 8
 """Downloads at once: they wait for the network more than for the processor."""
@@ -153,3 +154,24 @@ def gather(
             models={item.sha256: path for item, path in zip(lock.models, models(), strict=True)},
             documents=documents,
         )
+
+
+def to_fetch(lock: Lock, *, places: Places, store: Store) -> list[tuple[str, int | None]]:
+    """The files that :func:`gather` would have to fetch, as its progress calls them, with their sizes in bytes.
+
+    Looks only for what lies in the store or, by name and size, in a named folder; leaves out git trees and the base.
+    """
+    folders = [path for path in map(local_path, places.find_links) if path is not None]
+    wanted: dict[str, tuple[str, int | None]] = {}
+    for wheel in (*wheels_of(lock.service), *wheels_of(lock.python)):
+        if not any((folder / wheel.filename).is_file() for folder in folders):
+            wanted[wheel.sha256] = (wheel.filename, wheel.size)
+    own = lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
+    wanted |= {deb.sha256: (f"{deb.name} {deb.version}", deb.size) for deb in (*lock.system, *own)}
+    if isinstance(lock.interpreter, ArchiveInterpreter):
+        wanted[lock.interpreter.sha256] = (f"Python {lock.interpreter.version}", lock.interpreter.size)
+    wanted |= {node.sha256: (f"{node.name} {node.version}", node.size) for node in lock.registry_nodes}
+    for model in lock.models:
+        if local_model(model, places.models) is None:
+            wanted[model.sha256] = (model.path.rpartition("/")[2], model.size)
+    return [known for sha256, known in wanted.items() if store.find(sha256) is None]

@@ -8,13 +8,14 @@ a model.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 
 from cpack_build.cpack.schema import ModelEntry
 from cpack_build.errors import CpackError, HashMismatch, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.obtain import obtain
+from cpack_build.fetch.pickles import PICKLED
 from cpack_build.fetch.places import Folders, Place, Wanted, places_of
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.urls import redact, without_credentials
@@ -22,7 +23,7 @@ from cpack_build.lock.schema import Model
 from cpack_build.oci.modellayer import frame, hash_model
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["fetch_model", "is_layer_known", "local_model", "lock_models", "safe_model_path"]
+__all__ = ["fetch_model", "is_layer_known", "local_model", "lock_models", "refuse_pickles", "safe_model_path"]
 
 _LAYER = "model-layer-1"
 _PARALLEL = 4
@@ -102,6 +103,16 @@ def fetch_model(
 def is_layer_known(model: Model, *, store: Store) -> bool:
     """Whether this machine computed the digest of the model's layer, and the lock says the same."""
     return store.recall(_LAYER, f"{model.sha256}:{model.size}") == model.layer_digest
+
+
+def refuse_pickles(models: Iterable[Model]) -> None:
+    """See that none of *models* is in a pickled format, by its name. Raises :class:`UnsafeInput` naming those."""
+    pickled = [model.path for model in models if PurePosixPath(model.path).suffix.lower() in PICKLED]
+    if pickled:
+        raise UnsafeInput(
+            f"--no-pickle forbids {', '.join(pickled)}: loading a pickle can run code.",
+            hint="Take the .safetensors version of each, or leave --no-pickle out if you trust where they come from.",
+        )
 
 
 def local_model(model: Model, folders: Sequence[str]) -> Path | None:
