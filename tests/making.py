@@ -50,7 +50,7 @@ def make_wheel(
     return StoredWheel(name, version, path.name, sha256, path, path.stat().st_size)
 
 
-def make_deb(path: Path, control: str, members: Iterable[tuple[tarfile.TarInfo, bytes]]) -> Path:
+def make_deb(path: Path, control: str, members: Iterable[tuple[tarfile.TarInfo, bytes]], *, postinst: str = "") -> Path:
     """A .deb from tar members (deb(5)): an ``ar`` of three files."""
 
     def tarred(entries: Iterable[tuple[tarfile.TarInfo, bytes]]) -> bytes:
@@ -61,9 +61,12 @@ def make_deb(path: Path, control: str, members: Iterable[tuple[tarfile.TarInfo, 
                 archive.addfile(info, io.BytesIO(data))
         return out.getvalue()
 
+    scripts = {"control": control, "postinst": postinst}
     parts = {
         "debian-binary": b"2.0\n",
-        "control.tar.xz": tarred([(tarfile.TarInfo("./control"), control.encode())]),
+        "control.tar.xz": tarred(
+            [(tarfile.TarInfo(f"./{name}"), data.encode()) for name, data in scripts.items() if data]
+        ),
         "data.tar.xz": tarred(members),
     }
     out = b"!<arch>\n"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.fetch import is_lock
-from cpack_build.cli.lock import lock_beside, make_lock
+from cpack_build.cli.lock import lock_beside, make_locks
 from cpack_build.cli.options import Chosen, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -58,12 +58,13 @@ def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, term
     stale: CpackError | None = None
     found: Preflight | None = None
     limits: list[Limit] = []
-    lock, settings, stale, missing = _lock_of(pack, lock_file, chosen, terminal)
+    locks, settings, stale, missing = _locks_of(pack, lock_file, chosen, terminal)
+    lock = locks[0] if locks else None
     store = Store()
-    if lock is not None:
+    if locks:
         sources = Sources(Mirrors(settings.mirrors))
         found = preflight(
-            lock,
+            *locks,
             store=store,
             sources=sources,
             models=settings.models,
@@ -71,7 +72,9 @@ def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, term
             progress=terminal.progress,
         )
         missing += found.missing
-        limits = limits_of(lock, base_layers=_base_layers(lock, settings, store, sources, missing))
+        for one in locks:
+            broken = limits_of(one, base_layers=_base_layers(one, settings, store, sources, missing))
+            limits += [limit for limit in broken if limit not in limits]
     free = _free(store.root)
     code = _code(missing, limits, stale, risky=strict and found is not None and bool(found.risks))
     terminal.result(
@@ -81,6 +84,7 @@ def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, term
             "stale": None if stale is None else _told(stale),
             "risks": [vars(risk) for risk in found.risks] if found else [],
             "limits": [vars(limit) for limit in limits],
+            "platforms": [one.platform for one in locks],
             "target": lock.target if lock else None,
             "driver": driver_of(lock.target) if lock else None,
             "layers": layer_count(lock) if lock else None,
@@ -109,32 +113,30 @@ def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, term
         raise click.exceptions.Exit(code)
 
 
-def _lock_of(
+def _locks_of(
     pack: Path, lock_file: Path | None, chosen: Chosen, terminal: Terminal
-) -> tuple[Lock | None, Settings, CpackError | None, list[CpackError]]:
-    """The lock to look at, the settings, why the lock at hand is stale, and what could not be resolved."""
+) -> tuple[tuple[Lock, ...], Settings, CpackError | None, list[CpackError]]:
+    """The locks to look at, the settings, why the lock at hand is stale, and what could not be resolved."""
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import CpackError, StaleLock
-    from cpack_build.lock.resolve import check_fresh
-    from cpack_build.lock.schema import load_lock
+    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.schema import load_locks
 
     if is_lock(pack):
-        return load_lock(pack), chosen.alone(), None, []
+        return load_locks(pack), chosen.alone(), None, []
     read = read_pack(pack)
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
     stale: CpackError | None = None
     if lock_file is not None or path.exists():
-        lock = load_lock(path)
         try:
-            check_fresh(lock, read, settings, name=path)
-            return lock, settings, None, []
+            return check_all_fresh(load_locks(path), read, settings, name=path), settings, None, []
         except StaleLock as error:
             stale = error
     try:
-        return make_lock(read, settings, terminal=terminal), settings, stale, []
+        return make_locks(read, settings, terminal=terminal), settings, stale, []
     except CpackError as error:
-        return None, settings, stale, list(error.parts or (error,))
+        return (), settings, stale, list(error.parts or (error,))
 
 
 def _base_layers(lock: Lock, settings: Settings, store: Any, sources: Any, missing: list[CpackError]) -> int:

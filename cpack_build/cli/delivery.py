@@ -22,7 +22,7 @@ from cpack_build.oci.reference import (
 from cpack_build.progress import Progress
 
 if TYPE_CHECKING:
-    from cpack_build.oci.types import Image
+    from cpack_build.oci.types import Image, ImageIndex
 
 __all__ = ["Destination", "choose", "default_reference", "deliver"]
 
@@ -87,10 +87,11 @@ def choose(
     return chosen
 
 
-def deliver(image: Image, destination: Destination, *, progress: Progress) -> None:
+def deliver(image: Image | ImageIndex, destination: Destination, *, progress: Progress) -> None:
     """Put *image* where *destination* says, which is not a registry: those are pushed to together.
 
-    Raises what the engine, layout or archive raises.
+    An engine gets the image for this machine. Raises what the engine, layout or archive raises, and
+    :class:`UsageError` where an index has no image for this machine.
     """
     from cpack_build.oci.archive import write_archive
     from cpack_build.oci.engines import open_engine
@@ -103,7 +104,23 @@ def deliver(image: Image, destination: Destination, *, progress: Progress) -> No
         write_archive(image, place.path, name=destination.reference, progress=progress)
     else:
         assert isinstance(place, EngineName)
-        open_engine(place).load(image, destination.reference, progress=progress)
+        open_engine(place).load(_own(image), destination.reference, progress=progress)
+
+
+def _own(image: Image | ImageIndex) -> Image:
+    """The image for this machine."""
+    from cpack_build.lock.resolve import this_platform
+    from cpack_build.oci.types import Image
+
+    if isinstance(image, Image):
+        return image
+    found = image.image_for(this_platform())
+    if found is None:
+        have = " and ".join(one.platform for one in image.images)
+        raise UsageError(
+            f"No engine here runs any of the images: they are for {have}.", hint="Write them to oci:DIR, or push them."
+        )
+    return found
 
 
 def _destination(text: str, reference: Reference) -> Destination:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cpack_build.fetch.store import Store
     from cpack_build.image.bundle import Bundle
     from cpack_build.image.gather import Places
+    from cpack_build.lock.schema import Lock
     from cpack_build.progress import Progress
 
 __all__ = ["Downloads", "download_options"]
@@ -58,10 +59,11 @@ class Downloads:
 
         return None if self.bundle is None else open_bundle(self.bundle, store=store, progress=progress)
 
-    def places(self, settings: Settings, bundle: Bundle | None) -> Places:
-        """Where on this machine the things that a lock names may lie."""
+    def places(self, settings: Settings, bundle: Bundle | None, lock: Lock) -> Places:
+        """Where on this machine the things that *lock* names may lie."""
         places = places_of(settings)
-        return replace(places, base=bundle.base) if bundle is not None and bundle.base is not None else places
+        base = bundle.base(lock.platform) if bundle is not None else None
+        return replace(places, base=base) if base is not None else places
 
 
 def download_options(function: F) -> F:

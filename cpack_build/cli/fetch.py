@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import click
 
 from cpack_build.cli.downloads import Downloads, download_options
-from cpack_build.cli.lock import lock_beside, make_lock, write_lock
+from cpack_build.cli.lock import lock_beside, make_locks, write_locks
 from cpack_build.cli.options import Chosen, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
+    from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
     from cpack_build.lock.schema import Lock
     from cpack_build.progress import Progress, Task
@@ -67,50 +68,58 @@ def fetch(
     from cpack_build.image.bundle import write_bundle
     from cpack_build.image.gather import gather, to_fetch
 
-    lock, settings, documents = _locked(pack, lock_file, chosen, downloads, terminal, dry_run=dry_run)
+    locks, settings, documents, read = _locked(pack, lock_file, chosen, downloads, terminal, dry_run=dry_run)
     store = Store()
     if no_pickle:
         from cpack_build.lock.models import refuse_pickles
 
-        refuse_pickles(lock.models)
-    missing = to_fetch(lock, places=downloads.places(settings, None), store=store)
+        for lock in locks:
+            refuse_pickles(lock.models)
+    bundle = downloads.opened(store, progress=terminal.progress)
+    places = {lock.platform: downloads.places(settings, bundle, lock) for lock in locks}
+    missing = list(
+        dict.fromkeys(one for lock in locks for one in to_fetch(lock, places=places[lock.platform], store=store))
+    )
+    size = sum(size or 0 for _, size in missing)
     if dry_run:
         terminal.result({"dry_run": True, "missing": [{"name": name, "size": size} for name, size in missing]})
-        for name, size in missing:
-            terminal.say(f"{amount(size, None, 'B') if size is not None else '?':>10}  {name}")
-        total = amount(sum(size or 0 for _, size in missing), None, "B")
+        for name, one in missing:
+            terminal.say(f"{amount(one, None, 'B') if one is not None else '?':>10}  {name}")
+        total = amount(size, None, "B")
         terminal.say(f"{len(missing)} files, {total}, would be fetched; git trees and a base image besides.")
         return
-    bundle = downloads.opened(store, progress=terminal.progress)
-    places = downloads.places(settings, bundle)
     sources = downloads.sources(settings)
-    with terminal.progress.task("In all", total=sum(size or 0 for _, size in missing)) as task:
-        materials = gather(
-            lock,
-            documents={},
-            places=places,
-            store=store,
-            sources=sources,
-            trust=True,  # nothing of it is run
-            progress=_InAll(terminal.progress, task, frozenset(name for name, _ in missing)),
-        )
-    for model in lock.models:
-        _warn_of_pickle(materials.models[model.sha256], model.path, terminal)
+    with terminal.progress.task("In all", total=size) as task:
+        progress = _InAll(terminal.progress, task, frozenset(name for name, _ in missing))
+        gathered = [
+            gather(
+                lock,
+                documents={},
+                pack=read,
+                places=places[lock.platform],
+                store=store,
+                sources=sources,
+                trust=True,  # nothing of it is run
+                progress=progress,
+            )
+            for lock in locks
+        ]
+    models = {model.path: gathered[0].models[model.sha256].path for model in locks[0].models}
+    for name, file in models.items():
+        _warn_of_pickle(file, name, terminal)
     result: dict[str, object] = {
-        "lock": lock.sha256,
         "fetched": len(missing),
-        "fetched_bytes": sum(size or 0 for _, size in missing),
-        "models": [{"path": model.path, "file": str(materials.models[model.sha256])} for model in lock.models],
+        "fetched_bytes": size,
+        "models": [{"path": name, "file": str(file)} for name, file in models.items()],
     }
-    total = amount(sum(size or 0 for _, size in missing), None, "B")
-    told = f"{len(missing)} files, {total}, were fetched" if missing else "Everything was here already"
+    told = (
+        f"{len(missing)} files, {amount(size, None, 'B')}, were fetched" if missing else "Everything was here already"
+    )
     if output is not None:
         written = write_bundle(
-            lock,
-            materials,
+            [(lock, materials, places[lock.platform].base) for lock, materials in zip(locks, gathered, strict=True)],
             output,
             documents=documents,
-            base_name=places.base,
             store=store,
             sources=sources,
             progress=terminal.progress,
@@ -158,28 +167,27 @@ class _Both:
 
 def _locked(
     pack: Path, lock_file: Path | None, chosen: Chosen, downloads: Downloads, terminal: Terminal, *, dry_run: bool
-) -> tuple[Lock, Settings, dict[str, bytes]]:
-    """The lock, the settings, and the documents that a bundle carries along."""
-    from cpack_build.cli.image import find_lock
+) -> tuple[Sequence[Lock], Settings, dict[str, bytes], Pack | None]:
+    """The locks, the settings, the documents that a bundle carries along, and the pack if there is one."""
+    from cpack_build.cli.image import find_locks
     from cpack_build.cpack.reader import read_pack
-    from cpack_build.lock.schema import load_lock
+    from cpack_build.lock.schema import load_locks, locks_to_bytes
 
     if is_lock(pack):
-        lock = load_lock(pack)
-        return lock, chosen.alone(), {_document(pack, "lock"): lock.to_bytes()}
+        return load_locks(pack), chosen.alone(), {_document(pack, "lock"): pack.read_bytes()}, None
     read = read_pack(pack)
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
-    found = find_lock(read, settings, path, must=lock_file is not None)
+    found = find_locks(read, settings, path, must=lock_file is not None)
     if found is None:
-        found = make_lock(read, settings, downloads=downloads, terminal=terminal)
+        found = make_locks(read, settings, downloads=downloads, terminal=terminal)
         if not dry_run:
-            write_lock(found, path)
-    documents = {_document(pack, "lock"): found.to_bytes(), _document(pack, "zip"): pack.read_bytes()}
+            write_locks(found, path)
+    documents = {_document(pack, "lock"): locks_to_bytes(found), _document(pack, "zip"): pack.read_bytes()}
     written = chosen.config or pack.with_name(_document(pack, "yaml"))
     if written.is_file():
         documents[_document(pack, "yaml")] = written.read_bytes()
-    return found, settings, documents
+    return found, settings, documents, read
 
 
 def _document(path: Path, kind: str) -> str:

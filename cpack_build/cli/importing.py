@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["import_"]
 
 _PATH = click.Path(path_type=Path)
-_CARRIED = ("nodes/", "patches/", "workflow.png")
+_CARRIED = ("comfyui/", "nodes/", "patches/", "workflow.png")
 """What a new pack keeps besides documents and inputs; a lock would be stale, and comfy-pack's own code is not used."""
 
 
@@ -31,7 +31,7 @@ _CARRIED = ("nodes/", "patches/", "workflow.png")
 )
 @click.argument("file", type=_PATH)
 @click.option("-o", "--output", type=_PATH, metavar="PACK", help="By default NAME.cpack.zip beside FILE.")
-@click.option("-w", "--workflow", type=_PATH, metavar="JSON", help="The workflow to put in.")
+@click.option("-w", "--workflow", type=_PATH, metavar="FILE", help="The workflow to put in: JSON, or a picture.")
 @click.option("--object-info", type=_PATH, metavar="JSON", help="ComfyUI's /object_info, to convert a workflow.")
 @click.option("--python", metavar="X.Y", help="The version of Python, where FILE does not say.")
 @click.option("--comfyui", metavar="COMMIT|TAG", help="ComfyUI, where FILE does not say, or to replace it.")
@@ -188,31 +188,15 @@ def _workflow(
     """The workflow in the API format, and as the editor draws it."""
     if workflow is None:
         return (before.workflow_api, before.workflow) if before is not None else ({}, None)
+    from cpack_build.cpack.workflowfile import open_workflow, read_json_file
     from cpack_build.workflow import read_workflow
-    from cpack_build.workflow.conversion import convert, is_ui_format
 
-    document = _json(workflow)
-    if not is_ui_format(document):
-        read_workflow(document, name=str(workflow))
-        return document, None
-    converted = convert(document, _json(object_info) if object_info else None, name=str(workflow))
-    for note in converted.notes:
+    given = open_workflow(workflow)
+    api, notes = given.in_api_format(read_json_file(object_info, what="/object_info") if object_info else None)
+    for note in notes:
         terminal.progress.note(note)
-    read_workflow(converted.prompt, name=str(workflow))
-    return converted.prompt, document
-
-
-def _json(path: Path) -> dict[str, Any]:
-    from cpack_build.cpack.documents import parse_json
-
-    try:
-        with path.open("rb") as file:
-            document = parse_json(file.read(64 << 20), name=str(path))
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {(error.strerror or str(error)).lower()}.") from error
-    if not isinstance(document, dict):
-        raise BadInput(f"{path} holds no JSON object.", hint="Name a file that ComfyUI wrote.")
-    return document
+    read_workflow(api, name=str(workflow))
+    return api, given.drawing
 
 
 def _write(

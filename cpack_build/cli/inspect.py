@@ -1,7 +1,8 @@
-"""``cpack-build inspect PACK|MODEL``: what a pack or a model file holds, without building or loading anything."""
+"""``cpack-build inspect PACK|MODEL``: what a pack, a workflow or a model file holds, without building or loading it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,18 +27,27 @@ _MODELS = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pt2", ".pth", ".bi
 @click.option(
     "--all", "everything", is_flag=True, help="Also models and nodes that were not chosen, packages and addresses."
 )
+@click.option(
+    "--object-info", type=click.Path(path_type=Path), metavar="FILE",
+    help="ComfyUI's answer to /object_info, for a workflow as the editor saves it.",
+)  # fmt: skip
 @terminal_options
-def inspect(pack: Path, everything: bool, terminal: Terminal) -> None:
+def inspect(pack: Path, everything: bool, object_info: Path | None, terminal: Terminal) -> None:
     """Show what PACK holds: its workflow's parameters and results, and what its image needs.
 
-    Of a MODEL file: its kind, tensors and types; and what a pickled one would import when it is loaded.
+    PACK may be a workflow, too: ComfyUI's JSON, or a picture that ComfyUI made. Of a MODEL file: its kind, tensors and
+    types; and what a pickled one would import when it is loaded.
     """
     if pack.suffix.lower() in _MODELS:
         _inspect_model(pack, terminal)
         return
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import WorkflowError
+    from cpack_build.workflow.embedded import is_medium
 
+    if pack.suffix.lower() == ".json" or (pack.is_file() and is_medium(pack)):
+        _inspect_workflow(pack, object_info, terminal)
+        return
     read = read_pack(pack)
     try:
         workflow, problem = read.served(), None
@@ -73,7 +83,29 @@ def _inspect_model(path: Path, terminal: Terminal) -> None:
                 terminal.say(f"    {title:<10} {one}")
 
 
-def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) -> dict[str, Any]:
+def _inspect_workflow(path: Path, object_info: Path | None, terminal: Terminal) -> None:
+    from cpack_build.cpack.workflowfile import check_workflow, open_workflow, read_json_file
+    from cpack_build.errors import WorkflowError
+    from cpack_build.workflow import read_workflow
+
+    info = read_json_file(object_info, what="/object_info") if object_info else None
+    api, notes = open_workflow(path).in_api_format(info)
+    check_workflow(api)
+    for note in notes:
+        terminal.progress.note(note)
+    try:
+        workflow, problem = read_workflow(api, name=str(path)), None
+    except WorkflowError as error:
+        workflow, problem = None, error
+    terminal.result({"workflow": str(path), **_workflow_document(api, workflow, problem, info)})
+    if not terminal.json:
+        for line in [str(path), *_interface(workflow, problem), *_uses(api, info)]:
+            terminal.say(line)
+
+
+def _workflow_document(
+    api: dict[str, Any], workflow: Workflow | None, problem: Exception | None, info: dict[str, Any] | None = None
+) -> dict[str, Any]:
     from dataclasses import asdict
 
     from cpack_build.workflow.references import references
@@ -85,12 +117,8 @@ def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) 
             "outputs": [asdict(item) for item in workflow.interface.outputs],
             "zipped": workflow.interface.zipped,
         }
-    found = references(pack.workflow_api)
+    found = references(api, info)
     return {
-        "pack": str(pack.path),
-        "sha256": pack.sha256,
-        "era": pack.era,
-        "snapshot": pack.snapshot.model_dump(mode="json"),
         "interface": interface,
         "problem": str(problem) if problem else None,
         "references": {
@@ -98,6 +126,16 @@ def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) 
             "inputs": [asdict(item) for item in found.inputs],
             "node_classes": sorted(found.node_classes),
         },
+    }
+
+
+def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) -> dict[str, Any]:
+    return {
+        "pack": str(pack.path),
+        "sha256": pack.sha256,
+        "era": pack.era,
+        "snapshot": pack.snapshot.model_dump(mode="json"),
+        **_workflow_document(pack.workflow_api, workflow, problem),
         "inputs": [{"name": item.name, "size": item.size} for item in pack.inputs],
         "settings": pack.settings_text is not None,
         "settings_text": pack.settings_text,
@@ -107,34 +145,33 @@ def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) 
 
 
 def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, everything: bool) -> list[str]:
-    from cpack_build.workflow.references import references
+    from cpack_build.lock.captured import CAPTURED, has_comfyui
 
     snapshot = pack.snapshot
-    used = references(pack.workflow_api)
     chosen = [model for model in snapshot.models if everything or not model.disabled]
     nodes = [node for node in snapshot.nodes if everything or not node.disabled]
-    comfyui = snapshot.comfyui.commit[:12] if snapshot.comfyui else "not recorded"
+    comfyui = "in the pack" if has_comfyui(pack) else "not recorded"
+    if snapshot.comfyui is not None:
+        comfyui = snapshot.comfyui.commit[:12]
     lines = [
         f"{pack.path}  sha256 {pack.sha256[:12]}",
         f"  written as comfy-pack {pack.era} does",
         f"  Python {snapshot.python or 'not recorded'}, ComfyUI {comfyui}, "
         f"{len(snapshot.requirements)} Python packages",
     ]
-    if workflow is not None:
-        lines += _table(
-            "takes",
-            [(i.name, i.type, "" if i.default is None else f"{i.default!r:.60}") for i in workflow.interface.inputs],
-        )
-        lines += _table("gives", [(item.name, item.kind, item.node_class) for item in workflow.interface.outputs])
-    elif problem is not None:
-        lines.append(f"  cannot be served: {problem}")
+    lines += _interface(workflow, problem)
     lines += _table("custom nodes", [(n.name, n.commit[:12], n.url + _off(n.disabled)) for n in nodes])
     lines += _table(
         "registry nodes", [(name, version, "") for name, version in sorted(snapshot.registry_nodes.items())]
     )
     lines += _table(
-        "single-file nodes", [(n.filename, "not in the pack", _off(n.disabled)) for n in snapshot.file_nodes]
+        "single-file nodes",
+        [
+            (n.filename, "in the pack" if f"nodes/{n.filename}" in pack.other else "not in the pack", _off(n.disabled))
+            for n in snapshot.file_nodes
+        ],
     )
+    lines += _table("in the pack itself", _held(pack))
     lines += _table(
         "models",
         [
@@ -150,24 +187,52 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
         lines.append(f"    and {hidden} that were not chosen (--all shows them)")
     if everything:
         lines += _table("model addresses", [(m.filename, "from", url) for m in chosen for url in m.urls])
-    lines += _table(
-        "the workflow uses",
-        [(item.value, item.folder or "some model folder", _by(item)) for item in used.models]
-        + [(item.value, f"{item.place} file", _by(item)) for item in used.inputs],
-    )
-    lines.append(f"  node classes: {', '.join(sorted(used.node_classes)) or 'none'}")
+    lines += _uses(pack.workflow_api)
     lines += _table("files", [(item.name, amount(item.size, None, "B"), "") for item in pack.inputs])
     if everything:
         lines += _table("Python packages", [(requirement, "", "") for requirement in snapshot.requirements])
     if pack.settings_text is not None:
         lines += ["  settings (cpack.yaml)", *(f"    {line}" for line in pack.settings_text.splitlines())]
-    shown = pack.other if everything else pack.other[:_OTHER_SHOWN]
+    unused = [name for name in pack.other if not name.startswith(CAPTURED)]
+    shown = unused if everything else unused[:_OTHER_SHOWN]
     if pack.extra:
         lines.append(f"  also in snapshot.json: {', '.join(sorted(pack.extra))} (--json shows it)")
     lines += _table("other files, not used", [(name, "", "") for name in shown])
-    if hidden := len(pack.other) - len(shown):
+    if hidden := len(unused) - len(shown):
         lines.append(f"    and {hidden} more (--all shows them)")
     return lines
+
+
+def _held(pack: Pack) -> list[tuple[str, str, str]]:
+    """Local nodes, patches and ComfyUI itself, as far as the pack holds them."""
+    from cpack_build.lock.captured import CAPTURED
+
+    files: dict[str, int] = {}
+    for name in pack.other:
+        if name.startswith(CAPTURED) and not (name.startswith("nodes/") and name.count("/") == 1):
+            top = "/".join(name.split("/")[: 2 if name.startswith("nodes/") else 1])
+            files[name if name.startswith("patches/") else top] = files.get(top, 0) + 1
+    return [(name, "changes" if name.startswith("patches/") else f"{count} files", "") for name, count in files.items()]
+
+
+def _interface(workflow: Workflow | None, problem: Exception | None) -> list[str]:
+    if workflow is None:
+        return [f"  cannot be served: {problem}"]
+    takes = [(i.name, i.type, "" if i.default is None else f"{i.default!r:.60}") for i in workflow.interface.inputs]
+    gives = [(item.name, item.kind, item.node_class) for item in workflow.interface.outputs]
+    return [*_table("takes", takes), *_table("gives", gives)]
+
+
+def _uses(api: dict[str, Any], info: dict[str, Any] | None = None) -> list[str]:
+    from cpack_build.workflow.references import references
+
+    used = references(api, info)
+    lines = _table(
+        "the workflow uses",
+        [(item.value, item.folder or "some model folder", _by(item)) for item in used.models]
+        + [(item.value, f"{item.place} file", _by(item)) for item in used.inputs],
+    )
+    return [*lines, f"  node classes: {', '.join(sorted(used.node_classes)) or 'none'}"]
 
 
 def _by(item: ModelReference | InputReference) -> str:
@@ -178,7 +243,7 @@ def _off(disabled: bool) -> str:
     return " (disabled)" if disabled else ""
 
 
-def _table(title: str, rows: list[tuple[str, str, str]]) -> list[str]:
+def _table(title: str, rows: Sequence[tuple[str, str, str]]) -> list[str]:
     if not rows:
         return []
     first, second = (max(len(row[column]) for row in rows) for column in (0, 1))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cpack_build.cli.downloads import Downloads, download_options
-from cpack_build.cli.options import Chosen, pack_argument, settings_options, terminal_options
+from cpack_build.cli.options import Chosen, form_options, in_settings, pack_argument, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
     from cpack_build.cpack.settings import Settings
     from cpack_build.lock.schema import Lock
 
-__all__ = ["carried_lock", "lock", "lock_beside", "make_lock", "write_lock"]
+__all__ = ["carried_lock", "lock", "lock_beside", "make_locks", "write_locks"]
 
 
 @click.command(
@@ -32,6 +34,7 @@ __all__ = ["carried_lock", "lock", "lock_beside", "make_lock", "write_lock"]
     metavar="WHAT",
     help="Resolve anew though the lock is fresh: a Python package, python, or all. May be given several times.",
 )
+@form_options
 @click.option("--dry-run", is_flag=True, help="Resolve everything, and write nothing.")
 @settings_options
 @download_options
@@ -41,6 +44,8 @@ def lock(
     output: Path | None,
     update: tuple[str, ...],
     dry_run: bool,
+    compression: str | None,
+    format_revision: int | None,
     chosen: Chosen,
     downloads: Downloads,
     terminal: Terminal,
@@ -52,56 +57,76 @@ def lock(
     """
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import UsageError
+    from cpack_build.lock.schema import locks_to_bytes
 
     read = read_pack(pack)
-    from cpack_build.lock.target import driver_of
-    from cpack_build.lock.wheels import wheels_of
+    from cpack_build.lock.form import in_form
 
     target = output or lock_beside(pack)
-    settings = chosen.settings(read)
+    settings = in_settings(chosen.settings(read), compression=compression, format_revision=format_revision)
     before = target.read_bytes() if target.is_file() else None
     carried = before or carried_lock(downloads, terminal=terminal)
     if update and before is None:
         raise UsageError(f"There is no lock {target} to update.", hint="Leave --update out to make one.")
-    earlier = None if carried is None else _earlier(carried, target, must=bool(update))
-    if earlier is not None and not update and _is_fresh(earlier, read, settings):
+    earlier = () if carried is None else _earlier(carried, target, must=bool(update))
+    if earlier and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
-        made = make_lock(read, settings, previous=earlier, update=update, downloads=downloads, terminal=terminal)
-    changed = before != made.to_bytes()
+        made = make_locks(read, settings, previous=earlier, update=update, downloads=downloads, terminal=terminal)
+    made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
+    changed = before != locks_to_bytes(made)
     if not dry_run and changed:
-        write_lock(made, target)
-    wheels = wheels_of(made.python)
-    known_bytes = sum(wheel.size or 0 for wheel in wheels)
+        write_locks(made, target)
+    outcome = "is up to date"
+    if changed:
+        outcome = f"would be {'changed' if before is not None else 'written'}" if dry_run else "is written"
     terminal.result(
         {
             "lock": str(target),
-            "sha256": made.sha256,
+            "sha256": hashlib.sha256(locks_to_bytes(made)).hexdigest(),
             "changed": changed,
             "written": changed and not dry_run,
-            "platform": made.platform,
-            "python": made.interpreter.version,
-            "target": made.target,
-            "driver": driver_of(made.target),
-            "wheels": len(wheels),
-            "wheel_bytes": known_bytes,
-            "debs": len(made.system),
-            "deb_bytes": sum(deb.size for deb in made.system),
-            "nodes": len(made.nodes) + len(made.registry_nodes),
-            "models": len(made.models),
+            **_counted(made[0]),
+            "platforms": [_counted(one) for one in made],
         }
     )
-    if dry_run:
-        outcome = f"would be {'changed' if before is not None else 'written'}" if changed else "is up to date"
-    else:
-        outcome = "is written" if changed else "is up to date"
-    driver = f" (NVIDIA driver {needed} or newer)" if (needed := driver_of(made.target)) else ""
-    terminal.say(
-        f"{target} {outcome}: {made.platform}, {made.target}{driver}, Python {made.interpreter.version}, "
-        f"{len(wheels)} wheels ({amount(known_bytes, None, 'B')}), "
-        f"{len(made.system)} system packages ({amount(sum(deb.size for deb in made.system), None, 'B')}), "
-        f"{len(made.nodes) + len(made.registry_nodes)} custom nodes, "
-        f"{len(made.models)} models ({amount(sum(model.size for model in made.models), None, 'B')})."
+    terminal.say(f"{target} {outcome}: " + "; ".join(_told(_counted(one)) for one in made) + ".")
+
+
+def _counted(lock: Lock) -> dict[str, Any]:
+    """What *lock* pins, in numbers."""
+    from cpack_build.lock.target import driver_of
+    from cpack_build.lock.wheels import wheels_of
+
+    wheels = wheels_of(lock.python)
+    return {
+        "platform": lock.platform,
+        "python": lock.interpreter.version,
+        "target": lock.target,
+        "driver": driver_of(lock.target),
+        "bytecode": lock.bytecode,
+        "compression": lock.compression.model_dump() if lock.compression else None,
+        "wheels": len(wheels),
+        "wheel_bytes": sum(wheel.size or 0 for wheel in wheels),
+        "built": len(lock.python.built),
+        "debs": len(lock.system),
+        "deb_bytes": sum(deb.size for deb in lock.system),
+        "nodes": len(lock.custom_nodes),
+        "models": len(lock.models),
+        "model_bytes": sum(model.size for model in lock.models),
+    }
+
+
+def _told(counted: dict[str, Any]) -> str:
+    driver = f" (NVIDIA driver {counted['driver']} or newer)" if counted["driver"] else ""
+    built = f", {counted['built']} of them built here or before" if counted["built"] else ""
+    bytecode = "" if counted["bytecode"] == "compiled" else ", no bytecode"
+    return (
+        f"{counted['platform']}, {counted['target']}{driver}, Python {counted['python']}{bytecode}, "
+        f"{counted['wheels']} wheels ({amount(counted['wheel_bytes'], None, 'B')}){built}, "
+        f"{counted['debs']} system packages ({amount(counted['deb_bytes'], None, 'B')}), "
+        f"{counted['nodes']} custom nodes, "
+        f"{counted['models']} models ({amount(counted['model_bytes'], None, 'B')})"
     )
 
 
@@ -110,47 +135,52 @@ def lock_beside(pack: Path) -> Path:
     return pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.lock")
 
 
-def _earlier(data: bytes, path: Path, *, must: bool) -> Lock | None:
-    """The lock in *data*; one that cannot be read is none, unless there *must* be one to update."""
+def _earlier(data: bytes, path: Path, *, must: bool) -> tuple[Lock, ...]:
+    """The locks in *data*; of what cannot be read there are none, unless there *must* be some to update."""
     from cpack_build.errors import BadInput, HashMismatch
-    from cpack_build.lock.schema import read_lock
+    from cpack_build.lock.schema import read_locks
     from cpack_build.lock.wheels import wheels_of
 
     try:
-        lock = read_lock(data, name=path)
-        wheels_of(lock.python)
-        return lock
+        locks = read_locks(data, name=path)
+        for lock in locks:
+            wheels_of(lock.python)
+        return locks
     except (BadInput, HashMismatch):
         if must:
             raise
-        return None
+        return ()
 
 
-def _is_fresh(lock: Lock, pack: Pack, settings: Settings) -> bool:
+def _is_fresh(locks: Sequence[Lock], pack: Pack, settings: Settings) -> bool:
     import cpack_build
     from cpack_build.errors import StaleLock
-    from cpack_build.lock.resolve import check_fresh
+    from cpack_build.lock.resolve import check_all_fresh
 
     pack.served()
     try:
-        check_fresh(lock, pack, settings)
+        # How the layers are compressed is nothing to resolve anew.
+        chosen = check_all_fresh(locks, pack, settings.model_copy(update={"compression": None}))
     except StaleLock:
         return False
-    return lock.builder == cpack_build.__version__
+    return len(chosen) == len(locks) and all(lock.builder == cpack_build.__version__ for lock in locks)
 
 
-def make_lock(
+def make_locks(
     pack: Pack,
     settings: Settings,
     *,
-    previous: Lock | None = None,
+    previous: Sequence[Lock] = (),
     update: tuple[str, ...] = (),
     downloads: Downloads | None = None,
     terminal: Terminal,
-) -> Lock:
-    """Resolve *pack*, whose workflow must be one that can be served; *downloads* say whom to ask."""
+) -> tuple[Lock, ...]:
+    """Resolve *pack*, whose workflow must be one that can be served, for each platform; *downloads* say whom to ask.
+
+    The platforms are those of the settings, else those of the *previous* locks, else this machine's.
+    """
     from cpack_build.fetch.store import Store
-    from cpack_build.lock.resolve import resolve
+    from cpack_build.lock.resolve import resolve_all, this_platform
 
     pack.served()
     for note in pack.snapshot.notes:
@@ -158,8 +188,9 @@ def make_lock(
     downloads = downloads or Downloads()
     store = Store()
     downloads.opened(store, progress=terminal.progress)
-    return resolve(
+    return resolve_all(
         pack,
+        settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),
         settings=settings,
         store=store,
         sources=downloads.sources(settings),
@@ -177,10 +208,11 @@ def carried_lock(downloads: Downloads, *, terminal: Terminal) -> bytes | None:
     return bundle.lock() if bundle is not None else None
 
 
-def write_lock(made: Lock, target: Path) -> None:
-    """Put the lock at *target*, whole or not at all."""
+def write_locks(made: Sequence[Lock], target: Path) -> None:
+    """Put the locks into the file *target*, whole or not at all."""
     from cpack_build.errors import writing
+    from cpack_build.lock.schema import locks_to_bytes
     from cpack_build.oci.storage import whole_file
 
     with writing(target), whole_file(target) as file:
-        file.write(made.to_bytes())
+        file.write(locks_to_bytes(made))

@@ -81,7 +81,7 @@ def _listed(
 ) -> tuple[list[Listed], Settings]:
     from cpack_build.cpack.reader import read_pack
     from cpack_build.fetch.inventory import Listed
-    from cpack_build.lock.schema import load_lock
+    from cpack_build.lock.schema import load_locks
 
     if pack.is_dir():
         from cpack_build.workspace.models import list_models
@@ -98,8 +98,9 @@ def _listed(
         ]
         return files, chosen.alone()
     if is_lock(pack):
-        lock = load_lock(pack)
-        return [Listed(one.path, one.sha256, one.size, one.sources) for one in lock.models], chosen.alone()
+        named = {one.path: one for lock in load_locks(pack) for one in lock.models}
+        listed = [Listed(one.path, one.sha256, one.size, one.sources) for one in named.values()]
+        return listed, chosen.alone()
     read = read_pack(pack)
     entries = [entry for entry in read.snapshot.models if everything or not entry.disabled]
     return [Listed(one.filename, one.sha256, one.size, one.urls) for one in entries], chosen.settings(read)

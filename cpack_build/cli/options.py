@@ -17,7 +17,17 @@ if TYPE_CHECKING:
     from cpack_build.cpack.settings import Settings
     from cpack_build.image.gather import Places
 
-__all__ = ["Chosen", "documents_of", "pack_argument", "places_of", "settings_options", "terminal_options"]
+__all__ = [
+    "Chosen",
+    "compression_option",
+    "documents_of",
+    "form_options",
+    "in_settings",
+    "pack_argument",
+    "places_of",
+    "settings_options",
+    "terminal_options",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +73,34 @@ def places_of(settings: Settings) -> Places:
         find_links=python.find_links,
         index_urls=tuple(url for url in (python.index_url, *python.extra_index_urls) if url),
     )
+
+
+def compression_option(function: F) -> F:
+    """``--compression``, passed as *compression*."""
+    option = click.option(
+        "--compression",
+        metavar="HOW",
+        help="Of the layers in a registry: zstd[:LEVEL], gzip[:LEVEL] or none. Docker before 23.0 needs gzip.",
+    )
+    return option(function)
+
+
+def form_options(function: F) -> F:
+    """``--compression`` and ``--format-revision``, passed as *compression* and *format_revision*."""
+    option = click.option("--format-revision", type=int, metavar="N", help="Of the image format; the only one is 1.")
+    return compression_option(option(function))
+
+
+def in_settings(settings: Settings, *, compression: str | None, format_revision: int | None) -> Settings:
+    """*settings* with the compression that a flag names. Raises :class:`UsageError` for what is not known."""
+    from cpack_build.lock.form import require_revision
+    from cpack_build.oci.compressed import parse_compression
+
+    if format_revision is not None:
+        require_revision(format_revision)
+    if compression is None:
+        return settings
+    return settings.model_copy(update={"compression": str(parse_compression(compression))})
 
 
 def pack_argument(function: F) -> F:
@@ -147,7 +185,10 @@ def settings_options(function: F) -> F:
         click.option("--extra-index-url", metavar="URL", help="One more index of Python packages.", multiple=True),
         click.option("--base", metavar="IMAGE", help="The image to build upon: scratch, oci:DIR or a reference."),
         click.option(
-            "--platform", type=click.Choice(["linux/amd64", "linux/arm64"]), help="By default this machine's."
+            "--platform",
+            metavar="NAME[,NAME]",
+            callback=_platforms,
+            help="linux/amd64, linux/arm64 or both; by default those of the lock that is there, else this machine's.",
         ),
         click.option(
             "--target", metavar="NAME", help="cpu, cuda12.8, rocm6.4, …: by default what the pack's torch is for."
@@ -157,6 +198,13 @@ def settings_options(function: F) -> F:
         click.option("--exclude-node", metavar="NAME", help="Leave a custom node out.", multiple=True),
     )
     return cast("F", _decorated(wrapped, options))
+
+
+def _platforms(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    for name in value.split(",") if value is not None else ():
+        if name.strip() not in ("linux/amd64", "linux/arm64"):
+            raise click.BadParameter(f"{name!r} is not one of linux/amd64, linux/arm64.", context, parameter)
+    return value
 
 
 def absolute(place: str) -> str:

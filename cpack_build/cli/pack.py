@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ _SHOWN = 30
 @click.argument("workspace", type=click.Path(path_type=Path))
 @click.option(
     "-w", "--workflow", "workflow_file", type=click.Path(path_type=Path), required=True, metavar="FILE",
-    help="The workflow in ComfyUI's API format; with --object-info also as the editor saves it.",
+    help="The workflow in ComfyUI's API format, or a picture that it made; with --object-info also as the editor saves "
+    "it.",
 )  # fmt: skip
 @click.option(
     "--editor-workflow", type=click.Path(path_type=Path), metavar="FILE", help="The same as the editor saves it."
@@ -43,14 +45,19 @@ _SHOWN = 30
 @click.option("--all-models", is_flag=True, help="All models, not only those that the workflow uses.")
 @click.option("--include-local", is_flag=True, help="Capture nodes that have no remote, without asking.")
 @click.option("--exclude-node", metavar="NAME", multiple=True, help="Leave a custom node out.")
+@click.option("--capture-node", metavar="NAME", multiple=True, help="Pack a custom node whole, as it lies there.")
 @click.option("--python", type=click.Path(path_type=Path), metavar="PATH", help="The Python that runs this ComfyUI.")
 @click.option(
     "--extra-model-paths-config", "extra_paths", type=click.Path(path_type=Path), metavar="FILE", multiple=True,
     help="As ComfyUI's own option.",
 )  # fmt: skip
-@click.option("--comfyui-commit", metavar="COMMIT", help="Which commit a ComfyUI without git is.")
+@click.option(
+    "--comfyui-commit", metavar="COMMIT", help="Which commit a ComfyUI without git is, instead of its version's."
+)
 @click.option("--mirror", metavar="PREFIX=PREFIX", help="Ask the second instead of the first.", multiple=True)
-@click.option("--offline", is_flag=True, help="Ask nobody where models can be had.")
+@click.option(
+    "--offline", is_flag=True, help="Ask nobody: neither where models can be had, nor for a ComfyUI's release."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be packed; read no model, and write nothing.")
 @terminal_options
 def pack(
@@ -64,6 +71,7 @@ def pack(
     all_models: bool,
     include_local: bool,
     exclude_node: tuple[str, ...],
+    capture_node: tuple[str, ...],
     python: Path | None,
     extra_paths: tuple[Path, ...],
     comfyui_commit: str | None,
@@ -76,24 +84,26 @@ def pack(
 
     WORKSPACE is the folder of a ComfyUI install; it need not run, and nothing of it is run.
     """
+    from cpack_build.cpack.workflowfile import open_workflow, read_json_file
     from cpack_build.fetch.http import RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
-    from cpack_build.workflow.conversion import convert, is_ui_format
-    from cpack_build.workspace import draft_pack, read_workflow_file, write_draft
+    from cpack_build.workspace import Releases, draft_pack, write_draft
 
+    store = Store()
     sources = Sources(Mirrors.parse(mirror), RequestsTransport(timeouts=(5.0, 20.0)))
-    info = read_workflow_file(object_info, what="/object_info") if object_info else None
-    api, drawing = read_workflow_file(workflow_file), read_workflow_file(editor_workflow) if editor_workflow else None
-    if is_ui_format(api):
-        converted = convert(api, info, name=str(workflow_file))
-        for note in converted.notes:
-            terminal.progress.note(note)
-        api, drawing = converted.prompt, drawing or api
+    info = read_json_file(object_info, what="/object_info") if object_info else None
+    given = open_workflow(workflow_file)
+    api, notes = given.in_api_format(info)
+    for note in notes:
+        terminal.progress.note(note)
+    drawing = open_workflow(editor_workflow).drawing if editor_workflow else given.drawing
     draft = draft_pack(
         workspace, api, workflow=drawing, object_info=info,
         python=python, extra_model_paths=extra_paths, models=models, inputs=inputs, all_models=all_models,
-        exclude_nodes=exclude_node, comfyui_commit=comfyui_commit, progress=terminal.progress,
+        exclude_nodes=exclude_node, capture_nodes=capture_node, comfyui_commit=comfyui_commit,
+        releases=Releases(store, replace(sources.mirrors, is_offline=offline), terminal.progress),
+        progress=terminal.progress,
     )  # fmt: skip
     target = output or Path(_name(workflow_file) + ".cpack.zip")
     for line in (*draft.notes, *(f"Missing: {what}." for what in draft.missing)):
@@ -108,7 +118,7 @@ def pack(
         terminal.result(_document(draft, target, None))
         _say(draft, target, terminal, dry_run=True)
         return
-    written = write_draft(draft, target, store=Store(), sources=sources, offline=offline, progress=terminal.progress)
+    written = write_draft(draft, target, store=store, sources=sources, offline=offline, progress=terminal.progress)
     for note in written.notes:
         terminal.progress.note(note)
     terminal.result(_document(draft, target, written))
@@ -116,12 +126,12 @@ def pack(
 
 
 def _name(workflow: Path) -> str:
-    """What a pack of that file is called: without ``.json`` and ``_api``."""
-    return re.sub(r"([ _.-]api)?\.json$", "", workflow.name, flags=re.IGNORECASE) or "workflow"
+    """What a pack of that file is called: without its ending and ``_api``."""
+    return re.sub(r"([ _.-]api)?\.(json|png|webp|jpe?g|flac)$", "", workflow.name, flags=re.IGNORECASE) or "workflow"
 
 
 def _show_captured(draft: Draft, terminal: Terminal) -> None:
-    """The size and files of the nodes that are captured whole."""
+    """The size and files of what is captured whole."""
     for node in draft.captured:
         terminal.progress.note(
             f"{node.name} would be captured whole ({node.reason}): {len(node.files)} files, "
@@ -146,9 +156,14 @@ def _ask(draft: Draft, terminal: Terminal) -> None:
         return
     raise UnsafeInput(
         f"Only this machine has the code of {names}, so it would have to travel in the pack.",
-        hint=f"Allow it with --include-local, or leave it out: --exclude-node {draft.captured[0].name}. "
-        "--dry-run lists its files.",
+        hint=f"Allow it with --include-local, or {_instead(draft)}. --dry-run lists its files.",
     )
+
+
+def _instead(draft: Draft) -> str:
+    """How to do without the first thing that would be captured."""
+    name = draft.captured[0].name
+    return "name its commit: --comfyui-commit" if draft.source.files else f"leave it out: --exclude-node {name}"
 
 
 def _document(draft: Draft, target: Path, written: Written | None) -> dict[str, Any]:
@@ -162,6 +177,7 @@ def _document(draft: Draft, target: Path, written: Written | None) -> dict[str, 
         "comfyui": {
             "commit": draft.source.commit or None,
             "patched": bool(draft.source.patch),
+            "captured": [{"filename": file.name, "size": file.size} for file in draft.source.files],
             **draft.source.document(),
         },
         "python": {"version": draft.environment.version, "kind": draft.environment.kind},
@@ -191,7 +207,8 @@ def _node(node: Node) -> dict[str, Any]:
     if node.version:
         said |= {"id": node.registry_id, "version": node.version}
     if node.files:
-        said |= {"captured": [{"filename": file.name, "size": file.size} for file in node.files], "size": node.size}
+        size = sum(file.size for file in node.files)
+        said |= {"captured": [{"filename": file.name, "size": file.size} for file in node.files], "size": size}
     return said
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +13,7 @@ from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
     from cpack_build.image.plan import PlannedLayer
+    from cpack_build.lock.schema import Lock
 
 __all__ = ["plan"]
 
@@ -29,51 +31,83 @@ __all__ = ["plan"]
 @settings_options
 @terminal_options
 def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, terminal: Terminal) -> None:
-    """Show the layers of PACK's image, from the bottom, by its lock: kind, name, size, and whether it is known already.
+    """Show the layers of PACK's image, from the bottom, by its lock: kind, name, size, size in a registry, and which
+    other images have the same layer.
 
-    A known layer was measured by an earlier build on this machine and is not read again; the others are to be made.
+    A known layer was measured by an earlier build on this machine and is not read again; the others are to be made. How
+    small a layer becomes is known once it was pushed.
     """
     from cpack_build.cli.lock import lock_beside
     from cpack_build.cpack.reader import read_pack
     from cpack_build.fetch.store import Store
     from cpack_build.image.plan import plan as planned
-    from cpack_build.lock.resolve import check_fresh
-    from cpack_build.lock.schema import BaseImage, load_lock
+    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.schema import load_locks
 
     read = read_pack(pack)
     path = lock_file or lock_beside(pack)
-    lock = load_lock(path)
-    check_fresh(lock, read, chosen.settings(read), name=path)
-    layers = planned(lock, documents=documents_of(read), store=Store())
-    base = f"{lock.base.reference}@{lock.base.digest}" if isinstance(lock.base, BaseImage) else "scratch"
-    terminal.result(
-        {
-            "lock": str(path),
-            "platform": lock.platform,
-            "base": base,
-            "layers": [vars(layer) | {"known": layer.is_known} for layer in layers],
-        }
-    )
+    locks = check_all_fresh(load_locks(path), read, chosen.settings(read), name=path)
+    plans = [(lock, planned(lock, documents=documents_of(read), store=Store())) for lock in locks]
+    documents = [_document(lock, layers) for lock, layers in plans]
+    terminal.result({"lock": str(path), **(documents[0] if len(documents) == 1 else {"platforms": documents})})
     if terminal.json:
         return
-    terminal.say(f"{path}: {lock.platform}, over {base}, from the bottom:")
+    for lock, layers in plans:
+        for line in _lines(path, lock, layers, explain=explain):
+            terminal.say(line)
+    if len(plans) > 1:
+        digests = [{layer.digest for layer in layers if layer.digest} for _, layers in plans]
+        common = set.intersection(*digests)
+        size = sum(layer.size or 0 for layer in plans[0][1] if layer.digest in common)
+        terminal.say(f"{len(common)} known layers ({amount(size, None, 'B')}) are the same on every platform.")
+
+
+def _base(lock: Lock) -> str:
+    from cpack_build.lock.schema import BaseImage
+
+    return f"{lock.base.reference}@{lock.base.digest}" if isinstance(lock.base, BaseImage) else "scratch"
+
+
+def _document(lock: Lock, layers: list[PlannedLayer]) -> dict[str, Any]:
+    from cpack_build.lock.form import recorded_compression
+
+    return {
+        "platform": lock.platform,
+        "base": _base(lock),
+        "compression": str(recorded_compression(lock)),
+        "layers": [vars(layer) | {"known": layer.is_known, "shared": layer.shared} for layer in layers],
+    }
+
+
+def _lines(path: Path, lock: Lock, layers: list[PlannedLayer], *, explain: bool) -> Iterator[str]:
+    from cpack_build.lock.form import recorded_compression
+
+    yield f"{path}: {lock.platform}, over {_base(lock)}, from the bottom:"
     width = max(len(layer.name) for layer in layers)
-    app = layers[-1].size or 0
+    how = recorded_compression(lock).algorithm
+    yield f"{'kind':<12}{'name':<{width}}  {'size':>10}  {how:>10}  {'state':<10}  the same in"
     for layer in layers:
         state = "known" if layer.is_known else "to be made"
-        line = f"{layer.kind:<12}{layer.name:<{width}}  {_size(layer):>10}  {state:<10}"
-        terminal.say(line + (_cost(layer, app) if explain else ""))
+        sizes = f"{_size(layer.size):>10}  {_size(layer.compressed):>10}"
+        yield f"{layer.kind:<12}{layer.name:<{width}}  {sizes}  {state:<10}  {layer.shared}"
+        if explain:
+            yield f"{'':<12}{_cost(layer, layers)}"
     made = sum(not layer.is_known for layer in layers)
     total = amount(sum(layer.size or 0 for layer in layers), None, "B")
-    terminal.say(f"{len(layers)} layers, {total} known, {made} to be made.")
+    yield f"{len(layers)} layers, {total} known, {made} to be made."
 
 
-def _size(layer: PlannedLayer) -> str:
-    return amount(layer.size, None, "B") if layer.size is not None else "?"
+def _size(count: int | None) -> str:
+    return amount(count, None, "B") if count is not None else "?"
 
 
-def _cost(layer: PlannedLayer, app: int) -> str:
+def _cost(layer: PlannedLayer, layers: Sequence[PlannedLayer]) -> str:
     """What a change of *layer* sends to a registry again, and what an engine unpacks again."""
-    pushed = (layer.size or 0) + (0 if layer.kind == "app" else app)
-    about = "" if layer.is_known else " at least"
-    return f"  a change pushes{about} {amount(pushed, None, 'B')}, unpacks{about} {amount(layer.above, None, 'B')}"
+    number = layers.index(layer)
+    changed = "this layer" if layer.kind == "app" else f"{layer.changed} layers"
+    sent = "" if all(other.compressed is not None for other in layers) else "about "
+    least = "" if all(other.is_known for other in layers[number:]) else "at least "
+    return (
+        f"a change makes {changed} anew, pushes {sent}{amount(layer.pushed, None, 'B')} and unpacks "
+        f"{least}{amount(layer.above, None, 'B')}"
+    )

@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from cpack_build.cli.options import terminal_options
+from cpack_build.cli.options import compression_option, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
     from cpack_build.oci.push import Pushed
     from cpack_build.oci.reference import Reference
     from cpack_build.oci.transport import Access
+    from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["access_for", "push", "push_document", "push_line", "registry_options"]
+__all__ = ["access_for", "push", "push_document", "push_line", "registry_options", "tell_of_zstd"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -63,6 +64,7 @@ def registry_options(function: F) -> F:
 @click.option(
     "--platform", type=click.Choice(["linux/amd64", "linux/arm64"]), help="Which of IMAGE's; by default this machine's."
 )
+@compression_option
 @click.option("--dry-run", is_flag=True, help="Ask what the registry has, and send nothing.")
 @registry_options
 @terminal_options
@@ -71,6 +73,7 @@ def push(
     reference: str,
     also: tuple[str, ...],
     platform: str | None,
+    compression: str | None,
     dry_run: bool,
     jobs: int,
     blob_limit: int | None,
@@ -80,9 +83,12 @@ def push(
 ) -> None:
     """Push IMAGE (oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's) to the registry as REF.
 
+    Its layers go as they are, and its digest stays, unless --compression says otherwise; models are never compressed.
+
     Logins are those of docker and podman, or CPACK_REGISTRY_USER and CPACK_REGISTRY_PASSWORD.
     """
     from cpack_build.fetch.store import Store
+    from cpack_build.oci.compressed import compressed_image, parse_compression
     from cpack_build.oci.push import push as push_image
     from cpack_build.oci.reference import Reference, parse_image_name, parse_reference
     from cpack_build.oci.sources import open_source
@@ -90,7 +96,11 @@ def push(
     targets = [parse_reference(text) for text in (reference, *also)]
     access = access_for(targets, insecure=insecure, ca=ca)
     name = parse_image_name(image)
+    how = parse_compression(compression) if compression is not None else None
     found = open_source(name, access=access).as_image(platform or _own_platform())
+    if how is not None:
+        found = compressed_image(found, how, store=Store(), progress=terminal.progress)
+    tell_of_zstd(found, terminal)
     pushed = push_image(
         found,
         targets,
@@ -134,6 +144,15 @@ def access_for(targets: Sequence[Reference], *, insecure: Sequence[str], ca: Pat
             hint="Name the one that it is for in CPACK_REGISTRY.",
         )
     return Access(frozenset(insecure), ca, registries[0] if len(registries) == 1 else None)
+
+
+def tell_of_zstd(image: Image | ImageIndex, terminal: Terminal) -> None:
+    """Say who cannot pull *image*."""
+    from cpack_build.oci.compressed import takes_zstd
+    from cpack_build.oci.types import ImageIndex
+
+    if any(map(takes_zstd, image.images if isinstance(image, ImageIndex) else [image])):
+        terminal.progress.note("Docker before 23.0 cannot pull zstd layers; for it, push with --compression gzip.")
 
 
 def push_document(pushed: Pushed) -> dict[str, Any]:

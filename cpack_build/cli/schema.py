@@ -25,11 +25,13 @@ def schema(name: str, terminal: Terminal) -> None:
 
 def schema_of(name: str) -> dict[str, Any]:
     """The schema called *name*: ``pack``, ``lock`` or ``config``."""
+    from pydantic import TypeAdapter
+
     from cpack_build.cpack.published import pack_schema, settings_schema
-    from cpack_build.lock.schema import Lock
+    from cpack_build.lock.schema import Lock, LockIndex
 
     if name == "pack":
         return pack_schema()
     if name == "config":
         return settings_schema()
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Lock.model_json_schema()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Lock | LockIndex).json_schema()}

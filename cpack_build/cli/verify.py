@@ -37,6 +37,7 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
+    from cpack_build.image.carried import Carried
     from cpack_build.image.config import APP
     from cpack_build.image.gather import gather
     from cpack_build.image.verify import first_difference
@@ -49,20 +50,22 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     settings = chosen.alone()
     store, sources = Store(), Sources(Mirrors(settings.mirrors))
     source = open_source(parse_image_name(image), mirrors=sources.mirrors, store=store)
-    found = source.as_image(settings.platform or this_platform())
+    platform = settings.platform[0] if len(settings.platform) == 1 else this_platform()
+    found = source.as_image(platform)
     # The top layer has all of the documents; the others may be damaged, which is what is to be found out.
     tree = file_tree(replace(found, layers=found.layers[-1:]))
     documents = {name.removeprefix(f"{APP}/"): data for name, data in tree.read(tree.below(APP)).items()}
     carried = documents.pop("cpack.lock", None)
     if lock_file is not None:
-        lock = load_lock(lock_file)
+        lock = load_lock(lock_file, platform=platform)
     elif carried is not None:
-        lock = read_lock(carried, name=f"{image}: /{APP}/cpack.lock")
+        lock = read_lock(carried, name=f"{image}: /{APP}/cpack.lock", platform=platform)
     else:
         raise BadImage(image, f"carries no lock at /{APP}/cpack.lock", hint="Name the lock with --lock.")
     materials = gather(
         lock,
         documents=documents,
+        pack=Carried(lock, found, documents),
         places=places_of(settings),
         store=store,
         sources=sources,

@@ -14,8 +14,8 @@ import struct
 import unicodedata
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -53,24 +53,40 @@ class Archive:
         Raises :class:`UnsafeInput` beyond *limit* bytes or when it unpacks to far more than it is packed,
         :class:`NotAPack` when it is damaged, :class:`BadInput` when there is no such entry.
         """
-        if name not in self.sizes:
-            raise BadInput(f"{self.path} holds no {name!r}.", hint="See what it holds with `cpack-build inspect`.")
-        with _explaining(self.path, name), self.path.open("rb") as raw, zipfile.ZipFile(_capped(raw)) as archive:
-            info = archive.getinfo(name)
-            count = 0
-            with archive.open(info) as member:
-                while chunk := member.read(_CHUNK):
-                    count += len(chunk)
-                    if count > limit:
-                        raise _too_big(self.path, name, limit)
-                    if count > _RATIO_FREE and count > RATIO_LIMIT * max(info.compress_size, 1):
-                        raise UnsafeInput(
-                            f"{self.path}: {name} unpacks to more than {RATIO_LIMIT} times its size.",
-                            hint="That is how zip bombs are made. Do not use this file.",
-                        )
-                    yield chunk
-            if count != info.file_size:
-                raise NotAPack(self.path, f"{name} ends early")
+        with self.reading(limit=limit) as stream:
+            yield from stream(name)
+
+    @contextmanager
+    def reading(self, *, limit: int = MEMBER_LIMIT) -> Iterator[Callable[[str], Iterator[bytes]]]:
+        """A function that does what :meth:`stream` does, and reads the list of entries only once for many of them."""
+        with _listed(self.path) as archive:
+
+            def stream(name: str) -> Iterator[bytes]:
+                if name not in self.sizes:
+                    raise BadInput(
+                        f"{self.path} holds no {name!r}.", hint="See what it holds with `cpack-build inspect`."
+                    )
+                with _explaining(self.path, name):
+                    yield from self._chunks(archive, name, limit)
+
+            yield stream
+
+    def _chunks(self, archive: zipfile.ZipFile, name: str, limit: int) -> Iterator[bytes]:
+        info = archive.getinfo(name)
+        count = 0
+        with archive.open(info) as member:
+            while chunk := member.read(_CHUNK):
+                count += len(chunk)
+                if count > limit:
+                    raise _too_big(self.path, name, limit)
+                if count > _RATIO_FREE and count > RATIO_LIMIT * max(info.compress_size, 1):
+                    raise UnsafeInput(
+                        f"{self.path}: {name} unpacks to more than {RATIO_LIMIT} times its size.",
+                        hint="That is how zip bombs are made. Do not use this file.",
+                    )
+                yield chunk
+        if count != info.file_size:
+            raise NotAPack(self.path, f"{name} ends early")
 
     def read(self, name: str, *, limit: int) -> bytes:
         """The bytes of an entry, at most *limit*. Raises as :meth:`stream`."""
@@ -83,10 +99,8 @@ def open_archive(path: Path) -> Archive:
     Raises :class:`NotAPack` if it is no zip, is truncated, damaged or encrypted, :class:`UnsafeInput` if a name leaves
     its place, an entry is no regular file, a name occurs twice, or there is too much of it.
     """
-    with _explaining(path, "its list of entries"), path.open("rb") as raw:
-        capped = _capped(raw)
-        with zipfile.ZipFile(capped) as archive:
-            entries = archive.infolist()
+    with _listed(path) as archive:
+        entries = archive.infolist()
     if len(entries) > ENTRY_LIMIT:
         raise UnsafeInput(f"{path} has more than {ENTRY_LIMIT} entries.", hint="A pack has a few dozen; do not use it.")
     sizes: dict[str, int] = {}
@@ -172,6 +186,15 @@ class _Capped(io.RawIOBase):
 
 def _capped(raw: IO[bytes]) -> IO[bytes]:
     return _Capped(raw)  # type: ignore[return-value]
+
+
+@contextmanager
+def _listed(path: Path) -> Iterator[zipfile.ZipFile]:
+    with ExitStack() as opened:
+        with _explaining(path, "its list of entries"):
+            raw = opened.enter_context(path.open("rb"))
+            archive = opened.enter_context(zipfile.ZipFile(_capped(raw)))
+        yield archive
 
 
 @contextmanager

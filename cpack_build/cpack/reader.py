@@ -7,8 +7,10 @@ listed under :attr:`Pack.other` and never used.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -21,11 +23,13 @@ from cpack_build.errors import BadInput, NotAPack, WorkflowError
 if TYPE_CHECKING:
     from cpack_build.workflow.interface import Workflow
 
-__all__ = ["Era", "Pack", "PackFile", "read_pack"]
+__all__ = ["LOCK_FILES", "Era", "Pack", "PackFile", "read_pack"]
 
 Era = Literal["0.0", "0.1", "0.4"]
 """The first comfy-pack that wrote packs of this shape."""
 
+LOCK_FILES = frozenset({"cpack.lock", "pylock.toml"})
+"""What was made from the rest of the pack."""
 _DOCUMENT_LIMIT = 64 << 20
 """Bytes of a JSON document."""
 _SETTINGS_LIMIT = 1 << 20
@@ -56,14 +60,13 @@ class PackFile:
 
 @dataclass(frozen=True)
 class Pack:
-    """A pack as it was read. *sha256* (hex) is of the zip's bytes.
+    """A pack as it was read.
 
     *workflow_api* is what ComfyUI executes, *workflow* what its editor shows (``None`` if the pack has none);
     *settings_text* is the pack's own ``cpack.yaml``, unparsed.
     """
 
     path: Path
-    sha256: str
     era: Era
     snapshot: Snapshot
     workflow_api: dict[str, Any]
@@ -74,6 +77,29 @@ class Pack:
     extra: dict[str, Any]
     """What ``snapshot.json`` holds besides, by its top keys: ``cpack`` is our own, others are anyone's."""
     _archive: Archive = field(repr=False, compare=False)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Hex, of the zip's bytes."""
+        return _sha256(self.path)
+
+    @cached_property
+    def content_sha256(self) -> str:
+        """Hex, over ``SHA256 SP NAME NUL`` of every entry that a lock may depend on, sorted by name: all but those that
+        a lock itself puts into a pack (:data:`LOCK_FILES`)."""
+        digest = hashlib.sha256()
+        with self.reading() as stream:
+            for name in sorted(self.sizes.keys() - LOCK_FILES, key=str.encode):
+                content = hashlib.sha256()
+                for chunk in stream(name):
+                    content.update(chunk)
+                digest.update(f"{content.hexdigest()} ".encode() + name.encode() + b"\0")
+        return digest.hexdigest()
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Every file in the zip, with its size in bytes."""
+        return self._archive.sizes
 
     @property
     def name(self) -> str:
@@ -96,10 +122,10 @@ class Pack:
         return read_workflow(self.workflow_api, name=f"{self.path}: workflow_api.json")
 
     def documents(self) -> dict[str, bytes]:
-        """What an image carries of the pack: workflow, snapshot and input files, as they lie in the zip, by name."""
-        names = [
-            name for name in ("snapshot.json", "workflow_api.json", "workflow.json") if name in self._archive.sizes
-        ]
+        """What an image carries of the pack beside its nodes: workflow, snapshot, changes of git repositories and input
+        files, as they lie in the zip, by name."""
+        documents = ("snapshot.json", "workflow_api.json", "workflow.json")
+        names = [name for name in self.sizes if name in documents or name.startswith("patches/")]
         found = {name: self.open_member(name) for name in names}
         return found | {f"input/{item.path}": self.open_member(item.name) for item in self.inputs}
 
@@ -113,6 +139,10 @@ class Pack:
     def stream_member(self, name: str, *, limit: int = MEMBER_LIMIT) -> Iterator[bytes]:
         """The bytes of the entry *name* in chunks. Raises as :meth:`open_member`."""
         return self._archive.stream(name, limit=limit)
+
+    def reading(self) -> AbstractContextManager[Callable[[str], Iterator[bytes]]]:
+        """What :meth:`stream_member` does, for many entries: ``with pack.reading() as stream: stream(name)``."""
+        return self._archive.reading()
 
 
 def read_pack(path: Path) -> Pack:
@@ -146,7 +176,6 @@ def read_pack(path: Path) -> Pack:
     inputs = tuple(PackFile(name, names[name]) for name in sorted(names) if name.startswith(_INPUTS))
     return Pack(
         path=path,
-        sha256=_sha256(path),
         era=era,
         snapshot=snapshot,
         workflow_api=_workflow_api(_json(archive, "workflow_api.json"), path),

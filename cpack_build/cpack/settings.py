@@ -3,7 +3,7 @@
 It is named with ``--config``, or lies beside the pack as ``NAME.cpack.yaml``, or in it; the first that is there counts.
 An unknown key is an error that
 names the nearest known one. Where bytes are taken from on this machine (mirrors, folders) does not shape the image and
-is not part of :meth:`Settings.digest`; everything else is.
+is not part of :meth:`Settings.digest`, nor is the compression of what is pushed; everything else is.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, ValidationError
 
 from cpack_build.errors import BadSettings, UnsafeInput
 
 __all__ = [
     "AcceleratorName",
+    "CompressionName",
     "InterpreterArchive",
     "NodeSettings",
+    "Platform",
     "PythonSettings",
     "Settings",
     "SystemSettings",
@@ -41,6 +43,9 @@ AcceleratorName = Annotated[
     str, StringConstraints(pattern=r"^(cpu|cuda[1-9][0-9]\.[0-9]|rocm[0-9]{1,2}\.[0-9]{1,2}(\.[0-9]{1,2})?)$")
 ]
 """What an image computes on, as PyTorch releases for it."""
+CompressionName = Annotated[str, StringConstraints(pattern=r"^(zstd(:([1-9]|1[0-9]))?|gzip(:[1-9])?|none)$")]
+Platform = Literal["linux/amd64", "linux/arm64"]
+"""``os/architecture``, as images are told apart (image-spec config.md)."""
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 """What can be an argument or a variable's value: anything without NUL (POSIX, execve)."""
 
@@ -82,11 +87,20 @@ class NodeSettings(_Section):
     """Folder names or URLs of custom nodes not to take."""
 
 
+def _platforms(value: object) -> object:
+    """What ``linux/amd64,linux/arm64``, one name or a list of them means: each once, in order."""
+    names = [name.strip() for name in value.split(",")] if isinstance(value, str) else value
+    if isinstance(names, list | tuple) and all(isinstance(name, str) for name in names):
+        return tuple(sorted(set(names)))
+    return () if names is None else names
+
+
 class Settings(_Section):
     """All of ``cpack.yaml``."""
 
-    platform: Literal["linux/amd64", "linux/arm64"] | None = None
-    """By default this machine's."""
+    platform: Annotated[tuple[Platform, ...], BeforeValidator(_platforms)] = ()
+    """``linux/amd64``, ``linux/arm64`` or a list of both: one image for each. By default those of the lock that is
+    there, else this machine's. No part of the digest: a lock says itself what it is for."""
     target: AcceleratorName | None = None
     """``cpu``, ``cuda12.8``, ``rocm6.4``: which build of torch to lock. By default what the pack's own torch is for."""
     base: str = "scratch"
@@ -100,6 +114,9 @@ class Settings(_Section):
     nodes: NodeSettings = NodeSettings()
     environment: dict[VariableName, Text] = Field(default_factory=dict)
     comfyui_args: tuple[Text, ...] = ()
+    compression: CompressionName | None = None
+    """``zstd``, ``zstd:LEVEL``, ``gzip``, ``gzip:LEVEL`` or ``none``: the layers of an image that is pushed. By default
+    ``zstd:3``; Docker before 23.0 cannot pull that. The image ID does not depend on it."""
     mirrors: dict[str, str] = Field(default_factory=dict)
     """URL prefix → URL prefix or path."""
     models: tuple[str, ...] = ()
@@ -107,7 +124,10 @@ class Settings(_Section):
 
     def digest(self) -> str:
         """sha256 hex of what shapes the image."""
-        shaping = self.model_dump(mode="json", exclude={"mirrors": True, "models": True, "python": {"find_links"}})
+        left_out: dict[str, Any] = {
+            "compression": True, "platform": True, "mirrors": True, "models": True, "python": {"find_links"},
+        }  # fmt: skip
+        shaping = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 
 
@@ -222,6 +242,8 @@ def _readable(error: ValidationError, name: object) -> BadSettings:
     first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
     tags = (InterpreterArchive.__name__, "literal[")
     location = [str(part) for part in first["loc"] if not str(part).startswith(tags)]
+    if location[0] == "platform":
+        location = ["platform"]  # one name is written without a list
     if first["type"] == "extra_forbidden":
         model: type[BaseModel] = Settings
         for part in location[:-1]:

@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import json
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import urlsplit
 
 from cpack_build.errors import CpackError
-from cpack_build.fetch.http import Sources
+from cpack_build.fetch.http import PostTransport, Response, Sources
 from cpack_build.fetch.mirrors import local_path
 
 __all__ = ["Asker"]
 
+_JSON = {"Accept": "application/json"}
 _LIMIT = 32 << 20
 """Bytes of an answer: the list of files of a large repository."""
 
@@ -38,13 +41,27 @@ class Asker:
 
     def get(self, url: str) -> Any:
         """The JSON at *url*, or ``None``."""
+        http = self._sources.http
+        return self._answer(url, lambda target: http.get(target, headers=_JSON))
+
+    def post(self, url: str, document: Any) -> Any:
+        """The JSON that *url* answers to *document*, or ``None``, also where the transport can only get."""
+        http = self._sources.http
+        if not isinstance(http, PostTransport):
+            return None
+        body = json.dumps(document).encode()
+        return self._answer(
+            url, lambda target: http.post(target, body, headers={**_JSON, "Content-Type": "application/json"})
+        )
+
+    def _answer(self, url: str, send: Callable[[str], AbstractContextManager[Response]]) -> Any:
         target = self._sources.mirrors.apply(url)
         host = urlsplit(target).hostname or ""
         if self._offline or local_path(target) is not None or host in self.silent:
             return None
         try:
-            with self._sources.http.get(target, headers={"Accept": "application/json"}) as response:
-                if response.status in (401, 403, 404, 410):
+            with send(target) as response:
+                if response.status in (400, 401, 403, 404, 405, 410):
                     return None
                 if response.status != 200:
                     self._silence(host, f"it answered HTTP {response.status}")

@@ -1,12 +1,15 @@
-"""Civitai: a model by its address or version, and which model a file is by its hash
-(``GET /api/v1/model-versions/by-hash/{sha256}``). ``CIVITAI_API_TOKEN`` (or ``CIVITAI_TOKEN``, ``CIVITAI_API_KEY``) is
-sent to civitai.com alone."""
+"""Civitai: a model by its address or version, and which model a file is, asked by its hash; one
+(``GET /api/v1/model-versions/by-hash/{sha256}``) or many.
+
+``CIVITAI_API_TOKEN`` (or ``CIVITAI_TOKEN``, ``CIVITAI_API_KEY``) is sent to civitai.com alone.
+https://developer.civitai.com/site/reference/model-versions
+"""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
@@ -20,9 +23,11 @@ from cpack_build.fetch.remote import HttpFile
 if TYPE_CHECKING:
     from cpack_build.fetch.places import Wanted
 
-__all__ = ["Civitai", "by_hash", "source_of_version"]
+__all__ = ["Civitai", "by_hash", "by_hashes", "source_of_version"]
 
 _SITE = "https://civitai.com"
+_AT_ONCE = 100
+"""Hashes that one POST may hold."""
 _TOKENS = ("CIVITAI_API_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_KEY")
 
 
@@ -86,6 +91,23 @@ def by_hash(sha256: str, *, asker: Asker, site: str = _SITE) -> dict[str, Any] |
     """Where Civitai has the file with that hash, as a pack says it; ``None`` if it has not, or does not answer."""
     answer = asker.get(f"{site}/api/v1/model-versions/by-hash/{sha256}")
     return source_of_version(answer, sha256=sha256, site=site) if isinstance(answer, Mapping) else None
+
+
+def by_hashes(hashes: Sequence[str], *, asker: Asker) -> dict[str, dict[str, Any]] | None:
+    """Of many hashes those that Civitai has, with where, in as few questions as it takes
+    (``POST /api/v1/model-versions/by-hash``); ``None`` if it does not answer to that."""
+    found: dict[str, dict[str, Any]] = {}
+    wanted = list(dict.fromkeys(hashes))
+    for start in range(0, len(wanted), _AT_ONCE):
+        some = wanted[start : start + _AT_ONCE]
+        answer = asker.post(f"{_SITE}/api/v1/model-versions/by-hash", [sha256.upper() for sha256 in some])
+        if not isinstance(answer, list):
+            return None
+        for version in answer:
+            for sha256 in some if isinstance(version, Mapping) else ():
+                if sha256 not in found and (told := source_of_version(version, sha256=sha256)) is not None:
+                    found[sha256] = told
+    return found
 
 
 def source_of_version(version: Mapping[str, Any], *, sha256: str, site: str = _SITE) -> dict[str, Any] | None:

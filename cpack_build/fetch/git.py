@@ -14,7 +14,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput, writing
+from cpack_build.fetch.http import Sources
+from cpack_build.fetch.lfs import with_lfs
 from cpack_build.fetch.mirrors import Mirrors, local_path
+from cpack_build.fetch.patch import Patch, patched
 from cpack_build.fetch.repository import (
     git_command,
     git_environment,
@@ -26,6 +29,7 @@ from cpack_build.fetch.repository import (
     locked,
 )
 from cpack_build.fetch.store import Store
+from cpack_build.fetch.submodules import submodule_urls
 from cpack_build.fetch.tree import SUBMODULE_DEPTH, Tree
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.progress import SILENT, Progress
@@ -82,10 +86,24 @@ def fetch_tree(
 
 
 def open_locked(
-    url: str, commit: str, *, tree_sha256: str, store: Store, mirrors: Mirrors, progress: Progress = SILENT
+    url: str,
+    commit: str,
+    *,
+    tree_sha256: str,
+    patch: Patch | None = None,
+    store: Store,
+    sources: Sources,
+    progress: Progress = SILENT,
 ) -> Tree:
-    """The tree that a lock names, checked against its hash. Raises :class:`HashMismatch` as well."""
-    tree = fetch_tree(url, commit, store=store, mirrors=mirrors, progress=progress)
+    """The tree that a lock names, with *patch* applied and Git LFS's files in it, checked against its hash.
+
+    Raises :class:`HashMismatch`, and what :func:`fetch_tree`, :func:`~cpack_build.fetch.patch.patched` and
+    :func:`~cpack_build.fetch.lfs.with_lfs` raise.
+    """
+    tree = fetch_tree(url, commit, store=store, mirrors=sources.mirrors, progress=progress)
+    if patch is not None:
+        tree = patched(tree, patch, store=store)
+    tree = with_lfs(tree, store=store, sources=sources, progress=progress)
     if (actual := tree.tree_digest()) != tree_sha256:
         raise HashMismatch(f"{redact(url)} at {commit}", expected=tree_sha256, actual=actual)
     return tree
@@ -203,17 +221,7 @@ def _fetch_submodules(
     # one listing of the top tells whether there is anything to do
     if not git_output(repository, "ls-tree", "--full-tree", commit, "--", ".gitmodules", what=url):
         return
-    said = subprocess.run(
-        [*git_command(repository), "config", "--null", f"--blob={commit}:.gitmodules", "--get-regexp",
-         r"^submodule\..*\.(path|url)$"],
-        capture_output=True, env=git_environment(),
-    ).stdout.decode("utf-8", "replace")  # fmt: skip
-    places: dict[str, dict[str, str]] = {}
-    for item in said.split("\0")[:-1]:
-        key, _, value = item.partition("\n")
-        section, _, field_name = key.rpartition(".")
-        places.setdefault(section, {})[field_name] = value
-    urls = {place["path"]: place["url"] for place in places.values() if {"path", "url"} <= place.keys()}
+    urls = submodule_urls(repository, f"{commit}:.gitmodules", parent=url)
     listing = git_output(repository, "ls-tree", "-r", "-z", "--full-tree", commit, what=url)
     for line in listing.split(b"\0")[:-1]:
         head, _, raw = line.partition(b"\t")
@@ -221,7 +229,7 @@ def _fetch_submodules(
         path = raw.decode("utf-8", "replace")
         if kind != "commit" or path not in urls:
             continue
-        inner = _absolute(urls[path], url)
+        inner = urls[path]
         canonical = canonical_url(inner)
         if not has_commit(repository, oid):
             with progress.task(f"Fetching {name}/{path}", unit="commits"):
@@ -229,21 +237,6 @@ def _fetch_submodules(
         _fetch_submodules(
             repository, canonical, oid, mirrors, progress=progress, name=f"{name}/{path}", depth=depth + 1
         )
-
-
-def _absolute(url: str, parent: str) -> str:
-    """A submodule's URL; ``./`` and ``../`` are meant from that of its *parent* (git-submodule(1), "add")."""
-    if not url.startswith(("./", "../")):
-        return url
-    base = parent.rstrip("/")
-    while url.startswith(("./", "../")):
-        if url.startswith("../"):
-            head, slash, tail = base.rpartition("/")
-            if not slash or not tail or head.endswith(("/", ":")):
-                raise UnsafeInput(f"{redact(parent)}: the submodule URL {url!r} leads above its server.")
-            base = head
-        url = url.split("/", 1)[1]
-    return f"{base}/{url}"
 
 
 def _explained(url: str, commit: str, problems: Sequence[str]) -> NetworkError | Unresolvable:

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "HttpTransport",
     "Offline",
+    "PostTransport",
     "RequestsTransport",
     "Response",
     "Sources",
@@ -70,6 +71,13 @@ class HttpTransport(Protocol):
     def get(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]: ...
 
 
+@runtime_checkable
+class PostTransport(HttpTransport, Protocol):
+    """One that can also send a document, as few questions need it."""
+
+    def post(self, url: str, body: bytes, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]: ...
+
+
 class RequestsTransport:
     """The real one. Redirects lead to http(s) only; *timeouts* are seconds to connect and between bytes.
 
@@ -89,14 +97,20 @@ class RequestsTransport:
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         return session
 
+    def get(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
+        return self._send("GET", url, None, headers)
+
+    def post(self, url: str, body: bytes, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
+        return self._send("POST", url, body, headers)
+
     @contextmanager
-    def get(self, url: str, *, headers: Mapping[str, str]) -> Iterator[Response]:
+    def _send(self, method: str, url: str, body: bytes | None, headers: Mapping[str, str]) -> Iterator[Response]:
         import requests
         from urllib3.exceptions import HTTPError
 
         asked = {"User-Agent": "cpack-build", "Accept-Encoding": "identity", **headers}
         try:
-            answer = self._session().get(url, headers=asked, stream=True, timeout=self._timeouts)
+            answer = self._session().request(method, url, data=body, headers=asked, stream=True, timeout=self._timeouts)
         except requests.exceptions.InvalidSchema:
             raise UnsafeInput(f"{redact(url)} leads to something that is no http(s) URL.") from None
         except requests.exceptions.TooManyRedirects:

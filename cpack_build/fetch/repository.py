@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from cpack_build.errors import ToolMissing, Unresolvable, writing
 from cpack_build.fetch.urls import redact
@@ -23,17 +25,17 @@ __all__ = [
 def initialise(repository: Path) -> None:
     if (repository / "HEAD").exists():
         return
-    with writing(repository):
-        repository.mkdir(parents=True, exist_ok=True)
+    with writing(repository), TemporaryDirectory(prefix="new-", dir=repository.parent) as aside:
         # no template: no hook, no exclude file, nothing of this machine
         result = subprocess.run(
-            [git_program(), "init", "--quiet", "--bare", "--template=", str(repository)],
+            [git_program(), "init", "--quiet", "--bare", "--template=", f"{aside}/git"],
             capture_output=True, env=git_environment(),
         )  # fmt: skip
-    if result.returncode:
-        raise Unresolvable(
-            f"The store's repository {repository} cannot be made: {result.stderr.decode('utf-8', 'replace').strip()}."
-        )
+        if result.returncode:
+            said = result.stderr.decode("utf-8", "replace").strip()
+            raise Unresolvable(f"The store's repository {repository} cannot be made: {said}.")
+        shutil.rmtree(repository, ignore_errors=True)  # without HEAD it is no repository
+        os.rename(f"{aside}/git", repository)
 
 
 @contextmanager
@@ -44,6 +46,9 @@ def locked(repository: Path) -> Iterator[None]:
         file = (repository.parent / (repository.name + ".lock")).open("w")
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
+        # What git calls locks, and nobody holds: a git that was killed has left them, and every later one would fail.
+        for left in repository.rglob("*.lock"):
+            left.unlink(missing_ok=True)
         yield
 
 

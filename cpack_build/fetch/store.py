@@ -33,7 +33,7 @@ from cpack_build.errors import HashMismatch, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.leases import Leases, held_file
 from cpack_build.fetch.memo import Memo
 
-__all__ = ["CHUNK", "Store", "StoredFile", "default_root", "further_roots", "stat_key"]
+__all__ = ["CHUNK", "Store", "StoredFile", "default_root", "further_roots", "stamp_of", "stat_key"]
 
 CHUNK = 1 << 20
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -56,11 +56,30 @@ def further_roots(root: Path) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class StoredFile:
-    """A file whose content is known: *sha256* in hex, *size* in bytes."""
+    """A file whose content is known: *sha256* in hex, *size* in bytes.
+
+    *stamp* is what its stat was when the content was known (device, inode, size, mtime and ctime in nanoseconds)."""
 
     path: Path
     sha256: str
     size: int
+    stamp: tuple[int, ...] | None = None
+
+    def require_unchanged(self) -> None:
+        """Raise :class:`Unresolvable` if the file is no longer the one whose content was known."""
+        if self.stamp is not None and _stamp_at(self.path) != self.stamp:
+            raise Unresolvable(
+                f"{self.path} changed while it was read.", hint="Wait until it is written, and run it again."
+            )
+
+    def require_sound(self) -> None:
+        """Read it again: raise :class:`HashMismatch` if a bit has flipped since it was written."""
+        hasher = hashlib.sha256()
+        with self.path.open("rb") as file:
+            while chunk := file.read(CHUNK):
+                hasher.update(chunk)
+        if hasher.hexdigest() != self.sha256:
+            raise HashMismatch(self.path, expected=self.sha256, actual=hasher.hexdigest())
 
 
 class Store:
@@ -91,26 +110,37 @@ class Store:
         sha256 = _hex(sha256)
         if self._is_leased and os.path.lexists(self.blob_path(sha256)):
             self.leases.take(sha256)
-        if (size := self._believed(self.blob_path(sha256), sha256, own=True)) is not None:
-            return StoredFile(self.blob_path(sha256), sha256, size)
-        rows = self.memo.rows("SELECT path, stat FROM files WHERE sha256 = ?", sha256)
-        for path, stat in rows:
+        if (blob := self._believed(self.blob_path(sha256), sha256, own=True)) is not None:
+            return blob
+        for path, stat in self.memo.rows("SELECT path, stat FROM files WHERE sha256 = ?", sha256):
             with suppress(OSError):
                 status = os.stat(path)
                 if stat_key(status) == stat:
-                    return StoredFile(Path(path), sha256, status.st_size)
+                    return StoredFile(Path(path), sha256, status.st_size, stamp_of(status))
         for root in self.further:
-            path = root / "blobs" / "sha256" / sha256
-            if (size := self._believed(path, sha256, own=False)) is not None:
-                return StoredFile(path, sha256, size)
+            if (blob := self._believed(root / "blobs" / "sha256" / sha256, sha256, own=False)) is not None:
+                return blob
         return None
+
+    def find_sound(self, sha256: str) -> StoredFile | None:
+        """:meth:`find` for what was made here and can be made again: read through, and removed if it is damaged."""
+        found = self.find(sha256)
+        if found is None:
+            return None
+        try:
+            found.require_sound()
+        except HashMismatch:
+            if found.path == self.blob_path(sha256):
+                found.path.unlink(missing_ok=True)
+            return None
+        return found
 
     def is_blob(self, sha256: str) -> bool:
         """Whether the main root itself has a blob of that hash."""
         return self._believed(self.blob_path(sha256), _hex(sha256), own=True) is not None
 
-    def _believed(self, path: Path, sha256: str, *, own: bool) -> int | None:
-        """The size of the file at *path* if it has the hash that its name says.
+    def _believed(self, path: Path, sha256: str, *, own: bool) -> StoredFile | None:
+        """The file at *path* if it has the hash that its name says.
 
         A name alone is believed only for what nobody but this store can have put there: our own, without another name.
         """
@@ -127,11 +157,12 @@ class Store:
                 hint="Look where it leads, and remove it.",
             )
         if own and status.st_nlink == 1:
-            return status.st_size
+            return StoredFile(path, sha256, status.st_size, stamp_of(status))
         try:
-            return status.st_size if self.adopt(path).sha256 == sha256 else None
+            file = self.adopt(path)
         except (OSError, Unresolvable):
             return None
+        return file if file.sha256 == sha256 else None
 
     def put(
         self,
@@ -162,12 +193,11 @@ class Store:
                 raise HashMismatch(f"{what} ({much} {size} bytes)", expected=sha256 or "?", actual=actual)
             if sha256 is not None and actual != sha256.removeprefix("sha256:"):
                 raise HashMismatch(what, expected=sha256, actual=actual)
-            path = self.place(Path(file.name), actual, descriptor=file.fileno(), name=name, flush=file.flush)
-        return StoredFile(path, actual, count)
+            return self.place(Path(file.name), actual, descriptor=file.fileno(), name=name, flush=file.flush)
 
     def place(
         self, path: Path, sha256: str, *, descriptor: int, name: str = "", flush: Callable[[], object] | None = None
-    ) -> Path:
+    ) -> StoredFile:
         """Make the file at *path* within the root, open as *descriptor* and known to have that hash, its blob."""
         blob = self.blob_path(sha256)
         if self._is_leased:
@@ -181,7 +211,8 @@ class Store:
             os.replace(path, blob)
         if name:
             self.memo.write("INSERT OR REPLACE INTO names (sha256, name) VALUES (?, ?)", _hex(sha256), name)
-        return blob
+        status = os.fstat(descriptor)
+        return StoredFile(blob, _hex(sha256), status.st_size, stamp_of(status))
 
     def reject(self, path: Path, sha256: str) -> Path:
         """Keep the file at *path* within the root, whose real hash is *sha256*, aside for inspection."""
@@ -225,10 +256,9 @@ class Store:
         *on_read* is called with the number of bytes of each chunk that had to be read.
         """
         path = Path(os.path.abspath(path))
-        before = stat_key(path.stat())
-        rows = list(self.memo.rows("SELECT sha256 FROM files WHERE path = ? AND stat = ?", str(path), before))
-        if rows:
-            return StoredFile(path, rows[0][0], path.stat().st_size)
+        status = path.stat()
+        if (known := self.known(path)) is not None:
+            return StoredFile(path, known, status.st_size, stamp_of(status))
         hasher = hashlib.sha256()
         size = 0
         with path.open("rb") as file:
@@ -237,26 +267,26 @@ class Store:
                 size += len(chunk)
                 if callable(on_read):
                     on_read(len(chunk))
-        if stat_key(path.stat()) != before:
-            raise Unresolvable(f"{path} changed while it was read.", hint="Wait until it is written, and run it again.")
-        self.remember_file(path, hasher.hexdigest())
-        return StoredFile(path, hasher.hexdigest(), size)
+        adopted = StoredFile(path, hasher.hexdigest(), size, stamp_of(status))
+        adopted.require_unchanged()
+        self.remember_file(adopted)
+        return adopted
 
     def known(self, path: Path) -> str | None:
-        """The hash of the file at *path* as it is now, if it is remembered; nothing is read."""
-        for (sha256,) in self.memo.rows(
+        """The hash of the file at *path*, if it was hashed and has not changed since."""
+        rows = self.memo.rows(
             "SELECT sha256 FROM files WHERE path = ? AND stat = ?", os.path.abspath(path), stat_key(path.stat())
-        ):
-            return str(sha256)
-        return None
+        )
+        return str(rows[0][0]) if rows else None
 
-    def remember_file(self, path: Path, sha256: str) -> None:
-        """Record that the file at *path*, as it is now, has that hash."""
+    def remember_file(self, file: StoredFile) -> None:
+        """Record the hash of a file that has a stamp, for as long as its stat is that."""
+        assert file.stamp is not None
         self.memo.write(
             "INSERT OR REPLACE INTO files (path, stat, sha256) VALUES (?, ?, ?)",
-            os.path.abspath(path),
-            stat_key(path.stat()),
-            sha256,
+            os.path.abspath(file.path),
+            ":".join(map(str, file.stamp)),
+            file.sha256,
         )
 
     # -- memo ----------------------------------------------------------------------------------------------------------
@@ -279,6 +309,18 @@ def _hex(sha256: str) -> str:
     return sha256
 
 
-def stat_key(stat: os.stat_result) -> str:
-    """What changes when a file is written to or replaced."""
-    return f"{stat.st_dev}:{stat.st_ino}:{stat.st_size}:{stat.st_mtime_ns}:{stat.st_ctime_ns}"
+def stamp_of(status: os.stat_result) -> tuple[int, ...]:
+    """What changes when a file is written to or replaced: device, inode, size, mtime and ctime."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def stat_key(status: os.stat_result) -> str:
+    """:func:`stamp_of` as text, as the memo has it."""
+    return ":".join(map(str, stamp_of(status)))
+
+
+def _stamp_at(path: Path) -> tuple[int, ...] | None:
+    try:
+        return stamp_of(path.stat())
+    except OSError:
+        return None

@@ -171,10 +171,9 @@ class _Run:
                 self._frame_hash = None
         if digest != self._sha256:
             return None
-        size = partial.size
-        blob = self._store.place(partial.path, digest, descriptor=partial.descriptor, name=self._name)
+        placed = self._store.place(partial.path, digest, descriptor=partial.descriptor, name=self._name)
         partial.moved_away()
-        return Transferred(StoredFile(blob, digest, size), framed)
+        return Transferred(placed, framed)
 
     def _follow_frame(self, size: int) -> None:
         if self._frame is not None and self._frame_hash is None:

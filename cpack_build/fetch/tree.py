@@ -11,19 +11,19 @@ import json
 import re
 import subprocess
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
-from cpack_build.errors import Unresolvable, UnsafeInput, writing
+from cpack_build.errors import BadInput, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.repository import git_command, git_environment, git_output, has_commit, initialise, locked
-from cpack_build.fetch.store import CHUNK, Store
+from cpack_build.fetch.store import CHUNK, Store, StoredFile
 from cpack_build.fetch.urls import redact
 
-__all__ = ["SUBMODULE_DEPTH", "Tree", "TreeFile", "import_tree"]
+__all__ = ["SUBMODULE_DEPTH", "Tree", "TreeFile", "files_digest", "import_tree", "imported_tree"]
 
 SUBMODULE_DEPTH = 8
 """Submodules within submodules."""
@@ -42,6 +42,8 @@ class TreeFile:
     mode: Literal["100644", "100755", "120000"]
     oid: str
     size: int
+    stored: StoredFile | None = None
+    """The file itself, where the repository has only a pointer to it."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +54,16 @@ class Tree:
     url: str
     commit: str
     _store: Store = field(repr=False, compare=False)
+    lfs: Mapping[str, StoredFile] = field(default_factory=dict, repr=False, compare=False)
+    """The files that Git LFS keeps, by path, once they were fetched (:mod:`.lfs`)."""
 
     @cached_property
     def _files(self) -> tuple[TreeFile, ...]:
-        return tuple(sorted(self._listed(self.commit, "", 0), key=lambda file: file.path.encode()))
+        files = sorted(self._listed(self.commit, "", 0), key=lambda file: file.path.encode())
+        return tuple(
+            replace(file, size=self.lfs[file.path].size, stored=self.lfs[file.path]) if file.path in self.lfs else file
+            for file in files
+        )
 
     def _listed(self, commit: str, prefix: str, depth: int) -> list[TreeFile]:
         """The files of *commit* below *prefix*, and of its submodules, whose commits lie in the same repository."""
@@ -139,16 +147,17 @@ class Tree:
         return self._inspected[0]
 
     def lfs_pointers(self) -> tuple[str, ...]:
-        """Paths that hold a Git LFS pointer where the file itself should be."""
+        """Paths that hold a Git LFS pointer where the file itself is not known."""
         return self._inspected[1]
 
     @cached_property
     def _inspected(self) -> tuple[str, tuple[str, ...]]:
-        if (known := self._store.recall(_MEMO, self.commit)) is not None:
+        key = f"{self.commit}+lfs" if self.lfs else self.commit  # a pointer names the content, as a commit does
+        if (known := self._store.recall(_MEMO, key)) is not None:
             digest, *pointers = json.loads(known)
             return digest, tuple(pointers)
         digest, found = self._inspect()
-        self._store.remember(_MEMO, self.commit, json.dumps([digest, *found]))
+        self._store.remember(_MEMO, key, json.dumps([digest, *found]))
         return digest, found
 
     def _inspect(self) -> tuple[str, tuple[str, ...]]:
@@ -156,6 +165,9 @@ class Tree:
         pointers = []
         with self.reader() as read:
             for file in self._files:
+                if file.stored is not None:
+                    digest.update(f"{file.mode} {file.stored.sha256} ".encode() + file.path.encode() + b"\0")
+                    continue
                 content, start = hashlib.sha256(), b""
                 for chunk in [read(file.oid)] if file.size <= _BIG else self.chunks(file.oid):
                     content.update(chunk)
@@ -168,39 +180,84 @@ class Tree:
         return digest.hexdigest(), tuple(pointers)
 
 
-def import_tree(files: Iterable[tuple[str, bytes]], *, url: str, sha256: str, store: Store) -> Tree:
-    """The files of an archive as a tree of its own: *url* names it in errors, *sha256* is the archive's.
+def import_tree(
+    sizes: Mapping[str, int], stream: Callable[[str], Iterator[bytes]], *, name: str, sha256: str, store: Store
+) -> Tree:
+    """Files from elsewhere as a tree of its own: *sizes* in bytes by path, *stream* gives the content of one.
 
-    They are read like a commit's from then on; nothing is ever unpacked to a folder. Raises :class:`UnsafeInput` (when
-    the tree is listed) for names that leave it.
+    *name* is what errors call it; *sha256* is that of what they came from, under which the tree is found again
+    (:func:`imported_tree`). They are read like a commit's from then on; nothing is ever unpacked to a folder. Raises
+    :class:`UnsafeInput` for names that leave it (when the tree is listed, at the latest).
     """
-    repository = store.root / "git" / "archives"
-    reference = f"refs/archives/{sha256}"
+    repository = _imports(store)
     with locked(repository):
         initialise(repository)
-        check = [*git_command(repository), "rev-parse", "--verify", "--quiet", reference]
-        if subprocess.run(check, capture_output=True, env=git_environment()).returncode:
+        if _imported(repository, sha256) is None:
             with writing(repository):
-                _import(repository, reference, files, url)
-        commit = git_output(repository, "rev-parse", "--verify", reference, what=url).decode().strip()
-    return Tree(repository, url, commit, store)
+                _import(repository, _reference(sha256), sizes, stream, name)
+    tree = imported_tree(sha256, name=name, store=store)
+    assert tree is not None
+    return tree
 
 
-def _import(repository: Path, reference: str, files: Iterable[tuple[str, bytes]], url: str) -> None:
+def imported_tree(sha256: str, *, name: str, store: Store) -> Tree | None:
+    """The tree that was imported under *sha256*, if one was."""
+    repository = _imports(store)
+    commit = _imported(repository, sha256) if (repository / "HEAD").exists() else None
+    return None if commit is None else Tree(repository, name, commit, store)
+
+
+def files_digest(hashes: Mapping[str, str]) -> str:
+    """What :meth:`Tree.tree_digest` will be of plain files, from the sha256 of each by its path."""
+    digest = hashlib.sha256()
+    for path in sorted(hashes, key=str.encode):
+        digest.update(f"100644 {hashes[path]} ".encode() + path.encode() + b"\0")
+    return digest.hexdigest()
+
+
+def _imports(store: Store) -> Path:
+    return store.root / "git" / "archives"
+
+
+def _reference(sha256: str) -> str:
+    return f"refs/archives/{sha256}"
+
+
+def _imported(repository: Path, sha256: str) -> str | None:
+    check = [*git_command(repository), "rev-parse", "--verify", "--quiet", _reference(sha256)]
+    done = subprocess.run(check, capture_output=True, env=git_environment())
+    return done.stdout.decode().strip() if done.returncode == 0 else None
+
+
+def _import(
+    repository: Path, reference: str, sizes: Mapping[str, int], stream: Callable[[str], Iterator[bytes]], name: str
+) -> None:
     """One commit with these files (git-fast-import(1)): the same files give the same commit everywhere."""
+    for path in sizes:
+        _checked_path(path.encode("utf-8", "surrogateescape"), name)
     command = [*git_command(repository), "fast-import", "--quiet", "--done"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=git_environment()
     ) as process:
         assert process.stdin is not None
         process.stdin.write(f"commit {reference}\ncommitter cpack-build <> 0 +0000\ndata 0\n".encode())
-        for path, content in sorted(files):
+        for path in sorted(sizes):
             quoted = path.replace("\\", "\\\\").replace('"', '\\"')
-            process.stdin.write(f'M 100644 inline "{quoted}"\ndata {len(content)}\n'.encode() + content + b"\n")
+            process.stdin.write(f'M 100644 inline "{quoted}"\ndata {sizes[path]}\n'.encode())
+            left = sizes[path]
+            for chunk in stream(path):
+                left -= len(chunk)
+                if left < 0:
+                    break
+                process.stdin.write(chunk)
+            if left:  # git would read what follows as orders, or wait for more
+                process.kill()
+                raise BadInput(f"{name}: {path} is not as long as was said.", hint="Make the pack or archive again.")
+            process.stdin.write(b"\n")
         process.stdin.write(b"done\n")
         process.stdin.close()
     if process.returncode:
-        raise UnsafeInput(f"{redact(url)}: its files cannot be kept as a tree.", hint="Leave the node out.")
+        raise UnsafeInput(f"{redact(name)}: its files cannot be kept as a tree.", hint="Leave the node out.")
 
 
 class _Reader:

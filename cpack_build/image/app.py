@@ -1,4 +1,5 @@
-"""The top layer: the links from ComfyUI's model folders to the models, the documents, and the writable volume.
+"""The top layer: the links from ComfyUI's model folders to the models, the documents, the writable volume, the cache of
+the dynamic loader.
 
 It is the one layer that changes with every change, so it holds only small things.
 """
@@ -20,16 +21,23 @@ __all__ = ["app_layer", "model_link"]
 
 
 def app_layer(
-    models: Iterable[Model], documents: Mapping[str, bytes], *, base_accounts: tuple[bytes, bytes] | None
+    models: Iterable[Model],
+    documents: Mapping[str, bytes],
+    *,
+    base_accounts: tuple[bytes, bytes] | None,
+    loader_cache: bytes | None = None,
 ) -> Recipe:
     """*documents* go below ``/app/cpack``; *base_accounts* are a base image's ``passwd`` and ``group``, to which the
-    service's account is added (without a base, the system packages' layer has them)."""
+    service's account is added (without a base, the system packages' layer has them); *loader_cache* is the dynamic
+    loader's, over all layers."""
     every: list[tar.Entry] = [model_link(model) for model in models]
     every += [text(f"{APP}/{name}", data) for name, data in documents.items()]
     every.append(directory(DATA, 0o1777))
     if base_accounts is not None:
         passwd, group = account_lines(*base_accounts)
         every += [text("etc/passwd", passwd), text("etc/group", group)]
+    if loader_cache is not None:
+        every.append(text("etc/ld.so.cache", loader_cache))
     arranged = arrange(every)
 
     def entries() -> Iterator[tar.Entry]:

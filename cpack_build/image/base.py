@@ -14,7 +14,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.image.interpreter import is_wanted
 from cpack_build.image.layer import MTIME
-from cpack_build.lock.schema import BaseImage
+from cpack_build.lock.schema import BaseImage, ScratchBase
 from cpack_build.oci import tar
 from cpack_build.oci.filesystem import FileTree, file_tree
 from cpack_build.oci.reference import Reference, parse_image_name
@@ -23,7 +23,9 @@ from cpack_build.oci.types import Blob, BytesBlob, Image
 from cpack_build.oci.uncompressed import uncompressed
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Base", "open_locked_base"]
+__all__ = ["Base", "known_base_layers", "open_locked_base"]
+
+_LAYER_COUNT = "base-layers"
 
 
 @dataclass(frozen=True)
@@ -77,4 +79,11 @@ def open_locked_base(
         for layer, diff_id in zip(image.layers, config["rootfs"]["diff_ids"], strict=True):
             layers.append(uncompressed(layer, diff_id, memo=store))
             task.advance(1)
+    store.remember(_LAYER_COUNT, pin.digest, str(len(layers)))
     return Base(config, tuple(layers))
+
+
+def known_base_layers(base: ScratchBase | BaseImage, *, store: Store) -> int:
+    """How many layers a locked base has, if this machine has seen it; else 0."""
+    known = store.recall(_LAYER_COUNT, base.digest) if isinstance(base, BaseImage) else None
+    return int(known) if known is not None else 0

@@ -12,43 +12,34 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from cpack_build.errors import Unresolvable
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.app import app_layer
 from cpack_build.image.base import Base
+from cpack_build.image.budget import allot
 from cpack_build.image.bytecode import Compiler, identity_of
 from cpack_build.image.config import COMFYUI_ENV, SERVICE_ENV, image_config, image_manifest
 from cpack_build.image.debs import StoredDeb, deb_layer
 from cpack_build.image.interpreter import archive_layer, runnable
 from cpack_build.image.layer import Recipe, TarLayer, text
+from cpack_build.image.loader import stored_cache
+from cpack_build.image.models import model_layer, shared_layer
 from cpack_build.image.trees import comfyui_layer, node_layer
 from cpack_build.image.wheels import Environment, StoredWheel, environment_entries, wheel_layer
-from cpack_build.lock.models import is_layer_known
 from cpack_build.lock.schema import (
     ArchiveInterpreter,
     BaseImage,
     DebInterpreter,
-    GitTree,
     Lock,
-    Model,
-    RegistryNode,
 )
 from cpack_build.oci import tar
-from cpack_build.oci.modellayer import ModelLayer, stamp
-from cpack_build.oci.types import Blob, Image
+from cpack_build.oci.modellayer import ModelLayer
+from cpack_build.oci.types import Blob, BytesBlob, Image
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["HEAVY", "LAYER_BUDGET", "Materials", "build", "compiler_identity", "layers_of", "model_layer"]
+__all__ = ["FORMATS", "Materials", "build", "compiler_identity", "layers_of"]
 
-HEAVY = 64 * 1024 * 1024
-"""Wheels of this many bytes and more get a layer of their own."""
-LAYER_BUDGET = 120
-"""Layers over the base's, where it leaves room for them."""
-_IN_ALL = 125
-"""Where moby's graph drivers stop (FACTS.md §5)."""
 _WORKERS = os.cpu_count() or 1
 
 
@@ -59,43 +50,52 @@ class Materials:
     base: Base | None
     system: tuple[StoredDeb, ...]
     interpreter_debs: tuple[StoredDeb, ...]
-    interpreter_archive: Path | None
+    interpreter_archive: StoredFile | None
     service_wheels: tuple[StoredWheel, ...]
     service_code: Mapping[str, bytes]
     """Relative path below site-packages → content."""
     wheels: tuple[StoredWheel, ...]
     comfyui: Tree
     nodes: tuple[Tree, ...]
-    """In the order of ``lock.nodes``, then of ``lock.registry_nodes``."""
-    models: Mapping[str, Path]
+    """In the order of ``lock.custom_nodes``."""
+    models: Mapping[str, StoredFile]
     """sha256 → file."""
     documents: Mapping[str, bytes]
     """What goes below ``/app/cpack`` beside the lock."""
 
 
 @contextmanager
-def build(lock: Lock, materials: Materials, *, store: Store, progress: Progress = SILENT) -> Iterator[Image]:
-    """The image of *lock*, for as long as the context lasts: publish it there.
+def build(
+    lock: Lock, materials: Materials, *, store: Store, workers: int = _WORKERS, progress: Progress = SILENT
+) -> Iterator[Image]:
+    """The image of *lock*, for as long as the context lasts: publish it there. Up to *workers* layers are made at once.
 
     Reads what has not been measured before. Writes no layer, only the store's memo and bytecode.
     """
     with _compiler(lock, materials, store=store) as compiler:
-        parts = layers_of(lock, materials, store=store, compiler=compiler)
+        base_layers = len(materials.base.layers) if materials.base is not None else 0
+        cache = None
+        if lock.base.kind == "scratch":
+            cache = stored_cache(materials.system, materials.interpreter_debs, store=store)
+        form = FORMATS[lock.image_revision]
+        parts = form.layers(
+            lock, materials, store=store, compiler=compiler, base_layers=base_layers, loader_cache=cache
+        )
         recipes = [part for part in parts if isinstance(part, Recipe)]
-        with working(_WORKERS, progress) as (pool, reports):
+        with working(workers, progress) as (pool, reports):
             layers = pool.map(lambda recipe: recipe.measured(store, progress=reports), recipes)
             measured = dict(zip((recipe.key for recipe in recipes), layers, strict=True))
         ours = [measured[part.key] if isinstance(part, Recipe) else part for part in parts]
         base = materials.base
         below: tuple[Blob, ...] = base.layers if base is not None else ()
         every: tuple[Blob, ...] = (*below, *ours)
-        config = image_config(
+        config = form.config(
             lock,
             history=[_history(layer) for layer in ours],
             diff_ids=[layer.descriptor.digest for layer in every],
             base=base.config if base is not None else None,
         )
-        yield Image(image_manifest(lock, config=config, layers=every), config, every)
+        yield Image(form.manifest(lock, config=config, layers=every), config, every)
 
 
 @contextmanager
@@ -132,24 +132,27 @@ def compiler_identity(lock: Lock) -> str:
 
 
 def layers_of(
-    lock: Lock, materials: Materials, *, store: Store, compiler: Compiler | None
+    lock: Lock,
+    materials: Materials,
+    *,
+    store: Store,
+    compiler: Compiler | None,
+    base_layers: int = 0,
+    loader_cache: bytes | None = None,
 ) -> list[Recipe | ModelLayer]:
-    """Our layers over the base, from bottom to top."""
+    """Our layers over the base's *base_layers*, from bottom to top. Raises :class:`Unresolvable` for want of room."""
     service = Environment(SERVICE_ENV, lock.interpreter.version, lock.interpreter.path)
     comfyui = Environment(COMFYUI_ENV, lock.interpreter.version, lock.interpreter.path)
-    heavy = [wheel for wheel in materials.wheels if wheel.size >= HEAVY]
-    heavy.sort(key=lambda wheel: (-wheel.size, wheel.name))
-    models = sorted({model.sha256: model for model in lock.models}.values(), key=lambda model: model.sha256)
-    pins: tuple[GitTree | RegistryNode, ...] = (*lock.nodes, *lock.registry_nodes)
-    fixed = 6 + len(pins)
-    budget = min(LAYER_BUDGET, _IN_ALL - (len(materials.base.layers) if materials.base is not None else 0))
-    heavy = heavy[: max(0, budget - fixed - len(models))]
-    light = [wheel for wheel in materials.wheels if wheel not in heavy]
-    if fixed + len(heavy) + len(models) > budget:
-        raise Unresolvable(
-            f"{len(models)} models and {len(pins)} custom nodes need more than {budget} layers.",
-            hint="Leave some of them out of the pack; this cpack-build gives each a layer of its own.",
-        )
+    models = {model.sha256: model for model in sorted(lock.models, key=lambda model: model.sha256)}
+    pins = lock.custom_nodes
+    allotted = allot(
+        {wheel.sha256: wheel.size for wheel in materials.wheels},
+        {sha256: model.size for sha256, model in models.items()},
+        nodes=len(pins),
+        base_layers=base_layers,
+    )
+    heavy = [wheel for wheel in materials.wheels if wheel.sha256 in allotted.wheels]
+    light = [wheel for wheel in materials.wheels if wheel.sha256 not in allotted.wheels]
 
     parts: list[Recipe | ModelLayer] = []
     if materials.system:
@@ -175,29 +178,32 @@ def layers_of(
     )
     for wheel in sorted(heavy, key=lambda wheel: wheel.name):
         parts.append(wheel_layer("wheel", f"{wheel.name} {wheel.version}", comfyui, [wheel], compiler=compiler))
-    parts += [model_layer(model, materials.models[model.sha256], store=store) for model in models]
+    for number, group in sorted(allotted.shared.items()):
+        parts.append(shared_layer(number, [models[sha256] for sha256 in group], materials.models))
+    for sha256 in sorted(allotted.models):
+        parts.append(model_layer(models[sha256], materials.models[sha256], store=store))
     parts.append(
         wheel_layer("wheels", "Python packages", comfyui, light, extra=environment_entries(comfyui), compiler=compiler)
     )
     parts.append(comfyui_layer(lock.comfyui, materials.comfyui, compiler=compiler))
     parts += [node_layer(pin, tree, compiler=compiler) for pin, tree in zip(pins, materials.nodes, strict=True)]
     accounts = materials.base.accounts() if materials.base is not None else None
-    documents = {**materials.documents, "cpack.lock": lock.to_bytes()}
-    parts.append(app_layer(lock.models, documents, base_accounts=accounts))
+    documents = {**materials.documents, "cpack.lock": lock.carried.to_bytes()}
+    parts.append(app_layer(lock.models, documents, base_accounts=accounts, loader_cache=loader_cache))
     return parts
 
 
-def model_layer(model: Model, path: Path, *, store: Store) -> ModelLayer:
-    """The layer of *model*, whose file is at *path*.
+@dataclass(frozen=True)
+class Format:
+    """One revision of the image format. Those that there were stay, so that their locks stay buildable."""
 
-    It carries a proof only where this machine computed the layer's digest itself and the file is still the one that it
-    hashed: what a lock says is proved by whoever writes the bytes.
-    """
-    status = path.stat() if path.exists() else None  # before the store looks: what changes after that has no proof
-    found = store.find(model.sha256)
-    is_proved = found is not None and found.path == path and is_layer_known(model, store=store)
-    proof = stamp(status) if is_proved and status is not None else None
-    return ModelLayer(path, model.sha256, model.size, model.layer_digest, model.path, proof)
+    layers: Callable[..., list[Recipe | ModelLayer]]
+    config: Callable[..., BytesBlob]
+    manifest: Callable[..., BytesBlob]
+
+
+FORMATS: Mapping[int, Format] = {1: Format(layers_of, image_config, image_manifest)}
+"""By the lock's ``image_revision``."""
 
 
 def _history(layer: ModelLayer | TarLayer) -> str:

@@ -2,11 +2,11 @@
 
 ::
 
-    cpack-bundle.json              what follows, with sizes; the lock's hash
+    cpack-bundle.json              what follows, with sizes
     NAME.cpack.lock, .zip, .yaml   the lock; the pack and its settings, if it was made from them
     blobs/sha256/<hex>             models, wheels, system packages, archives: as in a store, so a folder is one
     git/<hex>.pack                 each repository, as git packs it
-    base/                          the base image, as an OCI layout
+    base-amd64/                    the base image for a platform, as an OCI layout
 
 An archive is an uncompressed tar of the same, the description first. Nothing in it is believed: blobs and trees are
 proved by the lock when they are used, packs by git, the base by its digest.
@@ -22,7 +22,7 @@ import os
 import re
 import shutil
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,12 +30,11 @@ from typing import IO, Any
 
 from cpack_build.errors import BadInput, UsageError, writing
 from cpack_build.fetch import gitpack
-from cpack_build.fetch.git import canonical_url
 from cpack_build.fetch.gitpack import PackedRepository, export_repository, import_repository
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import CHUNK, Store
 from cpack_build.image.build import Materials
-from cpack_build.lock.schema import BaseImage, Lock
+from cpack_build.lock.schema import BaseImage, Lock, RegistryNode
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.reference import Reference, parse_image_name
 from cpack_build.oci.sources import open_source
@@ -50,7 +49,7 @@ _LIMIT = 16 << 20
 _DOCUMENT = re.compile(r"[^/\\\x00-\x1f]{1,200}\.cpack\.(lock|zip|yaml)")
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 _PACK = re.compile(r"git/([0-9a-f]{64})\.pack")
-_BASE = re.compile(r"base/(oci-layout|index\.json|blobs/sha256/[0-9a-f]{64})")
+_BASE = re.compile(r"base-(amd64|arm64)/(oci-layout|index\.json|blobs/sha256/[0-9a-f]{64})")
 _FICLONE = 0x40049409
 
 
@@ -64,30 +63,41 @@ class Written:
     written: int
 
 
+Made = tuple[Lock, Materials, str]
+"""A lock, what was gathered for it, and its base's name as the settings have it."""
+
+
 def write_bundle(
-    lock: Lock,
-    materials: Materials,
+    made: Sequence[Made],
     target: Path,
     *,
     documents: Mapping[str, bytes],
-    base_name: str,
     store: Store,
     sources: Sources,
     progress: Progress = SILENT,
 ) -> Written:
-    """Put everything that *lock* names into *target*: an archive if its name ends in ``.tar``, else a folder.
+    """Put everything that was gathered for locks into *target*: an archive if its name ends in ``.tar``, else a folder.
 
-    *documents* are the lock and the pack, by name. In a folder that has some of it already only the rest is written.
+    *documents* are the locks and the pack, by name. In a folder that has some of it already only the rest is written.
     Raises :class:`UsageError` where *target* is something else, :class:`StorageError`.
     """
+    blobs = {sha256: path for lock, materials, _ in made for sha256, path in _blobs(lock, materials, store).items()}
     if target.suffix != ".tar":
-        return _write_folder(lock, materials, target, documents, base_name, store, sources, progress)
+        written = 0
+        _require_bundle(target)
+        sizes = {sha256: path.stat().st_size for sha256, path in blobs.items()}
+        with progress.task(f"Writing {target.name}", total=sum(sizes.values())) as task:
+            for sha256, path in sorted(blobs.items()):
+                written += _copied(path, target / "blobs" / "sha256" / sha256, sizes[sha256])
+                task.advance(sizes[sha256])
+        small = _write_small(made, target, blobs, documents, store, sources, progress)
+        return Written(target, len(blobs) + small, sum(sizes.values()), written)
     aside = target.with_name(f".{target.name}.parts")
     try:
-        made = _write_folder(lock, materials, aside, documents, base_name, store, sources, progress, only_small=True)
-        blobs = {f"blobs/sha256/{sha256}": path for sha256, path in _blobs(lock, materials, store).items()}
-        small = {path.relative_to(aside).as_posix(): path for path in aside.rglob("*") if path.is_file()}
-        members = {**small, **blobs}
+        _require_bundle(aside)
+        _write_small(made, aside, blobs, documents, store, sources, progress)
+        members = {path.relative_to(aside).as_posix(): path for path in aside.rglob("*") if path.is_file()}
+        members |= {f"blobs/sha256/{sha256}": path for sha256, path in blobs.items()}
         size = sum(path.stat().st_size for path in members.values())
         with (
             progress.task(f"Writing {target.name}", total=size) as task,
@@ -101,74 +111,79 @@ def write_bundle(
                 with members[name].open("rb") as content:
                     archive.addfile(info, content)
                 task.advance(info.size)
-        return Written(target, made.files, size, size)
+        return Written(target, len(members), size, size)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _write_folder(
-    lock: Lock,
-    materials: Materials,
-    target: Path,
-    documents: Mapping[str, bytes],
-    base_name: str,
-    store: Store,
-    sources: Sources,
-    progress: Progress,
-    *,
-    only_small: bool = False,
-) -> Written:
+def _require_bundle(target: Path) -> None:
+    """Make the folder of a bundle, unless it is there. Raises :class:`UsageError` where something else is."""
     if target.exists() and not (target.is_dir() and ((target / DESCRIPTION).exists() or not any(target.iterdir()))):
         raise UsageError(f"{target} is there already, and no bundle.", hint="Name a new folder, or FILE.tar.")
     with writing(target):
         for below in ("blobs/sha256", "git"):
             (target / below).mkdir(parents=True, exist_ok=True)
-    blobs = _blobs(lock, materials, store)
-    sizes = {sha256: path.stat().st_size for sha256, path in blobs.items()}
-    written = 0
-    if not only_small:
-        with progress.task(f"Writing {target.name}", total=sum(sizes.values())) as task:
-            for sha256, path in sorted(blobs.items()):
-                written += _copied(path, target / "blobs" / "sha256" / sha256, sizes[sha256])
-                task.advance(sizes[sha256])
+
+
+def _write_small(
+    made: Sequence[Made],
+    target: Path,
+    blobs: Mapping[str, Path],
+    documents: Mapping[str, bytes],
+    store: Store,
+    sources: Sources,
+    progress: Progress,
+) -> int:
+    """All but the blobs; how many files that is."""
+    trees = {tree.repository for _, materials, _ in made for tree in (materials.comfyui, *materials.nodes)}
     repositories = []
     with progress.task("Packing repositories"):
-        for url in sorted({canonical_url(tree.url) for tree in (lock.comfyui, *lock.nodes)}):
-            repository = store.root / "git" / hashlib.sha256(url.encode()).hexdigest()
-            with whole_file(target / "git" / f"{repository.name}.pack") as file:
-                repositories.append(export_repository(repository, file))
-    if isinstance(lock.base, BaseImage):
-        name = parse_image_name(base_name if base_name != "scratch" else lock.base.reference)
-        if isinstance(name, Reference):
-            name = replace(name, tag=None, digest=lock.base.digest)
-        source = open_source(name, mirrors=sources.mirrors, store=store)
-        written += write_layout(source.as_image(lock.platform), target / "base", progress=progress).written
+        for repository in sorted(trees):
+            if re.fullmatch(r"[0-9a-f]{64}", repository.name):  # else made of an archive or of the pack, as it will be
+                with whole_file(target / "git" / f"{repository.name}.pack") as file:
+                    repositories.append(export_repository(repository, file))
+    bases = []
+    for lock, _, base_name in made:
+        if isinstance(lock.base, BaseImage):
+            name = parse_image_name(base_name if base_name != "scratch" else lock.base.reference)
+            if isinstance(name, Reference):
+                name = replace(name, tag=None, digest=lock.base.digest)
+            source = open_source(name, mirrors=sources.mirrors, store=store)
+            folder = _base_folder(lock.platform)
+            write_layout(source.as_image(lock.platform), target / folder, progress=progress)
+            bases.append(folder)
     description = {
         "bundle": _REVISION,
-        "lock": lock.sha256,
-        "blobs": dict(sorted(sizes.items())),
+        "blobs": {sha256: path.stat().st_size for sha256, path in sorted(blobs.items())},
         "repositories": [vars(one) for one in repositories],
-        "base": isinstance(lock.base, BaseImage),
+        "bases": sorted(bases),
         "documents": sorted(documents),
     }
     contents = {**documents, DESCRIPTION: (json.dumps(description, indent=1, sort_keys=True) + "\n").encode()}
     for name_, data in contents.items():
         with whole_file(target / name_) as file:
             file.write(data)
-    return Written(target, len(sizes) + len(repositories) + len(contents), sum(sizes.values()), written)
+    return len(repositories) + len(contents)
+
+
+def _base_folder(platform: str) -> str:
+    return f"base-{platform.rpartition('/')[2]}"
 
 
 def _blobs(lock: Lock, materials: Materials, store: Store) -> dict[str, Path]:
     """The files that the lock names, by hash."""
     found = {wheel.sha256: wheel.path for wheel in (*materials.service_wheels, *materials.wheels)}
     found |= {deb.sha256: deb.path for deb in (*materials.system, *materials.interpreter_debs)}
-    found |= materials.models
-    if materials.interpreter_archive is not None and lock.interpreter.kind == "archive":
-        found[lock.interpreter.sha256] = materials.interpreter_archive
-    for node in lock.registry_nodes:
-        file = store.find(node.sha256)
-        assert file is not None, "gathered before"
-        found[node.sha256] = file.path
+    found |= {sha256: file.path for sha256, file in materials.models.items()}
+    if materials.interpreter_archive is not None:
+        found[materials.interpreter_archive.sha256] = materials.interpreter_archive.path
+    for tree in (materials.comfyui, *materials.nodes):
+        found |= {file.sha256: file.path for file in tree.lfs.values()}
+    for node in lock.custom_nodes:
+        if isinstance(node, RegistryNode):
+            file = store.find(node.sha256)
+            assert file is not None, "gathered before"
+            found[node.sha256] = file.path
     return found
 
 
@@ -200,16 +215,15 @@ class Bundle:
 
     path: Path
     folder: Path
-    lock_sha256: str
     blobs: Mapping[str, int]
     repositories: tuple[PackedRepository, ...]
-    has_base: bool
+    bases: tuple[str, ...]
     documents: tuple[str, ...]
 
-    @property
-    def base(self) -> str | None:
-        """The base image's name."""
-        return f"oci:{self.folder / 'base'}" if self.has_base else None
+    def base(self, platform: str) -> str | None:
+        """The base image's name, for a *platform*."""
+        folder = _base_folder(platform)
+        return f"oci:{self.folder / folder}" if folder in self.bases else None
 
     def lock(self) -> bytes | None:
         """The lock that it was made for."""
@@ -283,12 +297,13 @@ def _parse(data: bytes, path: Path, folder: Path) -> Bundle:
             raise ValueError("its revision is another")
         blobs = {str(key): int(value) for key, value in document["blobs"].items()}
         documents = tuple(str(name) for name in document["documents"])
-        if not all(re.fullmatch(r"[0-9a-f]{64}", key) for key in (*blobs, document["lock"])):
+        if not all(re.fullmatch(r"[0-9a-f]{64}", key) for key in blobs):
             raise ValueError("it names hashes that are none")
         if not all(_DOCUMENT.fullmatch(name) for name in documents):
             raise ValueError("it names documents that are none")
         repositories = tuple(gitpack.parse(one, what=path) for one in document["repositories"])
-        return Bundle(path, folder, document["lock"], blobs, repositories, document["base"] is True, documents)
+        bases = tuple(str(name) for name in document["bases"])
+        return Bundle(path, folder, blobs, repositories, bases, documents)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path / DESCRIPTION} is damaged: {error}.", hint="Make the bundle again.") from error
 

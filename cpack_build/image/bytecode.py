@@ -125,7 +125,7 @@ class Compiler:
         """
         memo = key_of("bytecode", self.identity, key)
         known = self._store.recall("bytecode", memo)
-        found = self._store.find(known) if known is not None else None
+        found = self._store.find_sound(known) if known is not None else None
         if found is None:
             found = self._store.put(tar.stream(self._compiled(sources())), what="Bytecode")
             self._store.remember("bytecode", memo, found.sha256)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
-from cpack_build.image.layer import IMAGE_REVISION
 from cpack_build.lock.schema import BaseImage, Lock
 from cpack_build.lock.target import driver_of
 from cpack_build.oci.types import CONFIG, MANIFEST, Blob, BytesBlob, canonical_json
@@ -79,8 +78,8 @@ def image_config(
             "Env": [f"{key}={value}" for key, value in sorted(_environment(lock, base_env).items())],
             "ExposedPorts": {f"{PORT}/tcp": {}},
             "Labels": {
-                "io.cpack.image.revision": str(IMAGE_REVISION),
-                "io.cpack.lock.sha256": lock.sha256,
+                "io.cpack.image.revision": str(lock.image_revision),
+                "io.cpack.lock.sha256": lock.carried.sha256,
                 "io.cpack.version": lock.builder,
             },
             "StopSignal": "SIGTERM",
@@ -100,8 +99,8 @@ def image_config(
 def image_manifest(lock: Lock, *, config: BytesBlob, layers: Sequence[Blob]) -> BytesBlob:
     """The manifest over *layers*, from bottom to top, the base's included."""
     annotations = {
-        "io.cpack.image.revision": str(IMAGE_REVISION),
-        "io.cpack.lock.sha256": lock.sha256,
+        "io.cpack.image.revision": str(lock.image_revision),
+        "io.cpack.lock.sha256": lock.carried.sha256,
         "org.opencontainers.image.created": json.loads(config.data)["created"],
     }
     if isinstance(lock.base, BaseImage):

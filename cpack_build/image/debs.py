@@ -3,15 +3,15 @@
 A .deb is an ``ar`` archive with ``data.tar.*`` inside (deb(5)). Its files go to their places under the merged
 ``/usr`` (``bin``, ``sbin`` and ``lib*`` are links there), owner root, set-id bits dropped. What maintainer scripts
 would have done that matters is done as data: ``/bin/sh``, ``/etc/passwd`` and ``/etc/group``, the CA bundle,
-``nsswitch.conf``, and a record of each package in ``/var/lib/dpkg/status.d`` where scanners look (the convention of
-distroless images)."""
+``nsswitch.conf``, alternatives (:mod:`.alternatives`), and a record of each package in ``/var/lib/dpkg/status.d``
+where scanners look (the convention of distroless images)."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tarfile import TarError, TarInfo
 from tarfile import open as open_tar
@@ -19,7 +19,8 @@ from tarfile import open as open_tar
 from debian.arfile import ArError, ArFile
 
 from cpack_build.errors import BadInput, UnsafeInput
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
+from cpack_build.image.alternatives import Alternative, alternatives_in, links_of
 from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, symlink, text
 from cpack_build.image.unpacked import Slice, file_chunks, members, unpacked
@@ -45,6 +46,12 @@ class StoredDeb:
     version: str
     sha256: str
     path: Path
+    stamp: tuple[int, ...] | None = None
+    """What the file's stat was when its hash was checked."""
+
+    @property
+    def file(self) -> StoredFile:
+        return StoredFile(self.path, self.sha256, -1, self.stamp)
 
 
 def deb_layer(
@@ -64,19 +71,25 @@ def deb_layer(
 
     def entries() -> Iterator[tar.Entry]:
         every: list[tar.Entry] = []
+        choices: list[Alternative] = []
         for deb in debs:
+            deb.file.require_sound()
+            control, script = _control(deb)
             every += _files(deb, store)
-            every.append(_status(deb))
+            every.append(text(f"var/lib/dpkg/status.d/{deb.name}", control))
+            choices += alternatives_in(script.decode("utf-8", "replace"))
         if is_root:
             every += root_links()
             every += _configuration(every)
+        every += _alternatives(choices, every)
         if compiler is not None:
             library = [entry for entry in every if entry.path.startswith("usr/lib/python3")]
             every += compiler.entries(hashes, sources_of(library))
         yield from arrange(every)
 
+    files = tuple(deb.file for deb in debs)
     hashes = [(deb.name, deb.sha256) for deb in debs]
-    return Recipe(kind, name, key_of("debs", hashes, is_root, identity(compiler)), entries)
+    return Recipe(kind, name, key_of("debs", hashes, is_root, identity(compiler)), entries, inputs=files)
 
 
 def root_links() -> list[tar.Entry]:
@@ -147,19 +160,37 @@ def _what(deb: StoredDeb) -> str:
     return f"The package {deb.name} {deb.version}"
 
 
-def _status(deb: StoredDeb) -> tar.Entry:
-    """The package's control stanza, as scanners of distroless images read it."""
+def _control(deb: StoredDeb) -> tuple[bytes, bytes]:
+    """The package's control stanza, as scanners of distroless images read it, and its ``postinst``."""
+    found: dict[str, bytes] = {}
     control_tar = b"".join(decompressed_chunks(_member("control.tar", deb), what=_what(deb), limit=_CONTROL_LIMIT))
     try:
         with open_tar(fileobj=io.BytesIO(control_tar), mode="r:") as archive:
-            for name in ("./control", "control"):
+            for name in ("./control", "control", "./postinst", "postinst"):
                 with suppress(KeyError):
-                    control = archive.extractfile(name)
-                    if control is not None:
-                        return text(f"var/lib/dpkg/status.d/{deb.name}", control.read())
+                    file = archive.extractfile(name)
+                    if file is not None:
+                        found.setdefault(name.removeprefix("./"), file.read())
     except (TarError, EOFError, ValueError, OverflowError) as error:
         raise BadInput(f"{_what(deb)} has no readable control file: {error}.") from error
-    raise BadInput(f"{_what(deb)} has no control file.")
+    if "control" not in found:
+        raise BadInput(f"{_what(deb)} has no control file.")
+    return found["control"], found.get("postinst", b"")
+
+
+def _alternatives(choices: list[Alternative], files: list[tar.Entry]) -> Iterator[tar.Entry]:
+    """The links of the best choices, their names under the merged ``/usr``."""
+    merged = [
+        replace(
+            one,
+            link=f"/{_merged(one.link[1:])}",
+            path=f"/{_merged(one.path[1:])}",
+            slaves=tuple((f"/{_merged(link[1:])}", name, f"/{_merged(path[1:])}") for link, name, path in one.slaves),
+        )
+        for one in choices
+    ]
+    for link, target in links_of(merged, {f"/{entry.path}" for entry in files}):
+        yield symlink(link[1:], target)
 
 
 def _configuration(files: list[tar.Entry]) -> Iterator[tar.Entry]:

@@ -7,25 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TypeVar
 
 from cpack_build.errors import StaleLock, UnsafeInput
-from cpack_build.fetch.git import open_locked
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.places import places_of
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import open_locked_base
 from cpack_build.image.build import Materials
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.wheels import StoredWheel
+from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import fetch_deb
 from cpack_build.lock.interpreter import is_vouched
 from cpack_build.lock.models import fetch_model, local_model
-from cpack_build.lock.registry import open_registry_node
-from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, Deb, DebInterpreter, GitTree, Lock, Model
+from cpack_build.lock.nodes import open_tree
+from cpack_build.lock.schema import (
+    ArchiveInterpreter,
+    BaseImage,
+    Deb,
+    DebInterpreter,
+    Lock,
+    Model,
+    NodeTree,
+    RegistryNode,
+)
 from cpack_build.lock.service import service_code, service_files
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
@@ -53,13 +61,14 @@ def gather(
     lock: Lock,
     *,
     documents: Mapping[str, bytes],
+    pack: Captured | None = None,
     places: Places,
     store: Store,
     sources: Sources,
     trust: bool = False,
     progress: Progress = SILENT,
 ) -> Materials:
-    """The materials of *lock*; *documents* go below ``/app/cpack``.
+    """The materials of *lock*; *documents* go below ``/app/cpack``. *pack* holds what nobody else has.
 
     A lock with bytecode has its own Python started here. Where this machine did not resolve that Python itself, *trust*
     says that the user wants it; otherwise :class:`UnsafeInput` is raised before anything is fetched.
@@ -100,24 +109,19 @@ def gather(
                 index_urls=places.index_urls,
                 progress=reports,
             )
-            return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path, file.size)
+            return StoredWheel(item.name, item.version, item.filename, item.sha256, file.path, file.size, file.stamp)
 
         def deb(item: Deb) -> StoredDeb:
             file = fetch_deb(item, store=store, sources=sources, progress=reports)
-            return StoredDeb(item.name, item.version, item.sha256, file.path)
+            return StoredDeb(item.name, item.version, item.sha256, file.path, file.stamp)
 
-        def tree(item: GitTree) -> Tree:
-            return open_locked(
-                item.url,
-                item.commit,
-                tree_sha256=item.tree_sha256,
-                store=store,
-                mirrors=sources.mirrors,
-                progress=reports,
+        def tree(item: NodeTree) -> Tree:
+            return open_tree(item, pack, store=store, sources=sources, progress=reports)
+
+        def model(item: Model) -> StoredFile:
+            return fetch_model(
+                item, folders=places.models, places=model_places, store=store, sources=sources, progress=reports
             )
-
-        def model(item: Model) -> Path:
-            return fetch_model(item, places=model_places, store=store, sources=sources, progress=reports).path
 
         def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Callable[[], tuple[_Result, ...]]:
             waiting = [pool.submit(work, item) for item in items]
@@ -125,10 +129,7 @@ def gather(
 
         service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
         system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
-        trees, models = each(tree, (lock.comfyui, *lock.nodes)), each(model, lock.models)
-        registered = each(
-            lambda item: open_registry_node(item, store=store, sources=sources, progress=reports), lock.registry_nodes
-        )
+        trees, models = each(tree, (lock.comfyui, *lock.custom_nodes)), each(model, lock.models)
         interpreter_archive = None
         if archive is not None:
             interpreter_archive = download(
@@ -139,7 +140,7 @@ def gather(
                 size=archive.size,
                 what=f"Python {archive.version}",
                 progress=reports,
-            ).path
+            )
         comfyui, *nodes = trees()
         return Materials(
             base=base,
@@ -150,8 +151,8 @@ def gather(
             service_code=dict(service_files()),
             wheels=comfyui_wheels(),
             comfyui=comfyui,
-            nodes=(*nodes, *registered()),
-            models={item.sha256: path for item, path in zip(lock.models, models(), strict=True)},
+            nodes=tuple(nodes),
+            models={item.sha256: file for item, file in zip(lock.models, models(), strict=True)},
             documents=documents,
         )
 
@@ -170,7 +171,9 @@ def to_fetch(lock: Lock, *, places: Places, store: Store) -> list[tuple[str, int
     wanted |= {deb.sha256: (f"{deb.name} {deb.version}", deb.size) for deb in (*lock.system, *own)}
     if isinstance(lock.interpreter, ArchiveInterpreter):
         wanted[lock.interpreter.sha256] = (f"Python {lock.interpreter.version}", lock.interpreter.size)
-    wanted |= {node.sha256: (f"{node.name} {node.version}", node.size) for node in lock.registry_nodes}
+    for node in lock.custom_nodes:
+        if isinstance(node, RegistryNode):
+            wanted[node.sha256] = (f"{node.name} {node.version}", node.size)
     for model in lock.models:
         if local_model(model, places.models) is None:
             wanted[model.sha256] = (model.path.rpartition("/")[2], model.size)

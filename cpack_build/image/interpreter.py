@@ -16,7 +16,7 @@ from tarfile import TarInfo
 from tempfile import TemporaryDirectory
 
 from cpack_build.errors import BadInput, UnsafeInput
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.image.bytecode import Interpreter, Launch
 from cpack_build.image.layer import MTIME, Recipe, arrange, directory, key_of, safe_path, symlink
 from cpack_build.image.unpacked import Slice, file_chunks, members, unpacked
@@ -31,20 +31,22 @@ _LARGEST_LIBRARY = 8 << 20
 """Bytes; what an interpreter is linked with is smaller (libc, libz, libexpat), what a workflow needs is often not."""
 
 
-def archive_layer(interpreter: ArchiveInterpreter, path: Path, *, store: Store) -> Recipe:
-    """The layer of the archive at *path*, whose hash was checked."""
+def archive_layer(interpreter: ArchiveInterpreter, file: StoredFile, *, store: Store) -> Recipe:
+    """The layer of the archive in *file*, whose hash was checked."""
     what = f"The interpreter {interpreter.url}"
 
     def plain() -> Iterator[bytes]:
-        with path.open("rb") as file:
-            yield from file_chunks(file)
+        with file.path.open("rb") as archive:
+            yield from file_chunks(archive)
 
     def entries() -> Iterator[tar.Entry]:
-        tar_path = unpacked(interpreter.sha256, plain, size=path.stat().st_size, store=store, what=what)
+        file.require_sound()
+        tar_path = unpacked(interpreter.sha256, plain, size=file.size, store=store, what=what)
         found = [_entry(member, tar_path, what) for member in members(tar_path, what=what)]
         yield from arrange(entry for entry in found if entry is not None)
 
-    return Recipe("interpreter", f"python {interpreter.version}", key_of("archive", interpreter.sha256), entries)
+    key = key_of("archive", interpreter.sha256)
+    return Recipe("interpreter", f"python {interpreter.version}", key, entries, inputs=(file,))
 
 
 def _entry(member: TarInfo, tar_path: Path, what: str) -> tar.Entry | None:

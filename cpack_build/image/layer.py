@@ -9,11 +9,13 @@ blob in every image that has it (``docs/decisions/003-one-timestamp.md``)."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from pathlib import Path
 
 from cpack_build.errors import UnsafeInput
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.oci import tar
 from cpack_build.oci.types import LAYER, Descriptor, canonical_json
 from cpack_build.progress import SILENT, Progress
@@ -37,8 +39,21 @@ MTIME = 315532800
 
 
 def key_of(kind: str, *parts: object) -> str:
-    """The key of a recipe: a hash over the revision, the kind and everything else that its bytes depend on."""
-    return hashlib.sha256(canonical_json([IMAGE_REVISION, kind, *parts])).hexdigest()
+    """The key of a recipe: a hash over the rules, the kind and everything else that its bytes depend on.
+
+    It is for this machine's memo alone. The rules are this package's own code, so what another cpack-build remembered,
+    right or wrong, is measured anew.
+    """
+    return hashlib.sha256(canonical_json([IMAGE_REVISION, _rules(), kind, *parts])).hexdigest()
+
+
+@cache
+def _rules() -> str:
+    digest = hashlib.sha256()
+    here = Path(__file__).parent
+    for path in (*sorted(here.glob("*.py")), here.parent / "oci" / "tar.py"):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -46,13 +61,17 @@ class Recipe:
     """What a layer is made of.
 
     *entries* yields the entries in their final order each time it is called; an entry's content may be read only until
-    the next entry is asked for. *kind* and *name* are for people and annotations.
+    the next entry is asked for. *kind* and *name* are for people and annotations. *inputs* are the files that are read
+    by their hash: what is computed of them is remembered only if they are still what was hashed.
     """
 
     kind: str
     name: str
     key: str
     entries: Callable[[], Iterator[tar.Entry]]
+    annotations: Mapping[str, str] = field(default_factory=dict)
+    """Further ones, beside kind and name."""
+    inputs: tuple[StoredFile, ...] = ()
 
     @property
     def title(self) -> str:
@@ -69,6 +88,8 @@ class Recipe:
                     hasher.update(chunk)
                     size += len(chunk)
                     task.advance(len(chunk))
+            for file in self.inputs:
+                file.require_unchanged()
             remembered = f"sha256:{hasher.hexdigest()} {size}"
             store.remember("layer", self.key, remembered)
         digest, _, length = remembered.partition(" ")
@@ -86,7 +107,7 @@ class TarLayer:
     @property
     def descriptor(self) -> Descriptor:
         annotations = {"io.cpack.layer.kind": self.recipe.kind, "io.cpack.layer.name": self.recipe.name}
-        return Descriptor(LAYER, self.digest, self.size, annotations)
+        return Descriptor(LAYER, self.digest, self.size, {**annotations, **self.recipe.annotations})
 
     def chunks(self) -> Iterator[bytes]:
         return tar.stream(self.entries())

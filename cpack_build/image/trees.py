@@ -1,4 +1,4 @@
-"""Git trees as layers: ComfyUI and custom nodes at their commits, read from the object database without a checkout.
+"""Trees as layers: ComfyUI and custom nodes, read from git's object database without a checkout.
 
 Modes are git's two (0644 and 0755), symlinks that leave the tree were refused when it was opened
 (:func:`cpack_build.fetch.git.open_locked`), and no ``.git`` enters the image. The key is the tree's content hash, which
@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from cpack_build.fetch.store import CHUNK
 from cpack_build.fetch.tree import Tree, TreeFile
 from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.config import COMFYUI
 from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, symlink
-from cpack_build.lock.schema import GitTree, RegistryNode
+from cpack_build.lock.schema import GitTree, LocalTree, NodeTree
 from cpack_build.oci import tar
 
 __all__ = ["comfyui_layer", "node_layer"]
@@ -22,17 +23,19 @@ __all__ = ["comfyui_layer", "node_layer"]
 _BIG = 16 << 20
 
 
-def comfyui_layer(pin: GitTree, tree: Tree, *, compiler: Compiler | None = None) -> Recipe:
+def comfyui_layer(pin: GitTree | LocalTree, tree: Tree, *, compiler: Compiler | None = None) -> Recipe:
     """ComfyUI itself. *tree* was opened with the pin's hash."""
     return _tree_layer("comfyui", pin, tree, COMFYUI, compiler)
 
 
-def node_layer(pin: GitTree | RegistryNode, tree: Tree, *, compiler: Compiler | None = None) -> Recipe:
+def node_layer(pin: NodeTree, tree: Tree, *, compiler: Compiler | None = None) -> Recipe:
     """One custom node. *tree* was opened with the pin's hash."""
-    return _tree_layer("node", pin, tree, f"{COMFYUI}/custom_nodes/{pin.name}", compiler)
+    folder = f"{COMFYUI}/custom_nodes"
+    is_file = isinstance(pin, LocalTree) and pin.kind == "file"
+    return _tree_layer("node", pin, tree, folder if is_file else f"{folder}/{pin.name}", compiler)
 
 
-def _tree_layer(kind: str, pin: GitTree | RegistryNode, tree: Tree, prefix: str, compiler: Compiler | None) -> Recipe:
+def _tree_layer(kind: str, pin: NodeTree, tree: Tree, prefix: str, compiler: Compiler | None) -> Recipe:
     def entries() -> Iterator[tar.Entry]:
         with tree.reader() as read:
             every = [_entry(tree, file, f"{prefix}/{file.path}", read) for file in tree.files()]
@@ -62,7 +65,11 @@ class _GitBlob:
         return self.file.size
 
     def chunks(self) -> Iterator[bytes]:
-        if self.file.size > _BIG:
+        if self.file.stored is not None:
+            with self.file.stored.path.open("rb") as content:
+                while chunk := content.read(CHUNK):
+                    yield chunk
+        elif self.file.size > _BIG:
             yield from self.tree.chunks(self.file.oid)
         else:
             yield self.read(self.file.oid)

@@ -51,7 +51,7 @@ def unpacked(archive_sha256: str, chunks: Callable[[], Iterator[bytes]], *, size
     Raises :class:`BadImage` for broken data, or what unpacks to far more than it is packed.
     """
     known = store.recall("unpacked", archive_sha256)
-    if known is not None and (found := store.find(known)) is not None:
+    if known is not None and (found := store.find_sound(known)) is not None:
         return found.path
     blob = store.put(decompressed_chunks(chunks(), what=what, limit=RATIO_FREE + RATIO_LIMIT * size), what=what)
     store.remember("unpacked", archive_sha256, blob.sha256)

@@ -16,7 +16,7 @@ import lzma
 import stat
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from installer.records import RecordEntry, parse_record_file
 from installer.utils import parse_entrypoints, parse_metadata_file
 
 from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
+from cpack_build.fetch.store import StoredFile
 from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, safe_path, symlink, text
 from cpack_build.oci import tar
@@ -80,6 +81,12 @@ class StoredWheel:
     path: Path
     size: int
     """Bytes of the file, which decide whether it is heavy."""
+    stamp: tuple[int, ...] | None = None
+    """What the file's stat was when its hash was checked."""
+
+    @property
+    def file(self) -> StoredFile:
+        return StoredFile(self.path, self.sha256, self.size, self.stamp)
 
 
 def environment_entries(environment: Environment) -> list[tar.Entry]:
@@ -119,7 +126,7 @@ def wheel_layer(
     small = [[entry.path, entry.kind, entry.mode, entry.target, _content_hash(entry)] for entry in extra]
     hashes = [(wheel.filename, wheel.sha256) for wheel in wheels]
     key = key_of("wheels", environment.document, hashes, small, identity(compiler))
-    return Recipe(kind, name, key, entries)
+    return Recipe(kind, name, key, entries, inputs=tuple(wheel.file for wheel in wheels))
 
 
 def _content_hash(entry: tar.Entry) -> str:
@@ -163,7 +170,7 @@ def _unpack(
         entries.append(entry)
         installed.append(_recorded(entry, environment))
     if compiler is not None:
-        bytecode = compiler.entries([wheel.sha256, environment.document], sources_of(entries))
+        bytecode = compiler.entries([wheel.sha256, environment.document], _unchanged(sources_of(entries), wheel))
         entries += bytecode
         installed += [(_relative(entry.path, environment), "", "") for entry in bytecode]
     installer = text(f"{environment.site_packages}/{dist_info}/INSTALLER", "cpack-build\n")
@@ -173,6 +180,18 @@ def _unpack(
     installed.append((_relative(record_path, environment), "", ""))
     entries.append(text(record_path, _csv(installed)))
     return entries
+
+
+def _unchanged(
+    sources: Callable[[], Iterator[tuple[str, bytes]]], wheel: StoredWheel
+) -> Callable[[], Iterator[tuple[str, bytes]]]:
+    """*sources*, and at their end an error if the wheel is not the one that was hashed: what is compiled is kept."""
+
+    def checked() -> Iterator[tuple[str, bytes]]:
+        yield from sources()
+        wheel.file.require_unchanged()
+
+    return checked
 
 
 def _dist_info(archive: zipfile.ZipFile, wheel: StoredWheel) -> str:

@@ -8,6 +8,8 @@ a model.
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -17,16 +19,17 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.obtain import obtain
 from cpack_build.fetch.pickles import PICKLED
 from cpack_build.fetch.places import Folders, Place, Wanted, places_of
-from cpack_build.fetch.store import Store, StoredFile
+from cpack_build.fetch.store import Store, StoredFile, stamp_of
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.lock.schema import Model
-from cpack_build.oci.modellayer import frame, hash_model
+from cpack_build.oci.modellayer import frame, hash_model, prove_layer
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["fetch_model", "is_layer_known", "local_model", "lock_models", "refuse_pickles", "safe_model_path"]
+__all__ = ["fetch_model", "is_layer_proved", "local_model", "lock_models", "refuse_pickles", "safe_model_path"]
 
 _LAYER = "model-layer-1"
-_PARALLEL = 4
+_FILE = "model-file-1"
+_PARALLEL = max(4, os.cpu_count() or 1)
 """Models at once."""
 
 
@@ -59,9 +62,9 @@ def lock_models(
             digest = _layer_digest(file, store=store, progress=reports)
             return Model(path=path, sha256=file.sha256, size=file.size, layer_digest=digest, sources=urls)
 
-        futures = [pool.submit(one, path, entry) for path, entry in wanted]
-        for future in futures:
-            model = future.result()
+        waiting = {id(entry): pool.submit(one, path, entry) for path, entry in _largest_first(wanted)}
+        for _, entry in wanted:
+            model = waiting[id(entry)].result()
             if isinstance(model, CpackError):
                 missing.append(model)
                 continue
@@ -72,6 +75,11 @@ def lock_models(
                     hint="Disable one of them.",
                 )
     return sorted(locked.values(), key=lambda model: model.path), missing
+
+
+def _largest_first(wanted: list[tuple[str, ModelEntry]]) -> list[tuple[str, ModelEntry]]:
+    """So that no core is left with a big one at the end."""
+    return sorted(wanted, key=lambda item: -(item[1].size or 0))
 
 
 def fetch_model(
@@ -85,11 +93,21 @@ def fetch_model(
 ) -> StoredFile:
     """The file of a locked model, from *places* (by default all, with *folders*).
 
-    Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`.
+    A file that this machine has not hashed is proved by one hash, that of its layer, which the lock pins as well. What
+    that proves is believed of this lock alone: another's word for the model's sha256 is no fact for the store. Raises
+    :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`.
     """
     entry = ModelEntry(filename=model.path, size=model.size, sha256=model.sha256, urls=model.sources)
+    path = safe_model_path(model.path)
+    if (known := store.find(model.sha256) or _proved_by_layer(model, store=store)) is not None:
+        return known
+    for offer in Folders(folders).offers(Wanted(path, model.sha256, model.size)):
+        if offer.path.stat().st_size == model.size and not _is_hashed(model, offer.path, store=store):
+            file = _prove_by_layer(model, offer.path, store=store, progress=progress)
+            if file is not None:
+                return file
     return _find(
-        safe_model_path(model.path),
+        path,
         entry,
         layer=model.layer_digest,
         folders=folders,
@@ -100,9 +118,42 @@ def fetch_model(
     )
 
 
-def is_layer_known(model: Model, *, store: Store) -> bool:
-    """Whether this machine computed the digest of the model's layer, and the lock says the same."""
-    return store.recall(_LAYER, f"{model.sha256}:{model.size}") == model.layer_digest
+def is_layer_proved(model: Model, file: StoredFile, *, store: Store) -> bool:
+    """Whether this machine computed the digest of the model's layer from *file*, and the lock says the same."""
+    if store.recall(_LAYER, f"{model.sha256}:{model.size}") == model.layer_digest:
+        found = store.find(model.sha256)
+        return found is not None and (found.path, found.stamp) == (file.path, file.stamp)
+    return _proved_by_layer(model, store=store) == file
+
+
+def _proved_by_layer(model: Model, *, store: Store) -> StoredFile | None:
+    """The file that had the model's layer digest, as long as it is unchanged."""
+    known = store.recall(_FILE, f"{model.layer_digest}:{model.sha256}:{model.size}")
+    if known is None:
+        return None
+    place, *stamp = json.loads(known)
+    file = StoredFile(Path(place), model.sha256, model.size, tuple(stamp))
+    try:
+        return file if stamp_of(file.path.stat()) == file.stamp else None
+    except OSError:
+        return None
+
+
+def _prove_by_layer(model: Model, path: Path, *, store: Store, progress: Progress) -> StoredFile | None:
+    file = StoredFile(path.absolute(), model.sha256, model.size, stamp_of(path.stat()))
+    with progress.task(f"Hashing {path.name}", total=model.size) as task:
+        if not prove_layer(path, model.sha256, model.size, digest=model.layer_digest, on_read=task.advance):
+            return None
+    file.require_unchanged()
+    assert file.stamp is not None
+    key = f"{model.layer_digest}:{model.sha256}:{model.size}"
+    store.remember(_FILE, key, json.dumps([str(file.path), *file.stamp]))
+    return file
+
+
+def _is_hashed(model: Model, path: Path, *, store: Store) -> bool:
+    """Whether the store knows the file's hash, which is then another."""
+    return store.known(path) not in (None, model.sha256)
 
 
 def refuse_pickles(models: Iterable[Model]) -> None:
@@ -211,14 +262,13 @@ def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progr
         if file.sha256 != sha256:
             raise HashMismatch(path, expected=sha256, actual=file.sha256)
         return file
-    before = path.stat()
+    proved = StoredFile(path.absolute(), sha256, size, stamp_of(path.stat()))
     with progress.task(f"Hashing {path.name}", total=size) as task:
         digest = hash_model(path, sha256, size, on_read=task.advance)
     store.remember(_LAYER, f"{sha256}:{size}", digest)
-    after = path.stat()
-    if (before.st_mtime_ns, before.st_ctime_ns, before.st_ino) == (after.st_mtime_ns, after.st_ctime_ns, after.st_ino):
-        store.remember_file(path, sha256)
-    return StoredFile(path.absolute(), sha256, size)
+    proved.require_unchanged()
+    store.remember_file(proved)
+    return proved
 
 
 def _layer_digest(file: StoredFile, *, store: Store, progress: Progress) -> str:

@@ -8,14 +8,27 @@ from dataclasses import dataclass
 
 from cpack_build.cpack.schema import NodePin, Snapshot
 from cpack_build.errors import BadInput, CpackError, NetworkError, Unresolvable, UnsafeInput
-from cpack_build.fetch.git import canonical_url, fetch_tree
+from cpack_build.fetch.git import canonical_url, fetch_tree, open_locked
 from cpack_build.fetch.http import Sources
+from cpack_build.fetch.lfs import with_lfs
+from cpack_build.fetch.patch import patched
 from cpack_build.fetch.store import Store
-from cpack_build.lock.registry import lock_registry_node
-from cpack_build.lock.schema import GitTree, RegistryNode
+from cpack_build.fetch.tree import Tree
+from cpack_build.lock.captured import (
+    COMFYUI,
+    Captured,
+    captured_nodes,
+    has_comfyui,
+    lock_local,
+    open_local,
+    patch_names,
+    patch_of,
+)
+from cpack_build.lock.registry import lock_registry_node, open_registry_node
+from cpack_build.lock.schema import GitTree, LocalTree, NodeTree, RegistryNode
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["Trees", "lock_trees"]
+__all__ = ["Trees", "lock_trees", "open_tree"]
 
 _FOLDER = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
 
@@ -24,51 +37,83 @@ _FOLDER = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
 class Trees:
     """ComfyUI and the custom nodes, by name; and what could not be found."""
 
-    comfyui: GitTree | None
+    comfyui: GitTree | LocalTree | None
     nodes: tuple[GitTree, ...]
     registry_nodes: tuple[RegistryNode, ...]
+    local_nodes: tuple[LocalTree, ...]
     missing: tuple[CpackError, ...]
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A git tree to be locked; *patch* is the name of its patch in the pack, if it has one."""
+
+    name: str
+    url: str
+    commit: str
+    patch: str | None
 
 
 def lock_trees(
     snapshot: Snapshot,
     *,
+    pack: Captured | None = None,
     exclude: Sequence[str] = (),
     store: Store,
     sources: Sources,
     progress: Progress = SILENT,
 ) -> Trees:
-    """Fetch and hash every tree that *snapshot* wants, less the nodes named in *exclude* (folder names or URLs).
+    """Fetch and hash every tree that *snapshot* wants, less the nodes named in *exclude* (folder names or URLs); *pack*
+    has those that nobody else has, and changes to others.
 
     What is missing is collected, to be told all at once. Raises :class:`UnsafeInput`, :class:`BadInput`.
     """
-    if snapshot.comfyui is None:
+    has_own = pack is not None and snapshot.comfyui is None and has_comfyui(pack)
+    if snapshot.comfyui is None and not has_own:
         raise BadInput(
             "The pack does not say which ComfyUI it needs: snapshot.json has no comfyui commit.",
-            hint="Pack it again from a ComfyUI that is a git checkout.",
+            hint="Pack it again from a ComfyUI that is a git checkout, or name its commit with --comfyui-commit.",
         )
     left_out = _Exclusion(exclude)
     pins = [pin for pin in snapshot.nodes if not pin.disabled and not left_out(pin.name, pin.url)]
     missing: list[CpackError] = []
     registered = [item for item in sorted(snapshot.registry_nodes.items()) if not left_out(item[0])]
-    files = [node.filename for node in snapshot.file_nodes if not node.disabled and not left_out(node.filename)]
+    off = {node.filename for node in snapshot.file_nodes if node.disabled}
+    local = {
+        name: kind
+        for name, kind in (captured_nodes(pack) if pack is not None else {}).items()
+        if name not in off and not left_out(name)
+    }
+    files = [
+        node.filename
+        for node in snapshot.file_nodes
+        if not node.disabled and node.filename not in local and not left_out(node.filename)
+    ]
     left_out.note_unknown(progress)
-    wanted = [(_folder(pin), pin.url, pin.commit) for pin in pins]
-    _refuse_twins([*(name for name, _, _ in wanted), *(name for name, _ in registered)])
-    wanted.insert(0, ("ComfyUI", snapshot.comfyui.url, snapshot.comfyui.commit))
+    patches = _patches(snapshot, pack)
+    wanted = [_Wanted(_folder(pin), pin.url, pin.commit, pin.name if pin.name in patches else None) for pin in pins]
+    _refuse_twins([*(one.name for one in wanted), *(name for name, _ in registered), *map(_checked_name, local)])
+    if snapshot.comfyui is not None:
+        patch = COMFYUI if COMFYUI in patches else None
+        wanted.insert(0, _Wanted(COMFYUI, snapshot.comfyui.url, snapshot.comfyui.commit, patch))
 
-    def lock(pin: tuple[str, str, str], reports: Progress) -> tuple[GitTree, frozenset[str]] | CpackError:
-        name, url, commit = pin
+    def lock(one: _Wanted, reports: Progress) -> tuple[GitTree, Tree] | CpackError:
         try:
-            tree = fetch_tree(url, commit, store=store, mirrors=sources.mirrors, name=name, progress=reports)
-            digest = tree.tree_digest()
-            for path in tree.lfs_pointers():
-                reports.note(f"{name}: {path} is a Git LFS pointer; the file itself is not in the repository.")
-            top = frozenset(file.path for file in tree.files() if file.path.startswith("custom_nodes/"))
-            pinned = GitTree(
-                name=name, url=tree.url, commit=tree.commit, tree_sha256=digest, committed_at=tree.committed_at
+            tree = fetch_tree(
+                one.url, one.commit, store=store, mirrors=sources.mirrors, name=one.name, progress=reports
             )
-            return pinned, top
+            changes = patch_of(one.patch, pack) if one.patch is not None else None
+            laid = patched(tree, changes, store=store) if changes is not None else tree
+            laid = with_lfs(laid, name=one.name, store=store, sources=sources, progress=reports)
+            pinned = GitTree(
+                name=one.name,
+                url=tree.url,
+                commit=tree.commit,
+                tree_sha256=laid.tree_digest(),
+                committed_at=tree.committed_at,
+                patch_sha256=changes.sha256 if changes else None,
+            )
+            return pinned, laid
         except (Unresolvable, NetworkError) as error:
             return error
 
@@ -80,27 +125,84 @@ def lock_trees(
 
     with working(4, progress) as (pool, reports):
         archives = list(pool.map(lambda item: lock_registered(item, reports), registered))
-        answers = list(pool.map(lambda pin: lock(pin, reports), wanted))
+        answers = list(pool.map(lambda one: lock(one, reports), wanted))
     missing += [answer for answer in archives if isinstance(answer, CpackError)]
     missing += [answer for answer in answers if isinstance(answer, CpackError)]
-    found = [answer for answer in answers if not isinstance(answer, CpackError)]
-    comfyui = next((tree for tree, _ in found if tree.name == "ComfyUI" and answers[0] == found[0]), None)
+    own = lock_local(COMFYUI, "comfyui", pack, store=store) if pack is not None and has_own else None
+    locals_ = [lock_local(name, kind, pack, store=store) for name, kind in local.items()] if pack is not None else []
+    comfyui: tuple[GitTree | LocalTree, Tree] | None = None
+    if own is not None:
+        comfyui = own, open_local(own, pack, store=store)
+    else:
+        first = answers.pop(0)
+        comfyui = None if isinstance(first, CpackError) else first
     if comfyui is not None:
-        missing += [_lost_file(name, comfyui) for name in files if f"custom_nodes/{name}" not in found[0][1]]
-    nodes = [tree for tree, _ in found if tree is not comfyui]
+        there = {file.path for file in comfyui[1].files()} if files else set()
+        missing += [_lost_file(name) for name in files if f"custom_nodes/{name}" not in there]
+    nodes = [answer[0] for answer in answers if not isinstance(answer, CpackError)]
     kept = tuple(node for node in archives if not isinstance(node, CpackError))
-    return Trees(comfyui, tuple(sorted(nodes, key=lambda tree: tree.name)), kept, tuple(missing))
+    return Trees(
+        comfyui[0] if comfyui is not None else None,
+        tuple(sorted(nodes, key=lambda node: node.name)),
+        kept,
+        tuple(locals_),
+        tuple(missing),
+    )
 
 
-def _lost_file(name: str, comfyui: GitTree) -> Unresolvable:
+def open_tree(
+    pin: NodeTree,
+    pack: Captured | None,
+    *,
+    store: Store,
+    sources: Sources,
+    progress: Progress = SILENT,
+) -> Tree:
+    """The tree that *pin* is locked to, proved by its hash; *pack* has what nobody else has.
+
+    Raises :class:`HashMismatch`, :class:`Unresolvable`, :class:`NetworkError`, :class:`UnsafeInput`.
+    """
+    if isinstance(pin, LocalTree):
+        return open_local(pin, pack, store=store)
+    if isinstance(pin, RegistryNode):
+        return open_registry_node(pin, store=store, sources=sources, progress=progress)
+    return open_locked(
+        pin.url,
+        pin.commit,
+        tree_sha256=pin.tree_sha256,
+        patch=patch_of(pin.name, pack, sha256=pin.patch_sha256) if pin.patch_sha256 is not None else None,
+        store=store,
+        sources=sources,
+        progress=progress,
+    )
+
+
+def _patches(snapshot: Snapshot, pack: Captured | None) -> frozenset[str]:
+    """What the pack has patches for. Raises :class:`BadInput` for one that belongs to nothing."""
+    names = patch_names(pack) if pack is not None else frozenset()
+    known = {pin.name for pin in snapshot.nodes} | ({COMFYUI} if snapshot.comfyui is not None else set())
+    for name in sorted(names - known):
+        raise BadInput(f"patches/{name}.patch belongs to no git repository of the pack.", hint="Pack it again.")
+    if COMFYUI in names and any(pin.name == COMFYUI for pin in snapshot.nodes):
+        raise BadInput(
+            f"patches/{COMFYUI}.patch may belong to ComfyUI or to the custom node of that name.",
+            hint="Rename the custom node's folder, and pack it again.",
+        )
+    return names
+
+
+def _lost_file(name: str) -> Unresolvable:
     return Unresolvable(
-        f"The custom node {name} is a single file that is neither in the pack nor in ComfyUI at {comfyui.commit}.",
-        hint=f"Leave it out with nodes.exclude: [{name}] in cpack.yaml, or keep it in a git repository and pack again.",
+        f"The custom node {name} is a single file that is neither in the pack nor in its ComfyUI.",
+        hint=f"Leave it out with nodes.exclude: [{name}] in cpack.yaml, or pack again with `cpack-build pack`.",
     )
 
 
 def _folder(pin: NodePin) -> str:
-    name = pin.name or canonical_url(pin.url).replace(":", "/").rsplit("/", 1)[-1]
+    return _checked_name(pin.name or canonical_url(pin.url).replace(":", "/").rsplit("/", 1)[-1])
+
+
+def _checked_name(name: str) -> str:
     if not _FOLDER.fullmatch(name) or name in (".", "..", "__pycache__"):
         raise UnsafeInput(f"The custom node's name {name!r} is no folder name.", hint="Correct it in the pack.")
     return name

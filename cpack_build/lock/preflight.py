@@ -10,14 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cpack_build.errors import CpackError, NetworkError, Unresolvable
-from cpack_build.fetch.git import open_locked
 from cpack_build.fetch.http import Sources, probe
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
+from cpack_build.lock.captured import Captured
 from cpack_build.lock.models import local_model
-from cpack_build.lock.registry import open_registry_node
+from cpack_build.lock.nodes import open_tree
 from cpack_build.lock.risks import Risk, risks_of_models, risks_of_tree
-from cpack_build.lock.schema import ArchiveInterpreter, Deb, DebInterpreter, GitTree, Lock, Model, RegistryNode
+from cpack_build.lock.schema import ArchiveInterpreter, Deb, DebInterpreter, Lock, Model, NodeTree
 from cpack_build.lock.wheels import Wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
@@ -46,32 +46,34 @@ class _Answer:
 
 
 def preflight(
-    lock: Lock,
-    *,
+    *locks: Lock,
+    pack: Captured | None = None,
     store: Store,
     sources: Sources,
     models: Sequence[str] = (),
     find_links: Sequence[str] = (),
     progress: Progress = SILENT,
 ) -> Preflight:
-    """Look for everything that *lock* names; *models* and *find_links* are the folders that the user named.
+    """Look for everything that *locks* (of one pack, a platform each) name, once; *models* and *find_links* are the
+    folders that the user named, *pack* has what nobody else has.
 
     Raises :class:`BadInput` or :class:`HashMismatch` for a lock that contradicts itself.
     """
-    debs = [*lock.system, *(lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ())]
-    work: list[Callable[[], _Answer]] = [lambda deb=deb: _deb(deb, store, sources) for deb in debs]  # type: ignore[misc]
-    wheels = {wheel.sha256: wheel for wheel in (*wheels_of(lock.service), *wheels_of(lock.python))}
+    lock = locks[0]
+    work: list[Callable[[], _Answer]] = []
+    for deb in {deb.sha256: deb for one in locks for deb in (*one.system, *_own_debs(one))}.values():
+        work.append(lambda deb=deb: _deb(deb, store, sources))  # type: ignore[misc]
+    environments = [environment for one in locks for environment in (one.service, one.python)]
+    wheels = {wheel.sha256: wheel for environment in environments for wheel in wheels_of(environment)}
     for wheel in wheels.values():
         work.append(lambda wheel=wheel: _wheel(wheel, find_links, store, sources))  # type: ignore[misc]
-    for tree in (lock.comfyui, *lock.nodes):
-        work.append(lambda tree=tree: _tree(tree, tree is not lock.comfyui, store, sources, progress))  # type: ignore[misc]
-    for node in lock.registry_nodes:
-        work.append(lambda node=node: _registered(node, store, sources, progress))  # type: ignore[misc]
+    for tree in (lock.comfyui, *lock.custom_nodes):
+        work.append(lambda tree=tree: _tree(tree, tree is not lock.comfyui, pack, store, sources, progress))  # type: ignore[misc]
     for model in lock.models:
         work.append(lambda model=model: _model(model, models, store, sources))  # type: ignore[misc]
-    archive = lock.interpreter
-    if isinstance(archive, ArchiveInterpreter) and store.find(archive.sha256) is None:
-        work.append(lambda: _address(archive.url, f"Python {archive.version}", archive.size, sources))
+    archives = {one.interpreter.sha256: one.interpreter for one in locks if one.interpreter.kind == "archive"}
+    for archive in archives.values():
+        work.append(lambda archive=archive: _archive(archive, store, sources))  # type: ignore[misc]
     with progress.task("Asking for everything", total=len(work), unit="things") as task, working(
         _PARALLEL, progress
     ) as (pool, _):  # fmt: skip
@@ -102,6 +104,16 @@ def _address(url: str, what: str, size: int | None, sources: Sources) -> _Answer
     return _Answer(download=size or 0, unsized=int(size is None))
 
 
+def _own_debs(lock: Lock) -> tuple[Deb, ...]:
+    return lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
+
+
+def _archive(archive: ArchiveInterpreter, store: Store, sources: Sources) -> _Answer:
+    if store.find(archive.sha256) is not None:
+        return _Answer()
+    return _address(archive.url, f"Python {archive.version}", archive.size, sources)
+
+
 def _deb(deb: Deb, store: Store, sources: Sources) -> _Answer:
     if store.find(deb.sha256) is not None:
         return _Answer()
@@ -122,16 +134,16 @@ def _wheel(wheel: Wheel, find_links: Sequence[str], store: Store, sources: Sourc
     return _address(wheel.url, f"The wheel {wheel.filename}", wheel.size, sources)
 
 
-def _tree(tree: GitTree, is_node: bool, store: Store, sources: Sources, progress: Progress) -> _Answer:
-    found = open_locked(
-        tree.url, tree.commit, tree_sha256=tree.tree_sha256, store=store, mirrors=sources.mirrors, progress=progress
-    )
+def _tree(
+    tree: NodeTree,
+    is_node: bool,
+    pack: Captured | None,
+    store: Store,
+    sources: Sources,
+    progress: Progress,
+) -> _Answer:
+    found = open_tree(tree, pack, store=store, sources=sources, progress=progress)
     return _Answer(risks=tuple(risks_of_tree(tree.name, found)) if is_node else ())
-
-
-def _registered(node: RegistryNode, store: Store, sources: Sources, progress: Progress) -> _Answer:
-    found = open_registry_node(node, store=store, sources=sources, progress=progress)
-    return _Answer(risks=tuple(risks_of_tree(node.name, found)))
 
 
 def _model(model: Model, folders: Sequence[str], store: Store, sources: Sources) -> _Answer:

@@ -105,7 +105,8 @@ def _address(answer: StoredFile, name: str, version: str, way_out: str) -> str:
 def _tree(file: StoredFile, name: str, url: str, store: Store) -> Tree:
     try:
         archive = open_archive(file.path)
-        files = [(path, archive.read(path, limit=_FILE_LIMIT)) for path in archive.sizes]
+        with archive.reading(limit=_FILE_LIMIT) as stream:
+            return import_tree(archive.sizes, stream, name=url, sha256=file.sha256, store=store)
     except UnsafeInput as error:
         raise UnsafeInput(f"The archive of the custom node {name} ({redact(url)}): {error.message}") from error
     except BadInput as error:
@@ -113,4 +114,3 @@ def _tree(file: StoredFile, name: str, url: str, store: Store) -> Tree:
             f"The archive of the custom node {name} ({redact(url)}) is no usable zip: {error.message}",
             hint=f"Leave it out with nodes.exclude: [{name}] in cpack.yaml.",
         ) from error
-    return import_tree(files, url=url, sha256=file.sha256, store=store)

@@ -11,47 +11,95 @@ import platform as host
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from packaging.utils import canonicalize_name
 
 import cpack_build
 from cpack_build.cpack.schema import Snapshot
-from cpack_build.cpack.settings import InterpreterArchive, Settings
+from cpack_build.cpack.settings import InterpreterArchive, Platform, Settings
 from cpack_build.errors import BadInput, BadSettings, CpackError, StaleLock, Unresolvable, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.base import Base, open_base
+from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
+from cpack_build.lock.form import in_form
 from cpack_build.lock.interpreter import archive_interpreter, base_interpreter, vouch
 from cpack_build.lock.models import lock_models
 from cpack_build.lock.nodes import lock_trees
 from cpack_build.lock.python import Target, lock_environment, lock_service, parse_requirements
-from cpack_build.lock.schema import Deb, DebInterpreter, Inputs, Interpreter, Lock, PythonEnvironment, ScratchBase
+from cpack_build.lock.schema import (
+    Deb,
+    DebInterpreter,
+    GitTree,
+    Inputs,
+    Interpreter,
+    Lock,
+    PythonEnvironment,
+    ScratchBase,
+)
 from cpack_build.lock.service import service_code, service_requirements
 from cpack_build.lock.target import FAMILY, check_target, retarget, target_of
 from cpack_build.lock.wheels import wheels_of
+from cpack_build.oci.compressed import parse_compression
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["PackInput", "check_fresh", "resolve", "this_platform"]
+__all__ = ["PackInput", "check_all_fresh", "check_fresh", "resolve", "resolve_all", "this_platform"]
 
-Platform = Literal["linux/amd64", "linux/arm64"]
 _T = TypeVar("_T")
 _MACHINES: dict[str, Platform] = {
     "x86_64": "linux/amd64", "amd64": "linux/amd64", "aarch64": "linux/arm64", "arm64": "linux/arm64",
 }  # fmt: skip
+_NO_COMMIT = 315532800
+"""1980-01-01, as all else in a pack is dated: for a pack with no git repository."""
 _UNKNOWN_GLIBC = 28
 """For a base whose glibc cannot be told: what every distribution in support has."""
 
 
-class PackInput(Protocol):
+class PackInput(Captured, Protocol):
     """What of a pack a lock depends on (:class:`cpack_build.cpack.reader.Pack` is one)."""
 
     @property
-    def sha256(self) -> str: ...
+    def content_sha256(self) -> str: ...
 
     @property
     def snapshot(self) -> Snapshot: ...
+
+
+def resolve_all(
+    pack: PackInput,
+    platforms: Sequence[Platform],
+    *,
+    settings: Settings,
+    store: Store,
+    sources: Sources,
+    previous: Sequence[Lock] = (),
+    update: Collection[str] = (),
+    progress: Progress = SILENT,
+) -> tuple[Lock, ...]:
+    """A lock of *pack* for each of *platforms*, as :func:`resolve` makes it; what is missing on any is told at once."""
+    earlier = {lock.platform: lock for lock in previous}
+    locks, errors = [], []
+    for platform in sorted(platforms):
+        try:
+            locks.append(
+                resolve(
+                    pack, settings=settings, platform=platform, store=store, sources=sources,
+                    previous=earlier.get(platform), update=update, progress=progress,
+                )
+            )  # fmt: skip
+        except CpackError as error:
+            errors.append(error)
+    if errors:
+        raise _distinct(errors)
+    return tuple(locks)
+
+
+def _distinct(errors: Sequence[CpackError]) -> CpackError:
+    """Every one of *errors* once, though two platforms may have met it."""
+    single = [part for error in errors for part in error.parts or (error,)]
+    return together(list({(type(error), str(error)): error for error in single}.values()))
 
 
 def resolve(
@@ -60,11 +108,14 @@ def resolve(
     settings: Settings,
     store: Store,
     sources: Sources,
+    platform: Platform | None = None,
     previous: Lock | None = None,
     update: Collection[str] = (),
     progress: Progress = SILENT,
 ) -> Lock:
-    """Resolve *pack* to its lock. *sources* holds the mirrors (flags and settings) and transports.
+    """Resolve *pack* to its lock for *platform*, by default the one that *settings* name, else this machine's.
+
+    *sources* holds the mirrors (flags and settings) and transports.
 
     The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
     *update*; ``all`` or ``python`` there means every one of them.
@@ -79,11 +130,12 @@ def resolve(
             "The pack does not say which Python it needs; packs of November 2024 did not.",
             hint="Write it again with `cpack-build import PACK --python 3.11 -o NEW`.",
         )
-    target_platform = settings.platform or this_platform()
+    target_platform = platform or (settings.platform[0] if len(settings.platform) == 1 else this_platform())
     with working(4, progress) as (pool, reports):
         trees_work = pool.submit(
-            lock_trees, snapshot, exclude=settings.nodes.exclude, store=store, sources=sources, progress=reports
-        )
+            lock_trees, snapshot, pack=pack, exclude=settings.nodes.exclude, store=store, sources=sources,
+            progress=reports,
+        )  # fmt: skip
         models_work = pool.submit(
             lock_models, snapshot.models, folders=settings.models, store=store, sources=sources, progress=reports
         )
@@ -124,8 +176,11 @@ def resolve(
     assert python is not None
     lock = Lock(
         builder=cpack_build.__version__,
-        inputs=Inputs(pack=pack.sha256, settings=settings.digest()),
-        source_date_epoch=max(tree.committed_at for tree in (trees.comfyui, *trees.nodes)),
+        inputs=Inputs(pack=pack.content_sha256, settings=settings.digest()),
+        source_date_epoch=max(
+            (tree.committed_at for tree in (trees.comfyui, *trees.nodes) if isinstance(tree, GitTree)),
+            default=_NO_COMMIT,
+        ),
         platform=target_platform,
         target=target_of(wheels_of(python), platform=target_platform),
         base=system.base.record if system.base is not None else ScratchBase(),
@@ -139,13 +194,14 @@ def resolve(
         comfyui=trees.comfyui,
         nodes=trees.nodes,
         registry_nodes=trees.registry_nodes,
+        local_nodes=trees.local_nodes,
         models=tuple(models[0]),
         environment=dict(sorted(settings.environment.items())),
         comfyui_args=settings.comfyui_args,
     )
     if lock.bytecode == "compiled":  # else nobody has said that this Python may run here: a pack may have named it
         vouch(lock, store=store)
-    return lock
+    return in_form(lock, compression=settings.compression)
 
 
 def _kept(previous: Lock | None, update: Collection[str]) -> tuple[str, ...]:
@@ -181,14 +237,33 @@ def _environment(
     return environment
 
 
+def check_all_fresh(
+    locks: Sequence[Lock], pack: PackInput, settings: Settings, *, name: object = "The lock"
+) -> tuple[Lock, ...]:
+    """Those of *locks* that *settings* ask for, each fresh. Raises :class:`StaleLock`, also for one that lacks."""
+    wanted = set(settings.platform) or {lock.platform for lock in locks}
+    if lacking := sorted(wanted - {lock.platform for lock in locks}):
+        have = " and ".join(lock.platform for lock in locks)
+        raise StaleLock(name, f"it is for {have}, not {' and '.join(lacking)}")
+    chosen = tuple(lock for lock in locks if lock.platform in wanted)
+    for lock in chosen:
+        check_fresh(lock, pack, settings, name=name)
+    return chosen
+
+
 def check_fresh(lock: Lock, pack: PackInput, settings: Settings, *, name: object = "The lock") -> None:
     """See that *lock* belongs to *pack*, *settings* and us. Raises :class:`StaleLock`, saying which not."""
-    if lock.inputs.pack != pack.sha256:
+    if lock.inputs.pack != pack.content_sha256:
         raise StaleLock(name, "the pack has changed since it was made")
     if lock.inputs.settings != settings.digest():
         raise StaleLock(name, "the settings (cpack.yaml or flags) have changed since it was made")
-    if settings.platform is not None and lock.platform != settings.platform:
-        raise StaleLock(name, f"it is for {lock.platform}, not {settings.platform}")
+    if settings.platform and lock.platform not in settings.platform:
+        raise StaleLock(name, f"it is for {lock.platform}, not {' and '.join(settings.platform)}")
+    own = lock.compression
+    if settings.compression is not None and own is not None:
+        wanted = parse_compression(settings.compression)
+        if (wanted.algorithm, wanted.level) != (own.algorithm, own.level):
+            raise StaleLock(name, f"cpack.yaml wants layers compressed by {wanted}, and it says {own.algorithm}")
     if lock.service_code != service_code():
         raise StaleLock(
             name, f"it was made by another cpack-build ({lock.service_code.version}), whose service code differs"

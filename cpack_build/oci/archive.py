@@ -2,7 +2,8 @@
 
 Docker up to 27 on its graph drivers reads ``manifest.json`` (moby: image/spec, "Combined Image JSON + Filesystem
 Changeset Format"), whose paths may just as well point into ``blobs/sha256``; podman, skopeo, containerd and Docker
-with containerd's store read ``index.json``. The bytes depend on the image and its name alone. Nothing is stored
+with containerd's store read ``index.json``, which may lead to images for several platforms. The bytes depend on the
+image and its name alone. Nothing is stored
 twice, and nothing on the way: each blob is streamed from where it lies and hashed as it goes by.
 """
 
@@ -18,13 +19,15 @@ from cpack_build.oci import tar
 from cpack_build.oci.layout import LAYOUT_FILE, image_index, index_entry
 from cpack_build.oci.reference import Reference
 from cpack_build.oci.storage import whole_file
-from cpack_build.oci.types import Blob, Image, canonical_json
+from cpack_build.oci.types import Blob, Image, ImageIndex, canonical_json
 from cpack_build.progress import SILENT, Progress
 
 __all__ = ["archive_size", "stream_archive", "write_archive"]
 
 
-def write_archive(image: Image, path: Path, *, name: Reference | None = None, progress: Progress = SILENT) -> int:
+def write_archive(
+    image: Image | ImageIndex, path: Path, *, name: Reference | None = None, progress: Progress = SILENT
+) -> int:
     """Write the archive to the file *path*, which appears only when it is whole; the number of bytes.
 
     Raises :class:`HashMismatch` when a blob is not what it says, :class:`StorageError`.
@@ -42,7 +45,7 @@ def write_archive(image: Image, path: Path, *, name: Reference | None = None, pr
 
 
 def stream_archive(
-    image: Image, *, name: Reference | None = None, omit: frozenset[str] = frozenset()
+    image: Image | ImageIndex, *, name: Reference | None = None, omit: frozenset[str] = frozenset()
 ) -> Iterator[bytes]:
     """The archive, piece by piece. *name* is what an engine will call the image; without it, it has only its ID.
 
@@ -51,7 +54,9 @@ def stream_archive(
     return tar.stream(_entries(image, name, omit))
 
 
-def archive_size(image: Image, *, name: Reference | None = None, omit: frozenset[str] = frozenset()) -> int:
+def archive_size(
+    image: Image | ImageIndex, *, name: Reference | None = None, omit: frozenset[str] = frozenset()
+) -> int:
     """Bytes of the archive, without reading a layer."""
     return tar.size_of(_entries(image, name, omit))
 
@@ -81,9 +86,9 @@ class _Verified:
             raise HashMismatch(f"{promised.shown} ({count} bytes)", expected=promised.digest, actual=actual)
 
 
-def _entries(image: Image, name: Reference | None, omit: frozenset[str]) -> list[tar.Entry]:
+def _entries(image: Image | ImageIndex, name: Reference | None, omit: frozenset[str]) -> list[tar.Entry]:
     blobs: dict[str, Blob] = {}
-    for blob in (image.manifest, image.config, *image.layers):
+    for blob in _in_order(image):
         if blob.descriptor.digest not in omit:
             blobs.setdefault(_member(blob), blob)
     index = image_index([index_entry(image, tag=(name.tag if name else None) or "latest", name=name)])
@@ -97,6 +102,17 @@ def _entries(image: Image, name: Reference | None, omit: frozenset[str]) -> list
     ]
 
 
+def _in_order(image: Image | ImageIndex) -> Iterator[Blob]:
+    """Manifests and configs first, so that whoever streams the archive knows early what it has."""
+    if isinstance(image, ImageIndex):
+        yield image.manifest
+    images = image.images if isinstance(image, ImageIndex) else (image,)
+    for one in images:
+        yield from (one.manifest, one.config)
+    for one in images:
+        yield from one.layers
+
+
 def _file(path: str, content: tar.Content) -> tar.Entry:
     return tar.Entry(path, "file", content=content)
 
@@ -105,8 +121,11 @@ def _member(blob: Blob) -> str:
     return f"blobs/sha256/{blob.descriptor.digest.removeprefix('sha256:')}"
 
 
-def _docker_manifest(image: Image, name: Reference | None) -> bytes:
-    """One entry: the config, the names, and the layers from bottom to top."""
+def _docker_manifest(image: Image | ImageIndex, name: Reference | None) -> bytes:
+    """One entry: the config, the names, and the layers from bottom to top. It knows no platforms: of several images the
+    first is named, which is amd64's where there is one."""
+    if isinstance(image, ImageIndex):
+        image = min(image.images, key=lambda one: one.platform)
     return canonical_json(
         [
             {

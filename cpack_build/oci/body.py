@@ -13,9 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NoReturn
 
 from cpack_build.errors import Cancelled, HashMismatch, Unresolvable
-from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.transport import Sized
-from cpack_build.oci.types import Blob
+from cpack_build.oci.types import Blob, Seekable
 
 __all__ = ["Body"]
 
@@ -92,7 +91,7 @@ class Body:
     def _begin(self, offset: int) -> None:
         self._position = offset
         self._left = b""
-        if isinstance(self._blob, ModelLayer):
+        if isinstance(self._blob, Seekable):
             self._chunks = self._blob.chunks_from(offset)
             return
         self._chunks = self._blob.chunks()

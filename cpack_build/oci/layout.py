@@ -32,7 +32,7 @@ from cpack_build.oci import modellayer, tar
 from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.reference import Reference
 from cpack_build.oci.storage import PARTIAL, sync_directory, whole_file
-from cpack_build.oci.types import Blob, Descriptor, Image, canonical_json
+from cpack_build.oci.types import Blob, Descriptor, Image, ImageIndex, canonical_json, platform_document
 from cpack_build.progress import SILENT, Progress, Task
 
 __all__ = ["LAYOUT_FILE", "Written", "image_index", "index_entry", "write_layout"]
@@ -56,7 +56,12 @@ class Written:
 
 
 def write_layout(
-    image: Image, directory: Path, *, tag: str | None = None, name: Reference | None = None, progress: Progress = SILENT
+    image: Image | ImageIndex,
+    directory: Path,
+    *,
+    tag: str | None = None,
+    name: Reference | None = None,
+    progress: Progress = SILENT,
 ) -> Written:
     """Put *image* into the layout at *directory*, under *tag* (by default that of *name*, or ``latest``).
 
@@ -71,9 +76,9 @@ def write_layout(
             blobs.mkdir(parents=True, exist_ok=True)
         entries = _entries(root)
         written = shared = kept = 0
-        total = image.size
-        with progress.task(f"Writing {directory.name}", total=total) as task:
-            for blob in (*image.layers, image.config, image.manifest):
+        content = {blob.descriptor.digest: blob for blob in image.blobs()}
+        with progress.task(f"Writing {directory.name}", total=image.size) as task:
+            for blob in content.values():
                 size = blob.descriptor.size
                 path = blobs / blob.descriptor.digest.removeprefix("sha256:")
                 if _is_whole(path, size):
@@ -102,8 +107,8 @@ def write_layout(
     return Written(written, shared, kept)
 
 
-def index_entry(image: Image, *, tag: str, name: Reference | None = None) -> dict[str, Any]:
-    """The descriptor of *image* in ``index.json``, with its platform and names (annotations.md).
+def index_entry(image: Image | ImageIndex, *, tag: str, name: Reference | None = None) -> dict[str, Any]:
+    """The descriptor of *image* in ``index.json``, with its platform (an index has none) and names (annotations.md).
 
     ``ref.name`` is the tag: umoci and skopeo find it by that. containerd, Docker with its store and podman take the
     full name from ``io.containerd.image.name``.
@@ -113,8 +118,8 @@ def index_entry(image: Image, *, tag: str, name: Reference | None = None) -> dic
         annotations[CONTAINERD_NAME] = name.tagged
     manifest = image.manifest.descriptor
     entry = Descriptor(manifest.media_type, manifest.digest, manifest.size, annotations).to_json()
-    config = json.loads(image.config.data)
-    entry["platform"] = {key: config[key] for key in ("architecture", "os", "variant") if config.get(key)}
+    if isinstance(image, Image):
+        entry["platform"] = platform_document(image)
     return entry
 
 

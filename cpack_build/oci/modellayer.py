@@ -4,21 +4,36 @@ Entries ``models/``, ``models/sha256/`` and ``models/sha256/<hex>``; modes 0755 
 ``comment`` on the file pads so that its data begins at byte 4096, where a file system can share it by reflink; a pax
 ``size`` is added from 8 GiB on. Header, data, padding and trailer are all there is, so the layer is never stored: it is
 streamed from the model file whenever someone needs it, and one hash of it proves the model as well.
+
+Where there are more models than layers, several share one: :func:`entries` lays them out by the same rules, one after
+the other by hash, each file's data at a multiple of 4096.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpack_build.errors import HashMismatch, Unresolvable
 from cpack_build.oci import tar
 from cpack_build.oci.types import CHUNK, LAYER, Descriptor
 
-__all__ = ["DATA_OFFSET", "ModelLayer", "frame", "hash_model", "layer_size", "model_path", "stamp"]
+__all__ = [
+    "DATA_OFFSET",
+    "ModelFile",
+    "ModelLayer",
+    "entries",
+    "frame",
+    "hash_model",
+    "layer_size",
+    "model_path",
+    "prove_layer",
+    "stamp",
+]
 
 DATA_OFFSET = 4096
 _DIRECTORIES = (tar.Entry("models", "directory", 0o755), tar.Entry("models/sha256", "directory", 0o755))
@@ -39,15 +54,52 @@ class _Announced:
         raise AssertionError("only announced")
 
 
+@dataclass(frozen=True)
+class ModelFile:
+    """The file of a model of *size* bytes, as a tar entry's content."""
+
+    path: Path
+    size: int
+
+    def chunks(self) -> Iterator[bytes]:
+        return self.chunks_from(0)
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]:
+        """The bytes from *offset* on. Raises :class:`Unresolvable` if the file ends early."""
+        left = self.size - offset
+        with self.path.open("rb") as file:
+            file.seek(offset)
+            while left and (chunk := file.read(min(CHUNK, left))):
+                left -= len(chunk)
+                yield chunk
+        if left:
+            raise Unresolvable(f"Model {self.path} became shorter while it was read.", hint="Lock again.")
+
+
+def entries(models: Iterable[tuple[str, tar.Content]]) -> Iterator[tar.Entry]:
+    """The entries of a layer that holds *models* (sha256 in hex, content), whatever their order."""
+    yield from _DIRECTORIES
+    place = sum(len(tar.header(directory)) for directory in _DIRECTORIES)
+    for sha256, content in sorted(models, key=lambda model: model[0]):
+        entry = _aligned(tar.Entry(model_path(sha256), "file", 0o444, content=content), place)
+        yield entry
+        place += len(tar.header(entry)) + entry.size + tar.padding(entry.size)
+
+
+def _aligned(entry: tar.Entry, place: int) -> tar.Entry:
+    """*entry*, whose header begins at byte *place* of the tar, with as short a comment as puts its data at a multiple
+    of 4096."""
+
+    def end(width: int) -> int:
+        return place + len(tar.header(replace(entry, comment="." * width)))
+
+    wanted = -(-end(0) // DATA_OFFSET) * DATA_OFFSET
+    return replace(entry, comment="." * bisect_left(range(DATA_OFFSET), wanted, key=end))
+
+
 def prefix(sha256: str, size: int) -> bytes:
     """The 4096 bytes before the model's data."""
-    entry = tar.Entry(model_path(sha256), "file", 0o444, content=_Announced(size))
-    directories = b"".join(tar.header(directory) for directory in _DIRECTORIES)
-    for width in range(DATA_OFFSET):
-        head = directories + tar.header(entry, comment="." * width)
-        if len(head) == DATA_OFFSET:
-            return head
-    raise AssertionError("no comment pads the header to its place")
+    return b"".join(map(tar.header, entries([(sha256, _Announced(size))])))
 
 
 def frame(sha256: str, size: int) -> tuple[bytes, bytes]:
@@ -60,6 +112,24 @@ def layer_size(size: int) -> int:
     return DATA_OFFSET + size + tar.padding(size) + len(tar.trailer())
 
 
+def prove_layer(path: Path, sha256: str, size: int, *, digest: str, on_read: Callable[[int], object]) -> bool:
+    """Whether the layer of the model at *path* has that *digest*: one read, one hash.
+
+    The digest covers the model's name, which is its *sha256* as whoever made *digest* knew it, so the file is proved as
+    far as that one is trusted.
+    """
+    hasher = hashlib.sha256(prefix(sha256, size))
+    count = 0
+    buffer = memoryview(bytearray(CHUNK))
+    with path.open("rb", buffering=0) as file:
+        while length := file.readinto(buffer):
+            hasher.update(buffer[:length])
+            count += length
+            on_read(length)
+    hasher.update(bytes(tar.padding(size)) + tar.trailer())
+    return count == size and f"sha256:{hasher.hexdigest()}" == digest
+
+
 def hash_model(path: Path, sha256: str, size: int, *, on_read: Callable[[int], object] | None = None) -> str:
     """The layer's digest, from one read of the model that also proves *sha256* and *size*.
 
@@ -70,16 +140,19 @@ def hash_model(path: Path, sha256: str, size: int, *, on_read: Callable[[int], o
 
     file_hash, layer_hash = hashlib.sha256(), hashlib.sha256(prefix(sha256, size))
     count = 0
-    with path.open("rb") as file, ThreadPoolExecutor(1) as second:
+    buffers = [memoryview(bytearray(4 * CHUNK)) for _ in range(2)]
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as second:
         pending = None
-        while chunk := file.read(4 * CHUNK):
+        while length := file.readinto(buffers[0]):
+            chunk = buffers[0][:length]
             if pending is not None:
                 pending.result()
             pending = second.submit(layer_hash.update, chunk)
             file_hash.update(chunk)
-            count += len(chunk)
+            buffers.reverse()
+            count += length
             if on_read is not None:
-                on_read(len(chunk))
+                on_read(length)
     if file_hash.hexdigest() != sha256:
         raise HashMismatch(f"Model {path}", expected=sha256, actual=file_hash.hexdigest())
     if count != size:
@@ -121,13 +194,5 @@ class ModelLayer:
         """The bytes from *offset* on, without reading those before it."""
         if offset < DATA_OFFSET:
             yield prefix(self.sha256, self.size)[offset:]
-        begin = min(max(offset - DATA_OFFSET, 0), self.size)
-        left = self.size - begin
-        with self.path.open("rb") as file:
-            file.seek(begin)
-            while left and (chunk := file.read(min(CHUNK, left))):
-                left -= len(chunk)
-                yield chunk
-        if left:
-            raise Unresolvable(f"Model {self.path} became shorter while it was read.", hint="Lock again.")
+        yield from ModelFile(self.path, self.size).chunks_from(min(max(offset - DATA_OFFSET, 0), self.size))
         yield (bytes(tar.padding(self.size)) + tar.trailer())[max(0, offset - DATA_OFFSET - self.size) :]

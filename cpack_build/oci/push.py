@@ -13,18 +13,18 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from cpack_build.errors import Cancelled, HashMismatch, UsageError
 from cpack_build.oci.connection import Access, Connection
 from cpack_build.oci.limits import check_blobs
 from cpack_build.oci.reference import Reference, is_digest
 from cpack_build.oci.registry import ACCEPT
-from cpack_build.oci.types import Blob, Image
+from cpack_build.oci.types import Blob, BytesBlob, Image, ImageIndex
 from cpack_build.oci.upload import PIECE, upload
 from cpack_build.progress import SILENT, Progress, Task
 
-__all__ = ["JOBS", "Memo", "Pushed", "push"]
+__all__ = ["JOBS", "Memo", "Pushed", "push", "push_index"]
 
 JOBS = 4
 """Blobs under way at once."""
@@ -85,18 +85,58 @@ def push(
     for reference in references:
         sources = [one.repository for one in known if one.registry == reference.registry]
         done.append(
-            _Push(image, reference, sources, access, memo, piece, progress).run(jobs=max(1, jobs), dry_run=dry_run)
+            _Push(image.manifest, (image.config, *image.layers), reference, sources, access, memo, piece, progress).run(
+                jobs=max(1, jobs), dry_run=dry_run
+            )
         )
         known.insert(0, reference)
     return tuple(done)
 
 
+def push_index(
+    index: ImageIndex,
+    references: Sequence[Reference],
+    *,
+    access: Access | None = None,
+    memo: Memo | None = None,
+    dry_run: bool = False,
+    progress: Progress = SILENT,
+    **options: Any,
+) -> tuple[Pushed, ...]:
+    """Give each image of *index* to each of *references* by its digest, then the index by the name, as :func:`push`.
+
+    Blobs that the images share are sent once: the second image finds them there.
+    """
+    for reference in references:
+        if reference.digest not in (None, index.digest):
+            raise UsageError(
+                f"{reference}: the index is {index.digest}, so that it cannot be pushed under another digest.",
+                hint="Leave the @… out.",
+            )
+    done = []
+    for reference in references:
+        whole = _Push(index.manifest, (), reference, (), access, memo, PIECE, progress)
+        if whole.is_there():
+            named = replace(reference, digest=index.digest)
+            done.append(Pushed(named, present=index.size, requests=whole.requests, changed=False))
+            continue
+        parts: list[Pushed] = []
+        for image in index.images:
+            place = replace(reference, tag=None, digest=image.digest)
+            parts += push(image, [place], access=access, memo=memo, dry_run=dry_run, progress=progress, **options)
+        end = whole.run(jobs=1, dry_run=dry_run)
+        sent, mounted, present = (sum(getattr(part, kind) for part in parts) for kind in ("sent", "mounted", "present"))
+        done.append(Pushed(end.reference, sent, mounted, present, end.requests + sum(part.requests for part in parts)))
+    return tuple(done)
+
+
 class _Push:
-    """One image on its way to one name."""
+    """One manifest, or an index, on its way to one name, after its own *blobs*."""
 
     def __init__(
         self,
-        image: Image,
+        manifest: BytesBlob,
+        blobs: Sequence[Blob],
         reference: Reference,
         sources: Sequence[str],
         access: Access | None,
@@ -104,7 +144,8 @@ class _Push:
         piece: int,
         progress: Progress,
     ) -> None:
-        self._image = image
+        self._manifest = manifest
+        self._blobs = blobs
         self._reference = reference
         self._sources = sources
         self._memo = memo
@@ -112,26 +153,33 @@ class _Push:
         self._progress = progress
         self._stop = threading.Event()
         self._connection = Connection(reference, verb="Pushing", actions="pull,push", access=access, stop=self._stop)
-        self._version = reference.tag or image.digest if reference.digest else reference.tag or "latest"
+        self._version = reference.tag or (manifest.descriptor.digest if reference.digest else "latest")
+
+    @property
+    def requests(self) -> int:
+        """Requests made so far."""
+        return self._connection.request_count
+
+    def is_there(self) -> bool:
+        """Whether the name stands for this manifest already."""
+        return self._has_manifest(self._version)
 
     def run(self, *, jobs: int, dry_run: bool) -> Pushed:
-        image = self._image
-        blobs = {blob.descriptor.digest: blob for blob in (image.config, *image.layers)}
+        digest = self._manifest.descriptor.digest
+        blobs = {blob.descriptor.digest: blob for blob in self._blobs}
         total = sum(blob.descriptor.size for blob in blobs.values())
-        named = replace(self._reference, digest=image.digest)
-        if self._has_manifest(self._version):
-            return Pushed(named, present=total, requests=self._connection.request_count, changed=False)
+        named = replace(self._reference, digest=digest)
+        if self.is_there():
+            return Pushed(named, present=total, requests=self.requests, changed=False)
         counts = {"sent": 0, "mounted": 0, "present": 0}
-        if self._version != image.digest and self._has_manifest(image.digest):
+        if self._version != digest and self._has_manifest(digest):
             counts["present"] = total
         else:
             with self._progress.task(f"Pushing {self._reference}", total=total) as task:
-                counts |= self._blobs(list(blobs.values()), task, jobs=jobs, dry_run=dry_run)
+                counts |= self._send(list(blobs.values()), task, jobs=jobs, dry_run=dry_run)
         if not dry_run:
             self._put_manifest()
-        return Pushed(
-            named, counts["sent"], counts["mounted"], counts["present"], requests=self._connection.request_count
-        )
+        return Pushed(named, counts["sent"], counts["mounted"], counts["present"], requests=self.requests)
 
     # -- manifests -----------------------------------------------------------------------------------------------------
 
@@ -141,12 +189,12 @@ class _Push:
         with self._connection.ask("HEAD", url, what=what, ok=(200, 404), headers={"Accept": ACCEPT}) as response:
             if response.status_code == 404:
                 return False
-            own = self._image.manifest.descriptor
+            own = self._manifest.descriptor
             size = response.headers.get("Content-Length", str(own.size))
             return response.headers.get("Docker-Content-Digest") == own.digest and size == str(own.size)
 
     def _put_manifest(self) -> None:
-        manifest = self._image.manifest
+        manifest = self._manifest
         own = manifest.descriptor
         what = f"manifest {own.digest}"
         url = f"{self._connection.base}manifests/{self._version}"
@@ -164,7 +212,7 @@ class _Push:
 
     # -- blobs ---------------------------------------------------------------------------------------------------------
 
-    def _blobs(self, blobs: list[Blob], task: Task, *, jobs: int, dry_run: bool) -> Mapping[str, int]:
+    def _send(self, blobs: list[Blob], task: Task, *, jobs: int, dry_run: bool) -> Mapping[str, int]:
         """Every blob, the largest first; bytes by what was done. The first failure stops the others."""
         counts = {"sent": 0, "mounted": 0, "present": 0}
         lock = threading.Lock()

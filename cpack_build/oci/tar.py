@@ -55,16 +55,18 @@ class Entry:
     mtime: int = 0
     content: Content | None = None
     target: str = ""
+    comment: str | None = None
+    """A pax comment before the header, which moves the content to where it is wanted."""
 
     @property
     def size(self) -> int:
         return self.content.size if self.content is not None else 0
 
 
-def header(entry: Entry, *, comment: str | None = None) -> bytes:
-    """The header blocks of *entry*: pax extended header if one is needed (or *comment* is given), then ustar."""
+def header(entry: Entry) -> bytes:
+    """The header blocks of *entry*: pax extended header if one is needed, then ustar."""
     path = entry.path + "/" if entry.kind == "directory" else entry.path
-    records: list[tuple[str, str]] = [] if comment is None else [("comment", comment)]
+    records: list[tuple[str, str]] = [] if entry.comment is None else [("comment", entry.comment)]
     name, prefix = _split(path)
     if name is None:
         records.append(("path", path))

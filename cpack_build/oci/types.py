@@ -1,8 +1,8 @@
 """The nouns of the OCI image spec that the rest of the program passes around.
 
 A :class:`Blob` is bytes that can be produced again and again: a file, a byte string, or a recipe from which a layer's
-tar is streamed. An :class:`Image` is a manifest, a config and the layers as blobs; writing one somewhere (layout,
-archive, engine, registry) is a publisher's work.
+tar is streamed. An :class:`Image` is a manifest, a config and the layers as blobs; an :class:`ImageIndex` is one for
+each of several platforms. Writing one somewhere (layout, archive, engine, registry) is a publisher's work.
 
 Section numbers: OCI image-spec v1.1.
 """
@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 __all__ = [
     "CHUNK",
@@ -29,8 +29,11 @@ __all__ = [
     "Descriptor",
     "FileBlob",
     "Image",
+    "ImageIndex",
+    "Seekable",
     "canonical_json",
     "digest_of",
+    "platform_document",
 ]
 
 INDEX = "application/vnd.oci.image.index.v1+json"
@@ -90,6 +93,13 @@ class Blob(Protocol):
     def chunks(self) -> Iterator[bytes]: ...
 
 
+@runtime_checkable
+class Seekable(Protocol):
+    """A blob that can be read from any place on without making what comes before it."""
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]: ...
+
+
 @dataclass(frozen=True)
 class BytesBlob:
     """A blob held in memory: manifests, configs, small documents."""
@@ -114,7 +124,12 @@ class FileBlob:
     path: Path
 
     def chunks(self) -> Iterator[bytes]:
+        return self.chunks_from(0)
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]:
+        """The bytes from *offset* on, without reading those before it."""
         with self.path.open("rb") as file:
+            file.seek(offset)
             while chunk := file.read(CHUNK):
                 yield chunk
 
@@ -146,8 +161,54 @@ class Image:
         config = json.loads(self.config.data)
         return f"{config['os']}/{config['architecture']}"
 
+    def blobs(self) -> Iterator[Blob]:
+        """Layers, config and last the manifest."""
+        yield from (*self.layers, self.config, self.manifest)
+
     @property
     def size(self) -> int:
         """Bytes of manifest, config and all layers as they are stored."""
         blobs = [self.manifest.descriptor.size, self.config.descriptor.size]
         return sum(blobs) + sum(layer.descriptor.size for layer in self.layers)
+
+
+@dataclass(frozen=True)
+class ImageIndex:
+    """Images for several platforms under one name (image-index.md). Blobs that they share are the same blobs."""
+
+    images: tuple[Image, ...]
+
+    @property
+    def manifest(self) -> BytesBlob:
+        """The index: a descriptor of each manifest with its platform, ordered by that."""
+        entries = [
+            {**image.manifest.descriptor.to_json(), "platform": platform_document(image)}
+            for image in sorted(self.images, key=lambda image: image.platform)
+        ]
+        return BytesBlob(INDEX, canonical_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}))
+
+    @property
+    def digest(self) -> str:
+        """The digest by which a registry knows all of them together."""
+        return self.manifest.descriptor.digest
+
+    @property
+    def size(self) -> int:
+        """Bytes of everything, each blob once."""
+        return sum({blob.descriptor.digest: blob.descriptor.size for blob in self.blobs()}.values())
+
+    def blobs(self) -> Iterator[Blob]:
+        """Every blob below the index, and last the index itself; what several images have comes several times."""
+        for image in self.images:
+            yield from (*image.layers, image.config, image.manifest)
+        yield self.manifest
+
+    def image_for(self, platform: str) -> Image | None:
+        """The image for *platform* (``linux/amd64``), if there is one."""
+        return next((image for image in self.images if image.platform == platform), None)
+
+
+def platform_document(image: Image) -> dict[str, str]:
+    """The platform of *image* as an index has it (image-index.md, "platform")."""
+    config = json.loads(image.config.data)
+    return {key: config[key] for key in ("architecture", "os", "variant") if config.get(key)}

@@ -17,7 +17,7 @@ from cpack_build.errors import HashMismatch
 from cpack_build.oci.compression import decompressed_chunks
 from cpack_build.oci.types import LAYER, Blob, Descriptor
 
-__all__ = ["Memo", "decompressed", "uncompressed"]
+__all__ = ["Memo", "Uncompressed", "decompressed", "uncompressed"]
 
 _MEMO = "uncompressed-size"
 
@@ -30,7 +30,7 @@ class Memo(Protocol):
     def remember(self, kind: str, key: str, value: str) -> None: ...
 
 
-def uncompressed(layer: Blob, diff_id: str, *, memo: Memo | None = None) -> Blob:
+def uncompressed(layer: Blob, diff_id: str, *, memo: Memo | None = None) -> Uncompressed:
     """*layer* as an uncompressed tar whose digest is *diff_id*.
 
     The first time a compressed layer is seen it is read through for its size, which *memo* keeps. Raises
@@ -38,10 +38,10 @@ def uncompressed(layer: Blob, diff_id: str, *, memo: Memo | None = None) -> Blob
     """
     own = layer.descriptor
     if own.digest == diff_id:
-        return _Uncompressed(layer, Descriptor(LAYER, diff_id, own.size, own.annotations))
+        return Uncompressed(layer, Descriptor(LAYER, diff_id, own.size, own.annotations))
     known = memo.recall(_MEMO, diff_id) if memo is not None else None
     if known is not None and known.isdigit():
-        return _Uncompressed(layer, Descriptor(LAYER, diff_id, int(known), own.annotations))
+        return Uncompressed(layer, Descriptor(LAYER, diff_id, int(known), own.annotations))
     size = 0
     hasher = hashlib.sha256()
     for chunk in decompressed(layer):
@@ -50,20 +50,22 @@ def uncompressed(layer: Blob, diff_id: str, *, memo: Memo | None = None) -> Blob
     _prove(hasher.hexdigest(), diff_id, own)
     if memo is not None:
         memo.remember(_MEMO, diff_id, str(size))
-    return _Uncompressed(layer, Descriptor(LAYER, diff_id, size, own.annotations))
+    return Uncompressed(layer, Descriptor(LAYER, diff_id, size, own.annotations))
 
 
 @dataclass(frozen=True)
-class _Uncompressed:
-    layer: Blob
+class Uncompressed:
+    """The plain form of *stored*, the layer as its origin has it."""
+
+    stored: Blob
     descriptor: Descriptor
 
     def chunks(self) -> Iterator[bytes]:
         hasher = hashlib.sha256()
-        for chunk in decompressed(self.layer):
+        for chunk in decompressed(self.stored):
             hasher.update(chunk)
             yield chunk
-        _prove(hasher.hexdigest(), self.descriptor.digest, self.layer.descriptor)
+        _prove(hasher.hexdigest(), self.descriptor.digest, self.stored.descriptor)
 
 
 def decompressed(layer: Blob) -> Iterator[bytes]:

@@ -4,13 +4,22 @@
 would hold; :func:`write_draft` hashes the models, finds where they can be had again, and writes it. Nothing of the
 workspace is run, imported or changed.
 
->>> draft = draft_pack(Path("ComfyUI"), read_workflow_file(Path("upscale_api.json")))  # doctest: +SKIP
+>>> draft = draft_pack(Path("ComfyUI"), open_workflow(Path("upscale_api.json")).in_api_format()[0])  # doctest: +SKIP
 >>> write_draft(draft, Path("upscale.cpack.zip"), store=Store()).sha256  # doctest: +SKIP
 """
 
 from __future__ import annotations
 
-from cpack_build.workspace.pack import Draft, Written, draft_pack, read_workflow_file, write_draft
+from cpack_build.workspace.pack import Draft, Written, draft_pack, write_draft
 from cpack_build.workspace.place import Comfyui, find_comfyui
+from cpack_build.workspace.source import Releases
 
-__all__ = ["Comfyui", "Draft", "Written", "draft_pack", "find_comfyui", "read_workflow_file", "write_draft"]
+__all__ = [
+    "Comfyui",
+    "Draft",
+    "Releases",
+    "Written",
+    "draft_pack",
+    "find_comfyui",
+    "write_draft",
+]

@@ -13,17 +13,16 @@ import os
 import re
 import shutil
 import stat
-import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from urllib.parse import urlsplit, urlunsplit
 
-from cpack_build.errors import ToolMissing
+from cpack_build.workspace.gitprogram import BrokenRepository, Git, configuration, environment, program, run
 
-__all__ = ["BIG", "BrokenRepository", "GitFolder", "observe", "public_url"]
+__all__ = ["BIG", "BrokenRepository", "GitFolder", "changes_from", "names_in", "observe", "public_url"]
 
 BIG = 16 << 20
 """Bytes from which a changed or new file is named instead of being put into a patch."""
@@ -32,12 +31,7 @@ _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n(?:.*\n)*?oid sha256:([0-9a-f]{64})\nsize (\d+)\n")
 _SCP = re.compile(r"(?:(?P<user>[A-Za-z0-9_][\w.-]*)@)?(?P<host>[A-Za-z0-9][\w.-]*):(?P<path>(?!//)[^\s:]+)")
 _NEVER = re.compile(r"(^|/)(__pycache__|\.git|\.DS_Store|\.venv|node_modules)(/|$)|\.py[co]$")
-_TIMEOUT = 300.0
 _SUBMODULE_DEPTH = 4
-
-
-class BrokenRepository(Exception):
-    """The folder has a ``.git`` that cannot be used; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +82,25 @@ def observe(folder: Path, *, untracked: bool = True, outside: tuple[str, ...] = 
         changed += names
     private = bool(url) and not url.startswith("http")
     return GitFolder(url, commit, private, patch, tuple(changed), tuple(notes))
+
+
+def changes_from(
+    repository: Path, commit: str, *, folder: Path, fresh: Callable[[str], bool], outside: tuple[str, ...] = ()
+) -> tuple[bytes, tuple[str, ...], tuple[str, ...]]:
+    """The patch from *commit* of a bare *repository* to a *folder* that has no ``.git``, the names in it, and notes.
+
+    New files count where *fresh* says so; a file that is missing there is no change. Raises :class:`BrokenRepository`.
+    """
+    notes: list[str] = []
+    patch, changed = _Repository(folder, git_dir=repository).changes(
+        commit, untracked=True, prefix="", notes=notes, outside=outside, fresh=fresh, deletions=False
+    )
+    return patch, tuple(changed), tuple(notes)
+
+
+def names_in(repository: Path, commit: str) -> list[str]:
+    """The names of all files of *commit* in a bare *repository*. Raises :class:`BrokenRepository`."""
+    return _Repository(repository, git_dir=repository).listed(commit)
 
 
 def _submodule(
@@ -148,14 +161,14 @@ def public_url(url: str) -> str:
 class _Repository:
     """The ``.git`` of one working tree, found by hand: no discovery upwards, no question of ownership."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, git_dir: Path | None = None) -> None:
         self.folder = folder
-        self.git_dir = self._git_dir(folder / ".git")
+        self.git_dir = git_dir or self._git_dir(folder / ".git")
         common = self.git_dir / "commondir"
         self.common = self._relative(self.git_dir, common) if common.is_file() else self.git_dir
         if not (self.common / "objects").is_dir():
             raise BrokenRepository("it has no objects")
-        self._config = _config(self.common / "config")
+        self._config = configuration(self.common / "config")
 
     def _git_dir(self, path: Path) -> Path:
         if path.is_dir():
@@ -241,15 +254,30 @@ class _Repository:
                     found.append((path, oid))
         return found
 
+    def listed(self, commit: str) -> list[str]:
+        """The names of all files of *commit*."""
+        return [
+            name for name in self._ask("ls-tree", "-r", "-z", "--full-tree", "--name-only", commit).split("\0") if name
+        ]
+
     def changes(
-        self, commit: str, *, untracked: bool, prefix: str, notes: list[str], outside: tuple[str, ...] = ()
+        self,
+        commit: str,
+        *,
+        untracked: bool,
+        prefix: str,
+        notes: list[str],
+        outside: tuple[str, ...] = (),
+        fresh: Callable[[str], bool] = lambda name: True,
+        deletions: bool = True,
     ) -> tuple[bytes, list[str]]:
         """The patch from *commit* to the files as they lie there, and the names in it, both below *prefix*."""
         with self._borrowed(commit) as git:
             changed = _names(git("diff-files", "--name-only", "-z", "--ignore-submodules=all"))
-            fresh = _names(git("ls-files", "--others", "--exclude-standard", "-z")) if untracked else []
+            new = _names(git("ls-files", "--others", "--exclude-standard", "-z")) if untracked else []
             take = [name for name in changed if not self._is_lfs_content(name, git)]
-            take += [name for name in fresh if not _NEVER.search(name)]
+            take = [name for name in take if deletions or os.path.lexists(self.folder / name)]
+            take += [name for name in new if not _NEVER.search(name) and fresh(name)]
             take = [name for name in take if not name.startswith(outside) and self._fits(name, prefix, notes)]
             if take:
                 listed = "".join(f"{name}\0" for name in take).encode("utf-8", "surrogateescape")
@@ -266,7 +294,7 @@ class _Repository:
             names = _names(git("diff", "--cached", "--name-only", "-z", "--ignore-submodules=all", commit))
             return patch, [prefix + name for name in names]
 
-    def _is_lfs_content(self, name: str, git: _Git) -> bool:
+    def _is_lfs_content(self, name: str, git: Git) -> bool:
         """Whether a changed file is what its LFS pointer stands for: then nothing was changed."""
         match = _LFS.match(git("cat-file", "blob", f":{name}", check=False)[:1024])
         path = self.folder / name
@@ -316,14 +344,14 @@ class _Repository:
         return True
 
     @contextmanager
-    def _borrowed(self, commit: str) -> Iterator[_Git]:
+    def _borrowed(self, commit: str) -> Iterator[Git]:
         """git on a repository of our own that has the working tree's objects and index, and no configuration."""
         with TemporaryDirectory(prefix="cpack-") as temporary:
             home = Path(temporary)
             form = "sha256" if len(commit) == 64 else "sha1"
-            environment = _environment(home)
+            surroundings = environment(home)
             made = [
-                _program(),
+                program(),
                 "init",
                 "--quiet",
                 "--bare",
@@ -331,7 +359,7 @@ class _Repository:
                 f"--object-format={form}",
                 str(home / "git"),
             ]
-            _run(made, environment)
+            run(made, surroundings)
             (home / "git/objects/info").mkdir(parents=True, exist_ok=True)
             (home / "git/objects/info/alternates").write_bytes(os.fsencode(self.common / "objects") + b"\n")
             (home / "git/info").mkdir(exist_ok=True)
@@ -339,22 +367,22 @@ class _Repository:
                 if (self.common / name).is_file():
                     shutil.copyfile(self.common / name, home / "git" / name)
             file_mode = next((value for key, value in self._config if key == "core.filemode"), "true")
-            git = _Git(
+            git = Git(
                 [
-                    _program(), f"--git-dir={home / 'git'}", f"--work-tree={self.folder}", "-c", "core.autocrlf=input",
+                    program(), f"--git-dir={home / 'git'}", f"--work-tree={self.folder}", "-c", "core.autocrlf=input",
                     "-c", "core.safecrlf=false", "-c", f"core.fileMode={'false' if file_mode == 'false' else 'true'}",
                     "-c", "core.quotePath=true", "-c", "core.attributesFile=/dev/null",
                     "-c", "core.excludesFile=/dev/null", "-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false",
                     "-c", "core.untrackedCache=false", "-c", "core.bigFileThreshold=64m", "-c", "core.symlinks=true",
                 ],
-                environment, cwd=self.folder,
+                surroundings, cwd=self.folder,
             )  # fmt: skip
             if not self._borrow_index(git, home):
                 git("read-tree", commit)
             git("update-index", "-q", "--refresh", "--ignore-submodules", check=False)
             yield git
 
-    def _borrow_index(self, git: _Git, home: Path) -> bool:
+    def _borrow_index(self, git: Git, home: Path) -> bool:
         """Whether the working tree's own index can be used: it knows which files need not be read again."""
         index = self.git_dir / "index"
         try:
@@ -372,85 +400,12 @@ class _Repository:
     def _ask(self, *arguments: str) -> str:
         """Plumbing that reads nothing but references and objects; empty when git refuses."""
         with TemporaryDirectory(prefix="cpack-") as temporary:
-            command = [_program(), f"--git-dir={self.git_dir}", "-c", "core.fsmonitor=false", *arguments]
+            command = [program(), f"--git-dir={self.git_dir}", "-c", "core.fsmonitor=false", *arguments]
             try:
-                done = _run(command, _environment(Path(temporary)), check=False)
+                done = run(command, environment(Path(temporary)), check=False)
             except BrokenRepository:
                 return ""
             return done.stdout.decode("utf-8", "surrogateescape") if done.returncode == 0 else ""
-
-
-class _Git:
-    """git with fixed arguments and environment."""
-
-    def __init__(self, command: list[str], environment: Mapping[str, str], *, cwd: Path) -> None:
-        self._command, self._environment, self._cwd = command, environment, cwd
-
-    def __call__(self, *arguments: str, stdin: bytes = b"", check: bool = True) -> bytes:
-        return _run([*self._command, *arguments], self._environment, stdin=stdin, check=check, cwd=self._cwd).stdout
-
-    def succeeds(self, *arguments: str) -> bool:
-        return _run([*self._command, *arguments], self._environment, check=False, cwd=self._cwd).returncode == 0
-
-
-def _run(
-    command: list[str],
-    environment: Mapping[str, str],
-    *,
-    stdin: bytes = b"",
-    check: bool = True,
-    cwd: Path | None = None,
-) -> subprocess.CompletedProcess[bytes]:
-    try:
-        done = subprocess.run(
-            command, env=dict(environment), input=stdin, capture_output=True, cwd=cwd, timeout=_TIMEOUT
-        )
-    except subprocess.TimeoutExpired as error:
-        raise BrokenRepository(f"git needs more than {_TIMEOUT:.0f} s for it") from error
-    except (OSError, ValueError) as error:
-        raise BrokenRepository(f"git cannot look at it: {error}") from error
-    if check and done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["git failed"]
-        raise BrokenRepository(re.sub(r"^(fatal|error): ", "", said[0])[:200])
-    return done
-
-
-def _environment(home: Path) -> dict[str, str]:
-    """An environment without anybody's configuration, in which git reaches no network and asks nothing."""
-    return {
-        "PATH": os.environ.get("PATH", os.defpath),
-        "HOME": str(home),
-        "GIT_CONFIG_NOSYSTEM": "1",
-        "GIT_CONFIG_GLOBAL": os.devnull,
-        "GIT_ATTR_NOSYSTEM": "1",
-        "GIT_ALLOW_PROTOCOL": "none",
-        "GIT_NO_LAZY_FETCH": "1",
-        "GIT_NO_REPLACE_OBJECTS": "1",
-        "GIT_OPTIONAL_LOCKS": "0",
-        "GIT_LITERAL_PATHSPECS": "1",
-        "GIT_TERMINAL_PROMPT": "0",
-        "GIT_PAGER": "cat",
-        "LC_ALL": "C",
-        "SYSTEMROOT": os.environ.get("SYSTEMROOT", ""),
-    }
-
-
-def _program() -> str:
-    program = shutil.which("git")
-    if program is None:
-        raise ToolMissing("git is not installed, and the workspace has git repositories.", hint="Install git.")
-    return program
-
-
-def _config(path: Path) -> list[tuple[str, str]]:
-    """Keys and values of a git configuration file, without what it includes, in order."""
-    if not path.is_file():
-        return []
-    with TemporaryDirectory(prefix="cpack-") as temporary:
-        command = [_program(), "config", "--file", str(path), "--no-includes", "--list", "-z"]
-        listed = _run(command, _environment(Path(temporary)), cwd=Path(temporary)).stdout
-    pairs = (item.partition("\n") for item in listed.decode("utf-8", "replace").split("\0") if item)
-    return [(key, value if separator else "true") for key, separator, value in pairs]
 
 
 def _names(listed: bytes) -> list[str]:

@@ -8,40 +8,28 @@ from __future__ import annotations
 
 import os
 import re
-import stat
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import BadInput
+from cpack_build.workspace.capture import COMPILED, SKIPPED, CapturedFile, captured
 from cpack_build.workspace.gitfolder import BrokenRepository, GitFolder, observe
 from cpack_build.workspace.place import Comfyui
 
-__all__ = ["CapturedFile", "Node", "find_nodes"]
+__all__ = ["Node", "find_nodes"]
 
 _OWN_FILES = frozenset({"websocket_image_save.py"})
 """Single-file nodes that come with ComfyUI itself."""
-_SKIPPED = frozenset(
-    {"__pycache__", ".git", ".venv", "venv", "node_modules", ".DS_Store", ".mypy_cache", ".ruff_cache"}
-)
-_COMPILED = (".pyc", ".pyo")
 _TOML_LIMIT = 1 << 20
-_DEPTH_LIMIT = 32
+_UNPACKING = 5_000_000_000
+"""Nanoseconds within which files and their list are of one installation."""
 _REGISTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _REGISTRY_VERSION = re.compile(r"[0-9A-Za-z][0-9A-Za-z.+-]{0,63}")
 
 Kind = Literal["git", "registry", "file", "local"]
-
-
-@dataclass(frozen=True)
-class CapturedFile:
-    """A file that goes into the pack as it is: its name in the pack, where it lies, and its size in bytes."""
-
-    name: str
-    path: Path
-    size: int
 
 
 @dataclass(frozen=True)
@@ -62,30 +50,22 @@ class Node:
     reason: str = ""
     notes: tuple[str, ...] = ()
 
-    @property
-    def size(self) -> int:
-        """Bytes that would be captured."""
-        return sum(file.size for file in self.files)
 
-
-@dataclass
-class _Capture:
-    files: list[CapturedFile] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-
-def find_nodes(comfyui: Comfyui, *, exclude: tuple[str, ...] = ()) -> tuple[tuple[Node, ...], tuple[str, ...]]:
+def find_nodes(
+    comfyui: Comfyui, *, exclude: tuple[str, ...] = (), capture: tuple[str, ...] = ()
+) -> tuple[tuple[Node, ...], tuple[str, ...]]:
     """Every custom node, sorted by name, but those named in *exclude*; and notes about what is none.
 
-    Raises :class:`BadInput` for an excluded name that is not there.
+    Those named in *capture* are taken as local ones, whatever they are. Raises :class:`BadInput` for a name that is not
+    there.
     """
     nodes: list[Node] = []
     notes: list[str] = []
-    left_out = set()
+    named = set()
     for folder in comfyui.node_folders:
         for path, name, disabled in _entries(folder, notes):
+            named.add(name)
             if name in exclude:
-                left_out.add(name)
                 continue
             if problem := unsafe_name(name):
                 notes.append(f"The custom node {name!a:.80} is passed over: its name {problem}.")
@@ -95,12 +75,18 @@ def find_nodes(comfyui: Comfyui, *, exclude: tuple[str, ...] = ()) -> tuple[tupl
             except OSError as error:
                 notes.append(f"The custom node {name} is passed over: {(error.strerror or str(error)).lower()}.")
                 continue
-            nodes.append(_folder_node(path, name, disabled) if is_folder else _file_node(path, name, disabled))
-    if unknown := sorted(set(exclude) - left_out):
-        raise BadInput(
-            f"--exclude-node {unknown[0]!r} is no custom node of the workspace.",
-            hint=f"It has: {', '.join(node.name for node in nodes) or 'none'}.",
-        )
+            if not is_folder:
+                nodes.append(_file_node(path, name, disabled))
+            elif name in capture and not disabled:
+                nodes.append(_local_node(path, name, disabled, reason="as you asked"))
+            else:
+                nodes.append(_folder_node(path, name, disabled))
+    for option, names in (("--exclude-node", exclude), ("--capture-node", capture)):
+        if unknown := sorted(set(names) - named):
+            raise BadInput(
+                f"{option} {unknown[0]!r} is no custom node of the workspace.",
+                hint=f"It has: {', '.join(sorted(named)) or 'none'}.",
+            )
     return tuple(sorted(nodes, key=lambda node: (node.name, node.disabled))), tuple(notes)
 
 
@@ -115,7 +101,7 @@ def _entries(folder: Path, notes: list[str]) -> list[tuple[Path, str, bool]]:
             continue
         disabled = name.lower().endswith(".disabled")
         name = name[: -len(".disabled")] if disabled else name
-        if name.startswith(".") or name in _SKIPPED or name.lower().endswith((".example", *_COMPILED)):
+        if name.startswith(".") or name in SKIPPED or name.lower().endswith((".example", *COMPILED)):
             continue
         if path.is_dir() or name.endswith(".py"):
             found.append((path, name, disabled))
@@ -163,17 +149,28 @@ def _folder_node(path: Path, name: str, disabled: bool) -> Node:
             reason = "its git repository has no remote that others can reach"
     elif (path / ".tracking").is_file():
         if (found := _registered(project)) is not None:
-            changed = _beyond_tracking(path)
-            if changed:
-                notes.append(f"{name} has files that did not come from the registry, not captured: {_some(changed)}.")
+            beyond, edited = _since_installed(path)
+            for what, names in (
+                ("files that did not come", beyond),
+                ("files that were edited since they came", edited),
+            ):
+                if names and not disabled:
+                    notes.append(
+                        f"{name} has {what} from the registry, which are not packed: {_some(names)}. "
+                        f"--capture-node {name} packs the node as it is."
+                    )
             return Node(name, "registry", disabled, registry_id=found[0], version=found[1], notes=tuple(notes))
         reason = "it was installed from the registry, but its pyproject.toml does not say which version it is"
     if home := _repository_hint(project):
         notes.append(f"{name} names {home} as its repository; a clone of it would be packed by its commit.")
+    return _local_node(path, name, disabled, reason=reason, notes=notes)
+
+
+def _local_node(path: Path, name: str, disabled: bool, *, reason: str, notes: Sequence[str] = ()) -> Node:
     if disabled:
         return Node(name, "local", True, reason=reason, notes=tuple(notes))
-    capture = _captured(path, f"nodes/{name}")
-    return Node(name, "local", files=tuple(capture.files), reason=reason, notes=(*notes, *capture.notes))
+    found = captured(path, f"nodes/{name}")
+    return Node(name, "local", files=tuple(found.files), reason=reason, notes=(*notes, *found.notes))
 
 
 # -- the registry ------------------------------------------------------------------------------------------------------
@@ -219,70 +216,26 @@ def _repository_hint(project: Mapping[str, Any]) -> str:
     return public_url(value) if isinstance(value, str) else ""
 
 
-def _beyond_tracking(path: Path) -> list[str]:
-    """Files that ``.tracking`` does not list."""
+def _since_installed(path: Path) -> tuple[list[str], list[str]]:
+    """Files that ``.tracking`` does not list, and those of it that seem to have been edited.
+
+    ComfyUI-Manager writes that list after it unpacked the node, so what is clearly younger was edited since. Where all
+    of it is younger the folder was copied, and nothing can be told.
+    """
+    record = path / ".tracking"
     try:
-        text = (path / ".tracking").read_bytes().decode("utf-8", "replace")
+        text, unpacked = record.read_bytes().decode("utf-8", "replace"), record.stat().st_mtime_ns
     except OSError:
-        return []
+        return [], []
     listed = {line.strip().replace("\\", "/") for line in text.splitlines()} | {".tracking"}
     prefix = f"nodes/{path.name}/"
-    return [
-        file.name[len(prefix) :]
-        for file in _captured(path, prefix[:-1]).files
-        if file.name[len(prefix) :] not in listed
-    ]
-
-
-# -- capturing ---------------------------------------------------------------------------------------------------------
-
-
-def _captured(top: Path, prefix: str) -> _Capture:
-    """The regular files below *top*; links count as what they lead to within it, and are left out otherwise."""
-    capture = _Capture()
-    root = Path(os.path.realpath(top))
-
-    def leave(path: Path, why: str) -> None:
-        capture.notes.append(
-            f"{prefix.removeprefix('nodes/')}: {path.relative_to(top).as_posix()!r:.80} is left out: {why}."
-        )
-
-    def below(folder: Path, name: str, above: tuple[tuple[int, int], ...]) -> None:
-        try:
-            entries = sorted(os.scandir(folder), key=lambda entry: os.fsencode(entry.name))
-        except OSError as error:
-            leave(folder, (error.strerror or str(error)).lower())
-            return
-        for entry in entries:
-            path, inner = Path(entry.path), f"{name}/{entry.name}"
-            if entry.name in _SKIPPED or entry.name.endswith(_COMPILED):
-                continue
-            if problem := unsafe_name(inner):
-                leave(path, f"its name {problem}")
-                continue
-            try:
-                info = path.stat()
-            except OSError as error:
-                leave(path, "a link that leads nowhere" if entry.is_symlink() else (error.strerror or "?").lower())
-                continue
-            if entry.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(root):
-                leave(path, "a link that leads out of the node")
-            elif stat.S_ISDIR(info.st_mode):
-                key = (info.st_dev, info.st_ino)
-                if key in above or len(above) >= _DEPTH_LIMIT:
-                    leave(path, "a link to a folder that holds it" if key in above else "too deep")
-                else:
-                    below(path, inner, (*above, key))
-            elif not stat.S_ISREG(info.st_mode):
-                leave(path, "no regular file")
-            elif not os.access(path, os.R_OK):
-                leave(path, "permission denied")
-            else:
-                capture.files.append(CapturedFile(inner, path, info.st_size))
-
-    info = top.stat()
-    below(top, prefix, ((info.st_dev, info.st_ino),))
-    return capture
+    files = {file.name[len(prefix) :]: file for file in captured(path, prefix[:-1]).files}
+    edited = []
+    for name in sorted(files.keys() & listed):
+        if files[name].path.stat().st_mtime_ns > unpacked + _UNPACKING:
+            edited.append(name)
+    is_copy = len(edited) >= len(files.keys() & listed) - 1
+    return [name for name in files if name not in listed], [] if is_copy else edited
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

@@ -1,18 +1,17 @@
 """Where each chosen model can be had again: what lies beside it, what the workflow says, then who can be asked.
 
-Every answer is confirmed by the model's hash, but for a plain address that the workflow itself gives, which nobody can
-confirm without downloading it. The order is from the surest to the dearest: caches and sidecar files, the workflow's
-own addresses, Civitai by hash, Hugging Face by name. Nothing here is ever an error: a model without an answer is one
-whose source is unknown.
+Every answer is confirmed by the model's hash, but for a plain address that the workflow or ComfyUI-Manager's list
+gives, which nobody can confirm without downloading it. The order is from the surest to the dearest: caches and sidecar
+files, addresses that were told, Civitai by hash (many at once), Hugging Face by name. Nothing here is ever an error: a
+model without an answer is one whose source is unknown.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,57 +20,15 @@ from cpack_build.fetch import civitai, huggingface
 from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.store import Store
 from cpack_build.progress import SILENT, Progress
+from cpack_build.workspace.hints import Hint, fitting
 from cpack_build.workspace.models import ModelFile
 
-__all__ = ["Hint", "find_origins", "workflow_hints"]
+__all__ = ["find_origins"]
 
 _MEMO = "model-source-1"
 _SIDECAR_LIMIT = 8 << 20
-_SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _THREADS = 4
-_HINTS_LIMIT = 10_000
-
-
-@dataclass(frozen=True)
-class Hint:
-    """A model that the editor's workflow names with an address (``properties.models`` of a node)."""
-
-    name: str
-    directory: str
-    url: str
-    sha256: str = ""
-
-
-def workflow_hints(workflow: Mapping[str, Any] | None) -> tuple[Hint, ...]:
-    """The hints in a workflow of the editor's format, its subgraphs included."""
-    found: dict[Hint, None] = {}
-    for item in _hinted(workflow or {}):
-        name, url, directory = item.get("name"), item.get("url"), item.get("directory")
-        given, kind = item.get("hash"), item.get("hash_type")
-        sha256 = (
-            given.lower() if isinstance(given, str) and _SHA256.fullmatch(given) and kind in ("SHA256", None) else ""
-        )
-        if isinstance(name, str) and isinstance(url, str) and _is_address(url):
-            found[Hint(name, directory if isinstance(directory, str) else "", url, sha256)] = None
-        if len(found) >= _HINTS_LIMIT:
-            break
-    return tuple(found)
-
-
-def _hinted(workflow: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    definitions = workflow.get("definitions")
-    graphs = definitions.get("subgraphs") if isinstance(definitions, Mapping) else None
-    for graph in (workflow, *(graphs if isinstance(graphs, list) else ())):
-        if not isinstance(graph, Mapping):
-            continue
-        lists = [graph.get("models")]
-        nodes = graph.get("nodes")
-        for node in nodes if isinstance(nodes, list) else ():
-            properties = node.get("properties") if isinstance(node, Mapping) else None
-            lists.append(properties.get("models") if isinstance(properties, Mapping) else None)
-        for models in lists:
-            yield from (item for item in (models if isinstance(models, list) else ()) if isinstance(item, Mapping))
 
 
 def find_origins(
@@ -89,15 +46,18 @@ def find_origins(
     """
     folders = huggingface.cache_folders() if caches is None else caches
 
-    def find(name: str) -> dict[str, Any]:
+    def at_hand(name: str) -> dict[str, Any] | None:
         file, sha256 = files[name]
         # What the workspace itself says comes before what was remembered, so that a pack depends on no past run.
         if (found := _at_hand(file, sha256, hints, folders)) is not None:
             return found
-        if (known := store.recall(_MEMO, sha256)) is not None:
-            remembered = json.loads(known)
-            return remembered if isinstance(remembered, dict) else {}
-        found = _asked(file, sha256, hints, asker)
+        known = store.recall(_MEMO, sha256)
+        remembered = json.loads(known) if known is not None else None
+        return remembered if isinstance(remembered, dict) else None
+
+    def ask(name: str) -> dict[str, Any]:
+        file, sha256 = files[name]
+        found = _asked(file, sha256, hints, asker, listed)
         if found is not None:
             store.remember(_MEMO, sha256, json.dumps(found, sort_keys=True))
             return found
@@ -106,10 +66,16 @@ def find_origins(
     answers: dict[str, dict[str, Any]] = {}
     title = "Looking for the models' sources"
     with progress.task(title, total=len(files), unit="models") as task, ThreadPoolExecutor(_THREADS) as pool:
-        for name, answer in zip(files, pool.map(find, files), strict=True):
+        for name, found in zip(files, pool.map(at_hand, files), strict=True):
+            if found is not None:
+                answers[name] = found
+                task.advance(1)
+        unknown = [name for name in files if name not in answers]
+        listed = civitai.by_hashes([files[name][1] for name in unknown], asker=asker)
+        for name, answer in zip(unknown, pool.map(ask, unknown), strict=True):
             answers[name] = answer
             task.advance(1)
-    return answers
+    return {name: answers[name] for name in files}
 
 
 def _at_hand(file: ModelFile, sha256: str, hints: Sequence[Hint], caches: tuple[Path, ...]) -> dict[str, Any] | None:
@@ -117,33 +83,33 @@ def _at_hand(file: ModelFile, sha256: str, hints: Sequence[Hint], caches: tuple[
     return (
         _sidecar(file.path, sha256)
         or huggingface.in_cache(sha256, caches)
-        or next((_plain(hint.url) for hint in _fitting(file, hints) if hint.sha256 == sha256), None)
+        or next((_plain(hint.url) for hint in fitting(file, hints) if hint.sha256 == sha256), None)
         or _downloaded(file, sha256, hints)
     )
 
 
-def _asked(file: ModelFile, sha256: str, hints: Sequence[Hint], asker: Asker) -> dict[str, Any] | None:
-    for hint in _fitting(file, hints):
+def _asked(
+    file: ModelFile,
+    sha256: str,
+    hints: Sequence[Hint],
+    asker: Asker,
+    listed: Mapping[str, dict[str, Any]] | None,
+) -> dict[str, Any] | None:
+    """*listed* is what Civitai said of all models at once; ``None`` if it said nothing."""
+    for hint in fitting(file, hints):
         if (address := huggingface.parse_address(hint.url)) is not None:
             found = huggingface.in_repository(address[0], address[1], sha256=sha256, asker=asker)
             if found is not None:
                 return found
-    return civitai.by_hash(sha256, asker=asker) or huggingface.search(
-        file.name.rsplit("/", 1)[-1], sha256=sha256, asker=asker
-    )
+    found = listed.get(sha256) if listed is not None else civitai.by_hash(sha256, asker=asker)
+    return found or huggingface.search(file.name.rsplit("/", 1)[-1], sha256=sha256, asker=asker)
 
 
 def _unconfirmed(file: ModelFile, sha256: str, hints: Sequence[Hint]) -> dict[str, Any]:
-    """The workflow's own word, when nobody could confirm it: whoever downloads checks the hash anyway."""
-    hint = next((hint for hint in _fitting(file, hints) if not hint.sha256 or hint.sha256 == sha256), None)
+    """What the workflow or a list says, when nobody could confirm it: whoever downloads checks the hash anyway."""
+    told = (hint for hint in fitting(file, hints) if hint.sha256 in ("", sha256) and hint.is_likely(file))
+    hint = next(told, None)
     return _plain(hint.url) if hint is not None else {}
-
-
-def _fitting(file: ModelFile, hints: Sequence[Hint]) -> list[Hint]:
-    """Hints about a file of that name, those for its folder first."""
-    last = file.name.rsplit("/", 1)[-1]
-    named = [hint for hint in hints if hint.name.replace("\\", "/").rsplit("/", 1)[-1] == last]
-    return sorted(named, key=lambda hint: hint.directory.strip("/") not in (file.folder, file.name.split("/")[1]))
 
 
 def _plain(url: str) -> dict[str, Any]:
@@ -159,14 +125,6 @@ def _plain(url: str) -> dict[str, Any]:
 def _is_secret(parameter: str) -> bool:
     key = parameter.partition("=")[0].lower()
     return bool(re.search(r"token|key|secret|sig|credential|password|auth|expires|policy", key))
-
-
-def _is_address(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return False
-    return parts.scheme in ("http", "https") and bool(parts.hostname) and url.isprintable() and " " not in url
 
 
 # -- beside the model --------------------------------------------------------------------------------------------------
@@ -212,7 +170,7 @@ def _downloaded(file: ModelFile, sha256: str, hints: Sequence[Hint]) -> dict[str
         except (OSError, UnicodeDecodeError):
             continue
         if len(lines) >= 2 and _COMMIT.fullmatch(lines[0].strip()) and lines[1].strip().strip('"') == sha256:
-            for hint in _fitting(file, hints):
+            for hint in fitting(file, hints):
                 if (address := huggingface.parse_address(hint.url)) is not None:
                     return huggingface.source(address[0], lines[0].strip(), below)
     return None

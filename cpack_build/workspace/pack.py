@@ -6,7 +6,6 @@ they can be had again, and writes the pack in one go. The same workspace gives t
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import re
@@ -16,27 +15,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cpack_build.cpack.archive import ENTRY_LIMIT, MEMBER_LIMIT, TOTAL_LIMIT, unsafe_name
-from cpack_build.cpack.documents import parse_json
+from cpack_build.cpack.archive import ENTRY_LIMIT, MEMBER_LIMIT, TOTAL_LIMIT
+from cpack_build.cpack.workflowfile import check_workflow
 from cpack_build.cpack.writer import write_pack
-from cpack_build.errors import BadInput, Unresolvable, UnsafeInput, WorkflowError
+from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.progress import SILENT, Progress
-from cpack_build.workflow.references import InputReference, references
+from cpack_build.workflow.references import references
+from cpack_build.workspace.capture import Capture, CapturedFile
 from cpack_build.workspace.hashing import hash_files
+from cpack_build.workspace.hints import listed_hints, workflow_hints
+from cpack_build.workspace.inputs import choose_inputs
 from cpack_build.workspace.models import Listing, ModelFile, choose_models, list_models
-from cpack_build.workspace.nodes import CapturedFile, Node, find_nodes
-from cpack_build.workspace.origins import find_origins, workflow_hints
+from cpack_build.workspace.nodes import Node, find_nodes
+from cpack_build.workspace.origins import find_origins
 from cpack_build.workspace.packages import Environment, Packages, find_environment, read_packages
-from cpack_build.workspace.place import Comfyui, find_comfyui, walk
+from cpack_build.workspace.place import Comfyui, find_comfyui
 from cpack_build.workspace.secrets import Finding, scan
-from cpack_build.workspace.source import Source, find_source
+from cpack_build.workspace.source import Releases, Source, find_source
 
-__all__ = ["Draft", "Written", "draft_pack", "read_workflow_file", "write_draft"]
-
-_JSON_LIMIT = 64 << 20
+__all__ = ["Draft", "Written", "draft_pack", "write_draft"]
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,12 @@ class Draft:
     findings: tuple[Finding, ...]
 
     @property
-    def captured(self) -> tuple[Node, ...]:
-        """Nodes whose files would be in the pack themselves, for nobody else has them."""
-        return tuple(node for node in self.nodes if node.files)
+    def captured(self) -> tuple[Capture, ...]:
+        """What would be in the pack itself, for nobody else has it: nodes, and a ComfyUI that is no known release."""
+        found = [Capture(node.name, node.reason, node.files) for node in self.nodes if node.files]
+        if self.source.files:
+            found.insert(0, Capture("ComfyUI", "neither a git checkout nor a known release", self.source.files))
+        return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -76,22 +79,6 @@ class Written:
     notes: tuple[str, ...]
 
 
-def read_workflow_file(path: Path, *, what: str = "workflow") -> dict[str, Any]:
-    """The JSON object in the file at *path*. Raises :class:`WorkflowError`, :class:`BadInput`."""
-    try:
-        if path.stat().st_size > _JSON_LIMIT:
-            raise WorkflowError(f"{path} is longer than a {what} can be.", hint="Name the file that ComfyUI exported.")
-        data = path.read_bytes()
-    except OSError as error:
-        raise BadInput(
-            f"{path} cannot be read: {(error.strerror or str(error)).lower()}.", hint=f"Name the {what}'s JSON file."
-        ) from error
-    document = parse_json(data, name=str(path))
-    if not isinstance(document, dict):
-        raise WorkflowError(f"{path} holds no JSON object.", hint="Name the file that ComfyUI exported.")
-    return document
-
-
 def draft_pack(
     workspace: Path,
     workflow_api: Mapping[str, Any],
@@ -104,21 +91,25 @@ def draft_pack(
     inputs: Sequence[str] = (),
     all_models: bool = False,
     exclude_nodes: tuple[str, ...] = (),
+    capture_nodes: tuple[str, ...] = (),
     comfyui_commit: str | None = None,
+    releases: Releases | None = None,
     progress: Progress = SILENT,
 ) -> Draft:
     """Look at the ComfyUI in *workspace* and at what *workflow_api* (in the API format) uses of it.
 
     *workflow* is the same in the editor's format, *object_info* ComfyUI's answer to ``/object_info``. *models* and
-    *inputs* are globs of what to take besides, *all_models* takes every one. Raises :class:`BadInput` (no ComfyUI, or a
-    file of it that is broken), :class:`WorkflowError`, :class:`Unresolvable` (no Python, a glob that fits nothing).
+    *inputs* are globs of what to take besides, *all_models* takes every one. Nodes in *capture_nodes* are packed as
+    they lie there. A ComfyUI without git is compared with its one of *releases*, if given. Raises :class:`BadInput` (no
+    ComfyUI, or a file of it that is broken), :class:`WorkflowError`, :class:`Unresolvable` (no Python, a glob that fits
+    nothing).
     """
-    _check_workflow(workflow_api)
+    check_workflow(workflow_api)
     comfyui = find_comfyui(workspace, extra_model_paths=extra_model_paths)
     with progress.task("Looking at the workspace", unit="parts") as task:
-        source = find_source(comfyui, commit=comfyui_commit)
+        source = find_source(comfyui, commit=comfyui_commit, releases=releases)
         task.advance(1)
-        nodes, node_notes = find_nodes(comfyui, exclude=exclude_nodes)
+        nodes, node_notes = find_nodes(comfyui, exclude=exclude_nodes, capture=capture_nodes)
         task.advance(1)
         environment = find_environment(comfyui, python)
         packages = read_packages(environment)
@@ -127,7 +118,7 @@ def draft_pack(
         task.advance(1)
     used = references(workflow_api, object_info)
     choice = choose_models(listing, comfyui=comfyui, references=used.models, globs=models, everything=all_models)
-    files, lacking, input_notes = _inputs(comfyui, used.inputs, inputs)
+    files, lacking, input_notes = choose_inputs(comfyui, used.inputs, inputs)
     notes = [*comfyui.notes, *source.notes, *node_notes, *(note for node in nodes for note in node.notes)]
     notes += [*packages.notes, *listing.notes, *input_notes, *_node_notes(nodes)]
     draft = Draft(
@@ -160,9 +151,10 @@ def write_draft(
     hashes = hash_files([file.path for file in draft.models], store=store, workers=workers, progress=progress)
     by_name = {file.name: hashes[file.path] for file in draft.models}
     asker = Asker(sources or Sources(), offline=offline)
+    hints = (*workflow_hints(draft.workflow), *listed_hints(draft.comfyui, draft.environment.libraries))
     origins = find_origins(
         {file.name: (file, by_name[file.name]) for file in draft.models},
-        hints=workflow_hints(draft.workflow), asker=asker, store=store, progress=progress,
+        hints=hints, asker=asker, store=store, progress=progress,
     )  # fmt: skip
     notes = [f"{host} was not asked any further: {why}" for host, why in asker.silent.items()]
     notes += [f"{name}: source unknown; whoever gets the pack needs the file." for name in by_name if not origins[name]]
@@ -196,6 +188,8 @@ def _snapshot(draft: Draft, hashes: Mapping[str, str], sources: Mapping[str, Map
     ours: dict[str, Any] = {"comfyui": draft.source.document()}
     if local := [node.name for node in draft.nodes if node.kind == "local" and node.files]:
         ours["local_nodes"] = local
+    if unused := [_disabled(node) for node in draft.nodes if node.disabled and node.kind in ("registry", "local")]:
+        ours["disabled_nodes"] = unused
     return {
         "comfyui": draft.source.commit or None,
         "git_custom_nodes": {url: git_nodes[url] for url in sorted(git_nodes)},
@@ -222,9 +216,15 @@ def _snapshot(draft: Draft, hashes: Mapping[str, str], sources: Mapping[str, Map
     }
 
 
+def _disabled(node: Node) -> dict[str, str]:
+    """A disabled node for which Manager's snapshot has no place; its files stay where they are."""
+    said = {"name": node.name, "kind": node.kind}
+    return said | ({"id": node.registry_id, "version": node.version} if node.kind == "registry" else {})
+
+
 def _others(draft: Draft) -> dict[str, bytes | Path]:
     """What lies in the pack besides its documents: nodes that nobody else has, and changes to the others."""
-    entries: dict[str, bytes | Path] = {file.name: file.path for node in draft.nodes for file in node.files}
+    entries: dict[str, bytes | Path] = {file.name: file.path for item in draft.captured for file in item.files}
     return entries | _patches(draft)
 
 
@@ -245,7 +245,7 @@ def _findings(draft: Draft) -> Iterator[Finding]:
         for name, document in (("workflow_api.json", draft.workflow_api), ("workflow.json", draft.workflow))
         if document is not None
     ]
-    captured = [(file.name, file.path) for node in draft.nodes for file in node.files]
+    captured = [(file.name, file.path) for item in draft.captured for file in item.files]
     captured += [(file.name, file.path) for file in draft.inputs]
     yield from scan([*texts, *captured])
     yield from scan(_patches(draft).items(), added_only=True)
@@ -256,7 +256,8 @@ def _node_notes(nodes: Sequence[Node]) -> list[str]:
     seen: dict[str, Node] = {}
     for node in sorted(nodes, key=lambda node: (node.disabled, node.name)):
         if node.disabled and node.kind in ("registry", "local"):
-            notes.append(f"{node.name} is disabled and {'from the registry' if node.version else 'local'}; left out.")
+            origin = "from the registry" if node.kind == "registry" else "local"
+            notes.append(f"{node.name} is disabled and {origin}: the pack names it, and does not bring it.")
         if node.git is not None and node.git.url:
             twin = seen.setdefault(node.git.url, node)
             if twin is not node:
@@ -264,86 +265,9 @@ def _node_notes(nodes: Sequence[Node]) -> list[str]:
     return notes
 
 
-# -- the workflow and its inputs ---------------------------------------------------------------------------------------
-
-
-def _check_workflow(document: Mapping[str, Any]) -> None:
-    """Whether it is in the API format; a pack that is only restored needs no output node."""
-    if "last_node_id" in document or isinstance(document.get("nodes"), list):
-        raise WorkflowError(
-            "The workflow is in the editor's format, which says nothing about what is run.",
-            hint="Export it with Workflow > Export (API) in ComfyUI.",
-        )
-    if not document:
-        raise WorkflowError("The workflow holds no nodes.", hint="Export it with Workflow > Export (API) in ComfyUI.")
-    for key, node in document.items():
-        if not isinstance(node, Mapping) or not isinstance(node.get("class_type"), str):
-            raise WorkflowError(
-                f"The workflow's node {key!r:.40} has no class_type.",
-                hint="Export it with Workflow > Export (API) in ComfyUI.",
-            )
-        if not isinstance(node.get("inputs", {}), Mapping):
-            raise WorkflowError(f"The workflow's node {key!r:.40}: inputs must be an object.", hint="Export it again.")
-
-
-def _inputs(
-    comfyui: Comfyui, used: Sequence[InputReference], globs: Sequence[str]
-) -> tuple[tuple[CapturedFile, ...], list[str], list[str]]:
-    """The files of ``input/`` that are named whole, or match a glob; what is missing; and notes."""
-    found: dict[str, CapturedFile] = {}
-    missing: list[str] = []
-    notes: list[str] = []
-    top = comfyui.root / "input"
-
-    def unreadable(path: Path, why: str) -> None:
-        notes.append(f"{path.name!r:.80} in input/ is passed over: {why}.")
-
-    listed: list[CapturedFile] | None = None
-
-    def everything() -> list[CapturedFile]:
-        nonlocal listed
-        if listed is None:
-            files = walk(top, skip=lambda name: name.startswith("."), unreadable=unreadable)
-            listed = [CapturedFile(f"input/{name}", path, info.st_size) for name, path, info in files]
-        return listed
-
-    for reference in used:
-        name = "/".join(part for part in reference.path.split("/") if part not in ("", "."))
-        where = f"(node {reference.node_id}, {reference.input_name})"
-        if reference.place == "base" and name.startswith("input/"):
-            name = name.removeprefix("input/")
-        elif reference.place != "input":
-            if not reference.guessed:
-                notes.append(f"{reference.value!r:.80} lies outside input/, so it is not packed {where}.")
-            continue
-        if reference.path.startswith("/") or unsafe_name(name):
-            if not reference.guessed:
-                notes.append(f"{reference.value!r:.80} is no name in input/, so it is not packed {where}.")
-            continue
-        path = top / name
-        if path.is_file():
-            found[f"input/{name}"] = CapturedFile(f"input/{name}", path, path.stat().st_size)
-        elif path.is_dir():
-            found |= {file.name: file for file in everything() if file.name.startswith(f"input/{name}/")}
-        elif not reference.guessed:
-            missing.append(f"{reference.value} is not in input/ {where}")
-    for glob in globs:
-        matched = [file for file in everything() if fnmatch.fnmatchcase(file.name.removeprefix("input/"), glob)]
-        if not matched:
-            raise Unresolvable(f"--input {glob!r} matches no file in input/.", hint="Write it as below input/, quoted.")
-        found |= {file.name: file for file in matched}
-    sound = {}
-    for name, file in sorted(found.items()):
-        if problem := unsafe_name(name):
-            notes.append(f"{name!a:.80} is not packed: its name {problem}.")
-        else:
-            sound[name] = file
-    return tuple(sound.values()), missing, notes
-
-
 def _check_limits(draft: Draft) -> None:
     """What a reader refuses is not written."""
-    files = [*draft.inputs, *(file for node in draft.nodes for file in node.files)]
+    files = [*draft.inputs, *(file for item in draft.captured for file in item.files)]
     largest = max(files, key=lambda file: file.size, default=None)
     if largest is not None and largest.size > MEMBER_LIMIT:
         raise BadInput(
@@ -351,7 +275,7 @@ def _check_limits(draft: Draft) -> None:
             hint="Leave the node out with --exclude-node, or move the file to models/.",
         )
     if len(files) > ENTRY_LIMIT - 1000 or sum(file.size for file in files) > TOTAL_LIMIT:
-        most = max(draft.captured, key=lambda node: (len(node.files), node.size), default=None)
+        most = max(draft.captured, key=lambda item: (len(item.files), item.size), default=None)
         raise BadInput(
             f"The pack would hold {len(files)} files, {sum(file.size for file in files) / 1e9:.1f} GB: too much.",
             hint=f"Leave out {most.name if most else 'some inputs'}, or put it into a git repository with a remote.",

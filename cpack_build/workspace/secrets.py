@@ -30,7 +30,8 @@ _KINDS = (
     (
         "what looks like a secret",
         re.compile(
-            rb"""(?i)\b[\w-]*(api[_-]?key|access[_-]?key|secret|token|passwd|password)["']?\s*[:=]\s*["'][^\s"'{}$<>]{12,}["']"""
+            rb"""(?i)\b[\w-]*(api[_-]?key|access[_-]?key|secret|token|passwd|password)["']?\s*[:=]\s*"""
+            rb"""["'](?!(?-i:[A-Z_]+)["']|your[_-])[^\s"'{}$<>]{12,}["']"""
         ),
     ),
     (

@@ -1,7 +1,8 @@
-"""Which ComfyUI it is: the commit of a git checkout and what was changed in it, or else its version and content.
+"""Which ComfyUI it is: the commit of a git checkout and what was changed in it, or else its release, or its content.
 
-A ComfyUI without git (a release archive, a portable folder whose ``.git`` was removed) is pinned by one hash over its
-own files, so that it can be told from any other; a pack can name a commit for it only where the user does.
+A ComfyUI without git (a release archive, ComfyUI Desktop's, a portable folder whose ``.git`` was removed) says which
+version it is. Where that release can be had it is compared with it, file by file: then it is the release's commit, and
+a patch for what differs. Where nobody can be asked, its own files are captured, and pinned by one hash over them.
 """
 
 from __future__ import annotations
@@ -11,15 +12,24 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from cpack_build.errors import BadInput
-from cpack_build.workspace.gitfolder import BrokenRepository, observe
+from cpack_build.cpack.archive import unsafe_name
+from cpack_build.cpack.schema import COMFYUI_URL
+from cpack_build.errors import BadInput, CpackError
+from cpack_build.fetch.git import fetch_tree, named_commit
+from cpack_build.fetch.mirrors import Mirrors
+from cpack_build.fetch.store import Store
+from cpack_build.progress import SILENT, Progress
+from cpack_build.workspace.capture import CapturedFile
+from cpack_build.workspace.gitfolder import changes_from, names_in, observe
+from cpack_build.workspace.gitprogram import BrokenRepository
 from cpack_build.workspace.place import Comfyui
 
-__all__ = ["Source", "find_source"]
+__all__ = ["Releases", "Source", "find_source"]
 
+_MEMO = "comfyui-release-1"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OURS = re.compile(r"https://github\.com/(comfyanonymous|Comfy-Org)/ComfyUI(\.git)?/?", re.IGNORECASE)
 _NOT_SOURCE = ("models/", "input/", "output/", "temp/", "user/", "custom_nodes/")
@@ -28,7 +38,8 @@ _NOT_LISTED = frozenset({*(name.rstrip("/") for name in _NOT_SOURCE), "venv", "e
 
 @dataclass(frozen=True)
 class Source:
-    """*commit* is empty where none is known; then *content* (sha256 hex over the files) and *files* tell what it is.
+    """*commit* is empty where none is known; then *files* are captured. *content* is one sha256 (hex) over *count*
+    files of a ComfyUI that could not be compared with a commit.
 
     *patch* leads from the commit to the files as they are. *tracked* are names below ``models`` that are ComfyUI's own.
     """
@@ -36,7 +47,8 @@ class Source:
     version: str
     commit: str = ""
     content: str = ""
-    files: int = 0
+    count: int = 0
+    files: tuple[CapturedFile, ...] = ()
     patch: bytes = b""
     changed: tuple[str, ...] = ()
     tracked: frozenset[str] = field(default_factory=frozenset)
@@ -45,11 +57,37 @@ class Source:
     def document(self) -> dict[str, Any]:
         """What a pack says of it beyond the commit."""
         said: dict[str, Any] = {"version": self.version} if self.version else {}
-        return said | ({"content_sha256": self.content, "files": self.files} if self.content else {})
+        return said | ({"content_sha256": self.content, "files": self.count} if self.content else {})
 
 
-def find_source(comfyui: Comfyui, *, commit: str | None = None) -> Source:
-    """What *comfyui* is. *commit* is the user's word for one without git. Raises :class:`BadInput`."""
+@dataclass(frozen=True)
+class Releases:
+    """ComfyUI's releases, as the store has them or the network (unless the *mirrors* say that it must not be asked)."""
+
+    store: Store
+    mirrors: Mirrors
+    progress: Progress = SILENT
+
+    def find(self, version: str, commit: str | None = None) -> tuple[Path, str]:
+        """A bare repository that has the release *version*, and its commit; or *commit*, if one is named.
+
+        Raises :class:`~cpack_build.errors.CpackError`: no such release, no network, no git.
+        """
+        commit = commit or self.store.recall(_MEMO, version)
+        if commit is None:
+            commit = named_commit(COMFYUI_URL, f"v{version}", mirrors=self.mirrors)
+            self.store.remember(_MEMO, version, commit)
+        tree = fetch_tree(
+            COMFYUI_URL, commit, store=self.store, mirrors=self.mirrors, name="ComfyUI", progress=self.progress
+        )
+        return tree.repository, commit
+
+
+def find_source(comfyui: Comfyui, *, commit: str | None = None, releases: Releases | None = None) -> Source:
+    """What *comfyui* is. *commit* is the user's word for one without git; else the *releases* are asked, if given.
+
+    Raises :class:`BadInput`.
+    """
     if commit is not None and not _COMMIT.fullmatch(commit):
         raise BadInput(f"--comfyui-commit {commit!r} is no commit.", hint="Give all 40 hex digits.")
     tracked = frozenset(_own_models(comfyui))
@@ -72,14 +110,38 @@ def find_source(comfyui: Comfyui, *, commit: str | None = None) -> Source:
             return Source(
                 comfyui.version, git.commit, patch=git.patch, changed=git.changed, tracked=tracked, notes=tuple(notes)
             )
-    content, count = _content(comfyui.root)
+    why = "it was not looked up"
+    if releases is not None:
+        try:
+            repository, found = releases.find(comfyui.version, commit)
+            return _compared(comfyui, repository, found, tracked=tracked, broken=broken)
+        except (CpackError, BrokenRepository) as error:
+            why = str(error).rstrip(".")
+    content, files = _content(comfyui.root)
+    if commit is not None:
+        return Source(comfyui.version, commit, content=content, count=len(files), tracked=tracked)
     note = (
-        f"{broken}ComfyUI {comfyui.version or 'of unknown version'} is no git checkout; it is pinned by its content, "
-        f"sha256 {content[:12]}. Name the commit with --comfyui-commit if you know it."
+        f"{broken}ComfyUI {comfyui.version or 'of unknown version'} is no git checkout, and cannot be compared with "
+        f"its release ({why}); it is pinned by its content, sha256 {content[:12]}."
     )
-    return Source(
-        comfyui.version, commit or "", content=content, files=count, tracked=tracked, notes=() if commit else (note,)
-    )
+    return Source(comfyui.version, content=content, count=len(files), files=files, tracked=tracked, notes=(note,))
+
+
+def _compared(comfyui: Comfyui, repository: Path, commit: str, *, tracked: frozenset[str], broken: str) -> Source:
+    """ComfyUI as the release at *commit*, and a patch for what was changed or added in its own folders."""
+    listed = {path.parts[0] for path in map(PurePosixPath, names_in(repository, commit)) if len(path.parts) > 1}
+
+    def is_source(name: str) -> bool:
+        top, _, below = name.partition("/")
+        return top in listed if below else name.endswith(".py")
+
+    patch, changed, told = changes_from(repository, commit, folder=comfyui.root, fresh=is_source, outside=_NOT_SOURCE)
+    notes = [f"{broken}ComfyUI {comfyui.version} is no git checkout; it is taken to be commit {commit[:12]}."]
+    notes += [f"ComfyUI {note}." for note in told]
+    if changed:
+        shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")
+        notes.append(f"ComfyUI differs from that commit; what differs is captured as a patch: {shown}.")
+    return Source(comfyui.version, commit, patch=patch, changed=changed, tracked=tracked, notes=tuple(notes))
 
 
 def _own_models(comfyui: Comfyui) -> Iterator[str]:
@@ -98,25 +160,26 @@ _CONFIGS = frozenset(
 )  # fmt: skip
 
 
-def _content(root: Path) -> tuple[str, int]:
-    """sha256 over ``SHA256 SP PATH NUL`` of each of ComfyUI's own files, sorted by path; and how many there are."""
-    digest, count = hashlib.sha256(), 0
+def _content(root: Path) -> tuple[str, tuple[CapturedFile, ...]]:
+    """sha256 over ``SHA256 SP PATH NUL`` of each of ComfyUI's own files, sorted by path; and the files."""
+    digest, files = hashlib.sha256(), []
     for name, path in sorted(_sources(root)):
         content = hashlib.sha256()
         try:
             with path.open("rb") as file:
                 while chunk := file.read(1 << 20):
                     content.update(chunk)
+            size = path.stat().st_size
         except OSError as error:
             raise BadInput(
                 f"{path} cannot be read: {(error.strerror or str(error)).lower()}.", hint="Make it readable."
             ) from error
-        digest.update(f"{content.hexdigest()} ".encode() + name + b"\0")
-        count += 1
-    return digest.hexdigest(), count
+        digest.update(f"{content.hexdigest()} {name}".encode() + b"\0")
+        files.append(CapturedFile(f"comfyui/{name}", path, size))
+    return digest.hexdigest(), tuple(files)
 
 
-def _sources(root: Path) -> Iterator[tuple[bytes, Path]]:
+def _sources(root: Path) -> Iterator[tuple[str, Path]]:
     for folder, below, names in os.walk(root):
         at_top = Path(folder) == root
         below[:] = [
@@ -131,4 +194,6 @@ def _sources(root: Path) -> Iterator[tuple[bytes, Path]]:
                 continue
             if at_top and name in ("extra_model_paths.yaml",):
                 continue
-            yield os.fsencode(path.relative_to(root).as_posix()), path
+            relative = path.relative_to(root).as_posix()
+            if not unsafe_name(relative):
+                yield relative, path

@@ -16,6 +16,10 @@ from pathlib import Path
 import pytest
 
 from cpack_build.cpack.schema import COMFYUI_URL
+from cpack_build.lock.resolve import this_platform
+from cpack_build.oci.reference import parse_reference
+from cpack_build.oci.sources import open_source
+from cpack_build.oci.types import LAYER_ZSTD
 from tests.cli.calling import Caller, Outcome
 from tests.cpack.packs import WORKFLOW, make_pack, model, snapshot
 from tests.engines import Registry
@@ -195,19 +199,29 @@ def test_an_engine_that_does_not_answer_is_told_before_anything_is_built(
     assert scene.made() == set()
 
 
-def test_a_build_is_pushed_as_it_is_written(
+def test_a_build_is_pushed_compressed_as_its_lock_says_or_as_asked(
     scene: Scene, registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker-config"))
     names = [f"{registry.host}/scene:{tag}" for tag in ("1", "2")]
     done = scene.image("--push", names[0], "--output", names[1], "--json")
     assert done.code == 0, done.err
-    assert {one["reference"] for one in done.document["pushed"]} == {f"{registry.host}/scene@{done.document['digest']}"}
+    [name] = {one["reference"] for one in done.document["pushed"]}
+    assert done.document["compression"] == "zstd:3"
+    assert "--compression gzip" in done.err, "for a Docker that reads no zstd"
+    found = open_source(parse_reference(name)).as_image(this_platform())
+    assert (found.digest, found.id) == (name.rpartition("@")[2], done.document["image_id"])
+    assert {layer.descriptor.media_type for layer in found.layers[:-1]} == {LAYER_ZSTD}
+    assert done.document["digest"] != found.digest, "the plain one's, which local engines and folders have"
     assert [one["sent"] > 0 for one in done.document["pushed"]] == [True, False]
     again = scene.call("image", scene.pack, "--push", names[0], *scene.flags, "--locked", "--json")
     assert again.code == 0, again.err
     [pushed] = again.document["pushed"]
     assert (pushed["changed"], pushed["requests"]) == (False, 1)
+    plain = scene.call("image", scene.pack, "--push", names[0], *scene.flags, "--compression", "none", "--json")
+    [pushed] = plain.document["pushed"]
+    assert pushed["reference"].endswith(done.document["digest"])
+    assert "gzip" not in plain.err
 
 
 def test_the_image_line_runs_what_was_built(scene: Scene) -> None:

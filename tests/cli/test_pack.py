@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from cpack_build.cpack.reader import read_pack
 from tests.cli.calling import Caller
@@ -74,6 +76,20 @@ def test_local_nodes_are_shown_and_need_consent(call: Caller, root: Path, workfl
     assert read_pack(tmp_path / "upscale.cpack.zip").other == ()
 
 
+def test_a_comfyui_without_git_is_shown_before_it_is_captured(
+    call: Caller, root: Path, workflow: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(root / ".git")
+    refused = call("pack", root, "-w", workflow, "--offline")
+    assert refused.code == 8
+    assert "ComfyUI would be captured whole (neither a git checkout nor a known release):" in refused.err
+    assert "--comfyui-commit" in refused.err
+    done = call("pack", root, "-w", workflow, "--offline", "--include-local", "--json")
+    assert done.code == 0, done.err
+    assert "comfyui/main.py" in [file["filename"] for file in done.document["comfyui"]["captured"]]
+    assert "comfyui/main.py" in read_pack(tmp_path / "upscale.cpack.zip").other
+
+
 def test_a_drawing_is_converted_where_the_nodes_are_known(
     call: Caller, root: Path, workflow: Path, tmp_path: Path
 ) -> None:
@@ -102,6 +118,26 @@ def test_a_drawing_is_converted_where_the_nodes_are_known(
     pack = read_pack(tmp_path / "upscale.cpack.zip")
     assert pack.workflow == drawing
     assert [item.name for item in pack.inputs] == ["input/example.png"]
+
+
+def test_a_picture_that_comfyui_made_is_packed_and_inspected(call: Caller, root: Path, tmp_path: Path) -> None:
+    drawing = {"nodes": [{"id": 1, "type": "LoadImage"}], "links": []}
+    info = PngInfo()
+    info.add_text("prompt", json.dumps(WORKFLOW))
+    info.add_text("workflow", json.dumps(drawing))
+    Image.new("RGB", (2, 2)).save(tmp_path / "made.png", pnginfo=info)
+    seen = call("inspect", tmp_path / "made.png", "--json")
+    assert seen.code == 0, seen.err
+    assert [item["name"] for item in seen.document["interface"]["inputs"]] == ["photo"]
+    assert [item["value"] for item in seen.document["references"]["models"]] == ["tiny.safetensors"]
+    assert "takes" in call("inspect", tmp_path / "made.png").out
+    done = call("pack", root, "-w", tmp_path / "made.png", "-o", tmp_path / "made.cpack.zip", "--offline")
+    assert done.code == 0, done.err
+    pack = read_pack(tmp_path / "made.cpack.zip")
+    assert (pack.workflow_api, pack.workflow) == (WORKFLOW, drawing)
+    Image.new("RGB", (2, 2)).save(tmp_path / "plain.png")
+    refused = call("pack", root, "-w", tmp_path / "plain.png", "--offline")
+    assert (refused.code, "holds no workflow" in refused.err) == (3, True)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ def git(folder: Path, *arguments: str, stdin: bytes = b"", date: int = 1_700_000
         "GIT_AUTHOR_NAME": "A", "GIT_AUTHOR_EMAIL": "a@x.example", "GIT_AUTHOR_DATE": f"{date} +0100",
         "GIT_COMMITTER_NAME": "C", "GIT_COMMITTER_EMAIL": "c@x.example", "GIT_COMMITTER_DATE": f"{date} +0100",
     }  # fmt: skip
-    command = [need.tool("git"), "-C", str(folder), *arguments]
+    command = [word.encode() for word in (need.tool("git"), "-C", str(folder), *arguments)]  # whatever the locale
     return (
         subprocess.run(command, env=environment, input=stdin, check=True, capture_output=True).stdout.decode().strip()
     )

@@ -16,6 +16,8 @@ class Request:
 
     path: str
     headers: dict[str, str]
+    method: str = "GET"
+    body: bytes = b""
 
 
 @dataclass
@@ -42,18 +44,20 @@ def serving(answer: Callable[[Request], Answer]) -> Iterator[Server]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            request = Request(self.path, {key.lower(): value for key, value in self.headers.items()})
+            headers = {key.lower(): value for key, value in self.headers.items()}
+            body = self.rfile.read(int(headers.get("content-length", "0")))
+            request = Request(self.path, headers, self.command, body)
             server.requests.append(request)
             told = answer(request)
             self.send_response(told.status)
             for key, value in {"Content-Length": str(len(told.body)), **told.headers}.items():
                 self.send_header(key, value)
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(told.body if told.cut is None else told.body[: told.cut])
             self.close_connection = True
 
-        do_HEAD = do_GET  # noqa: N815
+        do_HEAD = do_POST = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             pass
@@ -74,7 +78,7 @@ def serving_files(files: dict[str, bytes]) -> AbstractContextManager[Server]:
 
     def answer(request: Request) -> Answer:
         path = unquote(request.path.partition("?")[0])
-        if path not in files:
+        if path not in files or request.method == "POST":
             return Answer(404)
         kind = "text/html" if path.endswith("/") else "application/octet-stream"
         return Answer(body=files[path], headers={"Content-Type": kind})

@@ -10,6 +10,7 @@ import pytest
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.git import canonical_url, fetch_tree, open_locked
+from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from tests.fetch.repositories import git, make_repository
@@ -87,7 +88,7 @@ def test_a_commit_that_is_there_needs_no_origin(origin: Path, store: Store, mirr
     digest = fetch_tree(URL, commit, store=store, mirrors=mirrors).tree_digest()
     shutil.rmtree(origin)
 
-    again = open_locked(URL, commit, tree_sha256=digest, store=Store(store.root), mirrors=Mirrors())
+    again = open_locked(URL, commit, tree_sha256=digest, store=Store(store.root), sources=Sources())
     assert [file.path for file in again.files()] == ["a"]
 
 
@@ -219,7 +220,7 @@ def test_a_tree_with_git_s_own_names_is_refused(origin: Path, store: Store, mirr
 def test_a_locked_tree_with_another_digest_is_refused(origin: Path, store: Store, mirrors: Mirrors) -> None:
     commit = make_repository(origin, {"a": "1"})
     with pytest.raises(HashMismatch, match="0" * 64) as caught:
-        open_locked(URL, commit, tree_sha256="0" * 64, store=store, mirrors=mirrors)
+        open_locked(URL, commit, tree_sha256="0" * 64, store=store, sources=Sources(mirrors))
     assert caught.value.exit_code == 5
 
 

@@ -7,18 +7,21 @@ from pathlib import Path
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import Base
-from cpack_build.image.build import HEAVY, LAYER_BUDGET, Materials, layers_of
+from cpack_build.image.budget import HEAVY, LAYER_BUDGET
+from cpack_build.image.build import Materials, layers_of
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.oci import tar
 from cpack_build.oci.types import LAYER, BytesBlob
-from tests.image.test_gather import HASH, lock
+from tests.image.test_gather import lock
 
 MOBY = 125
 
 
 def layers(folder: Path, *, below: int, heavy: int) -> int:
     """Of how many layers an image is, over a base of *below*, with *heavy* wheels that each would have their own."""
-    wheels = tuple(StoredWheel(f"w{number:03}", "1", f"w{number}.whl", HASH, folder, HEAVY) for number in range(heavy))
+    wheels = tuple(
+        StoredWheel(f"w{number:03}", "1", f"w{number}.whl", f"{number:064x}", folder, HEAVY) for number in range(heavy)
+    )
     store = Store(folder / "store")
     materials = Materials(
         base=Base({}, (BytesBlob(LAYER, tar.trailer()),) * below) if below else None,
@@ -33,7 +36,7 @@ def layers(folder: Path, *, below: int, heavy: int) -> int:
         models={},
         documents={},
     )
-    return below + len(layers_of(lock(), materials, store=store, compiler=None))
+    return below + len(layers_of(lock(), materials, store=store, compiler=None, base_layers=below))
 
 
 def test_what_is_over_the_budget_shares_a_layer(tmp_path: Path) -> None:

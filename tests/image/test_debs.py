@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,15 @@ from cpack_build.oci import tar
 from tests.making import make_deb, member, read_back
 
 
-def deb(folder: Path, name: str, *members: tuple[tarfile.TarInfo, bytes]) -> StoredDeb:
-    path = make_deb(folder / f"{name}.deb", f"Package: {name}\nVersion: 1\nArchitecture: all\n", members)
+def deb(folder: Path, name: str, *members: tuple[tarfile.TarInfo, bytes], postinst: str = "") -> StoredDeb:
+    control = f"Package: {name}\nVersion: 1\nArchitecture: all\n"
+    path = make_deb(folder / f"{name}.deb", control, members, postinst=postinst)
     return StoredDeb(name, "1", hashlib.sha256(path.read_bytes()).hexdigest(), path)
+
+
+def rehashed(package: StoredDeb) -> StoredDeb:
+    """The package after its file was changed by whoever made it."""
+    return replace(package, sha256=hashlib.sha256(package.path.read_bytes()).hexdigest())
 
 
 def test_top_folders_are_merged_into_usr(tmp_path: Path) -> None:
@@ -80,6 +87,41 @@ def test_what_maintainer_scripts_make_is_there_as_data(tmp_path: Path) -> None:
     assert b"Package: dash" in members["var/lib/dpkg/status.d/dash"].data
 
 
+def test_alternatives_are_linked_as_the_scripts_say_without_running_them(tmp_path: Path) -> None:
+    script = """#!/bin/sh
+set -e
+if [ "$1" = configure ]; then
+    update-alternatives --quiet --install /usr/bin/pager pager /bin/less 77 \\
+        --slave /usr/share/man/man1/pager.1.gz pager.1.gz /usr/share/man/man1/less.1.gz \\
+        --slave /usr/share/man/man1/gone.1.gz gone.1.gz /usr/share/man/man1/gone.1.gz || true
+    update-alternatives --install /usr/bin/gone gone /usr/bin/not-there 5
+    update-alternatives --install "$BINPATH" computed /bin/less 5; rm -rf /
+    update-alternatives --install /usr/bin/../../x out /bin/less 5
+    update-alternatives --install /usr/bin/x ../../x /bin/less 5
+    update-alternatives --install /usr/bin/y "unended /bin/less 5
+    update-alternatives --remove editor /bin/less
+fi
+"""
+    less = deb(tmp_path, "less", (member("./bin/less", mode=0o755), b"less"),
+               (member("./usr/share/man/man1/less.1.gz"), b"man"), postinst=script)  # fmt: skip
+    more = deb(tmp_path, "more", (member("./bin/more", mode=0o755), b"more"),
+               postinst="update-alternatives --install /usr/bin/pager pager /bin/more 50")  # fmt: skip
+    for packages in ([less, more], [more, less]):
+        members = read_back(deb_layer("system", "all", packages, store=Store(tmp_path / "s"), is_root=True).entries())
+        assert members["usr/bin/pager"].target == "/etc/alternatives/pager"
+        assert members["etc/alternatives/pager"].target == "/usr/bin/less"
+        assert members["etc/alternatives/pager.1.gz"].target == "/usr/share/man/man1/less.1.gz"
+        alternatives = {name for name in members if name.startswith("etc/alternatives/")}
+        assert alternatives == {"etc/alternatives/pager", "etc/alternatives/pager.1.gz"}
+
+
+def test_a_file_of_a_package_is_never_replaced_by_an_alternative(tmp_path: Path) -> None:
+    package = deb(tmp_path, "tool", (member("./usr/bin/tool", mode=0o755), b"tool"),
+                  postinst="update-alternatives --install /bin/tool tool /usr/bin/tool 1\n")  # fmt: skip
+    members = read_back(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())
+    assert members["usr/bin/tool"].data == b"tool"
+
+
 def test_a_package_with_a_device_is_refused_by_name(tmp_path: Path) -> None:
     package = deb(tmp_path, "evil", (member("./dev/sda", tarfile.BLKTYPE), b""))
     with pytest.raises(UnsafeInput, match=r"evil 1 holds \./dev/sda"):
@@ -96,6 +138,7 @@ def test_a_package_whose_names_leave_the_root_is_refused(tmp_path: Path, name: s
 def test_a_broken_package_is_refused_by_name(tmp_path: Path) -> None:
     package = deb(tmp_path, "broken", (member("./usr/x"), b"x" * 5000))
     package.path.write_bytes(package.path.read_bytes()[:400])
+    package = rehashed(package)
     with pytest.raises(BadInput, match="broken 1"):
         list(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())
 
@@ -117,7 +160,8 @@ from cpack_build.image import unpacked
 from cpack_build.image.debs import StoredDeb, deb_layer
 from cpack_build.oci import tar
 path = Path(sys.argv[1])
-layer = deb_layer("system", "all", [StoredDeb("ca", "1", "0" * 64, path)], store=Store(Path(sys.argv[2])), is_root=True)
+package = StoredDeb("ca", "1", hashlib.sha256(path.read_bytes()).hexdigest(), path)
+layer = deb_layer("system", "all", [package], store=Store(Path(sys.argv[2])), is_root=True)
 print(hashlib.sha256(b"".join(tar.stream(layer.entries()))).hexdigest())
 """
 
@@ -146,6 +190,7 @@ def test_a_package_without_readable_control_files_is_refused_by_name(tmp_path: P
     head = data[start : start + 48] + b"%-10d" % len(control) + data[start + 58 : start + 60]
     rest = data[start + 60 + size + size % 2 :]
     package.path.write_bytes(data[:start] + head + control + b"\n" * (len(control) % 2) + rest)
+    package = rehashed(package)
     with pytest.raises(BadInput, match="odd 1"):
         read_back(deb_layer("system", "all", [package], store=Store(tmp_path / "s"), is_root=True).entries())
 

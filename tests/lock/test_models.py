@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,8 +17,10 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from cpack_build.lock.models import fetch_model, lock_models
+from cpack_build.lock.schema import Model
 from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.types import digest_of
+from cpack_build.progress import Task
 from tests.fetch.servers import serving_files
 from tests.lock.progress import Heard
 
@@ -105,6 +110,57 @@ def test_a_model_changed_after_the_lock_is_noticed(store: Store, tmp_path: Path)
     path.write_bytes(DATA[::-1])
     with pytest.raises(HashMismatch):
         fetch_model(model, folders=[str(tmp_path)], store=store, sources=Sources())
+
+
+def test_a_file_replaced_by_one_of_the_same_size_and_time_is_noticed(store: Store, tmp_path: Path) -> None:
+    path = lay(tmp_path, "upscale_models/x.safetensors")
+    entry = ENTRY.model_copy(update={"urls": ()})
+    (model,), _ = lock_models([entry], folders=[str(tmp_path)], store=store, sources=Sources())
+    before = path.stat()
+    path.write_bytes(DATA[::-1])
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert (path.stat().st_ino, path.stat().st_size, path.stat().st_mtime_ns) == (
+        before.st_ino, before.st_size, before.st_mtime_ns,
+    )  # fmt: skip
+    with pytest.raises(HashMismatch):
+        fetch_model(model, folders=[str(tmp_path)], store=store, sources=Sources())
+
+
+def test_a_model_that_changes_while_it_is_read_is_told_and_not_remembered(store: Store, tmp_path: Path) -> None:
+    path = lay(tmp_path, "upscale_models/x.safetensors")
+
+    class Writing(Heard):
+        @contextmanager
+        def task(self, title: str, *, total: int | None = None, unit: str = "B") -> Iterator[Task]:
+            with super().task(title, total=total, unit=unit) as task:
+                yield task
+                os.utime(path, ns=(1, 1))
+
+    entry = ENTRY.model_copy(update={"urls": ()})
+    _, (error,) = lock_models([entry], folders=[str(tmp_path)], store=store, sources=Sources(), progress=Writing())
+    assert "changed while it was read" in str(error)
+    assert store.find(SHA256) is None
+
+
+def test_a_model_of_9_gib_is_proved_by_one_read_in_little_memory(store: Store, tmp_path: Path) -> None:
+    """Its size does not fit a plain tar header; on the disk it is a hole."""
+    path = tmp_path / "x.safetensors"
+    with path.open("wb") as file:
+        file.truncate(9 << 30)
+        file.seek(5 << 30)
+        file.write(b"x")
+    model = Model(
+        path=PATH, size=9 << 30, sources=(),
+        sha256="bd6523fa17a0e9123ab91706561185fc0dcd519bfbcd29d4b8c0a23af4c6a28d",
+        layer_digest="sha256:fc7bfb04d01ed3facdb490661130f44da266d92294392612eb3b6b491e509ce1",
+    )  # fmt: skip
+    heard = Heard()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = fetch_model(model, folders=[str(tmp_path)], store=store, sources=Sources(), progress=heard)
+    assert found.path == path
+    assert sum(heard.amounts.values()) == 9 << 30
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KiB
+    assert fetch_model(model, folders=(), store=store, sources=Sources()) == found
 
 
 def test_all_missing_models_are_told_with_what_to_do(store: Store) -> None:

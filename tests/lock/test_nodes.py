@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from cpack_build.fetch.git import fetch_tree
 from cpack_build.fetch.http import Offline, Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.fetch.tree import files_digest
 from cpack_build.lock.nodes import Trees, lock_trees
 from tests.fetch.repositories import make_repository
 from tests.lock.progress import Heard
@@ -129,10 +131,20 @@ def test_a_name_that_is_no_folder_is_refused(name: str, world: World, store: Sto
         lock(world, store, nodes=(NodePin(name=name, url=NODE, commit=world.node),))
 
 
-def test_a_git_lfs_pointer_is_noted(world: World, store: Store, tmp_path: Path) -> None:
-    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n"
+def test_a_git_lfs_file_that_nobody_has_is_missing(world: World, store: Store, tmp_path: Path) -> None:
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'1' * 64}\nsize 1\n"
     commit = make_repository(tmp_path / "node", {"model.bin": pointer})
-    heard = Heard()
-    snapshot = world.snapshot(nodes=(NodePin(name="node", url=NODE, commit=commit),))
-    lock_trees(snapshot, store=store, sources=world.sources, progress=heard)
-    assert any("node: model.bin is a Git LFS pointer" in note for note in heard.notes)
+    (error,) = lock(world, store, nodes=(NodePin(name="node", url=NODE, commit=commit),)).missing
+    assert "Git LFS" in error.message
+
+
+def test_a_git_lfs_file_is_part_of_the_content(world: World, store: Store, tmp_path: Path) -> None:
+    data = b"weights"
+    sha256 = hashlib.sha256(data).hexdigest()
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(data)}\n"
+    commit = make_repository(tmp_path / "node", {"model.bin": pointer})
+    place = tmp_path / "node/.git/lfs/objects" / sha256[:2] / sha256[2:4] / sha256
+    place.parent.mkdir(parents=True)
+    place.write_bytes(data)
+    (node,) = lock(world, store, nodes=(NodePin(name="node", url=NODE, commit=commit),)).nodes
+    assert node.tree_sha256 == files_digest({"model.bin": sha256})

@@ -14,7 +14,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tuning import Tuning
-from cpack_build.lock.models import fetch_model, is_layer_known
+from cpack_build.lock.models import fetch_model, is_layer_proved
 from cpack_build.lock.pushed import PushedModels
 from cpack_build.lock.schema import Model
 from cpack_build.oci.modellayer import ModelLayer, hash_model
@@ -51,7 +51,7 @@ def test_a_pushed_model_comes_back_in_parts(pushed: tuple[Model, str], tmp_path:
     store = Store(tmp_path / "other", further=())
     file = fetch_model(model, store=store, sources=sources(name))
     assert file.path.read_bytes() == BODY
-    assert is_layer_known(model, store=store)
+    assert is_layer_proved(model, file, store=store)
 
 
 def test_a_lock_that_lies_about_the_layer_poisons_nothing(pushed: tuple[Model, str], tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -27,6 +26,7 @@ from cpack_build.lock.resolve import check_fresh, resolve
 from cpack_build.lock.schema import DebInterpreter, Lock, read_lock
 from tests import need
 from tests.fetch.repositories import make_repository
+from tests.lock.packs import FakePack
 
 pytestmark = pytest.mark.network
 COMFYUI = "https://github.com/comfyanonymous/ComfyUI.git"
@@ -40,14 +40,6 @@ from tests.lock.test_resolve import World
 os.umask(int(sys.argv[2], 8))
 sys.stdout.buffer.write(World.load(Path(sys.argv[1])).lock(Path(sys.argv[3])).to_bytes())
 """
-
-
-@dataclass(frozen=True)
-class FakePack:
-    """What resolve looks at of a pack."""
-
-    sha256: str
-    snapshot: Snapshot
 
 
 class World:

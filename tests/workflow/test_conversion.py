@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,19 @@ INFO |= {
         "input": {"required": {"images": ["IMAGE"], "filename_prefix": ["STRING", {"default": "x"}]}},
         "display_name": "Image Output",
     },
-    "Grown": {"input": {"required": {"parts": ["COMFY_AUTOGROW_V3", {}]}}},
+    "Grown": {"input": {"required": {"parts": ["COMFY_AUTOGROW_V3", {"template": {
+        "input": {"required": {"part": ["STRING", {}]}}, "prefix": "part", "min": 1}}]}}},
+    "Growing": {"input": {"required": {"pics": ["COMFY_AUTOGROW_V3", {"template": {
+        "input": {"required": {"pic": ["IMAGE", {}]}}, "prefix": "pic", "min": 1}}],
+        "after": ["STRING", {"default": ""}]}}, "output": ["IMAGE"]},
+    "Dynamic": {"input": {"required": {"mode": ["COMFY_DYNAMICCOMBO_V3", {"options": [
+        {"key": "a", "inputs": {"required": {"words": ["STRING", {"default": "x"}]}}},
+        {"key": "b", "inputs": {"required": {
+            "strength": ["FLOAT", {"default": 0.5}], "seed": ["INT", {"control_after_generate": True}],
+            "pic": ["IMAGE"],
+        }}},
+    ]}], "tail": ["STRING", {"default": ""}]}}, "output": ["IMAGE"]},
+    "Anything Everywhere": {"input": {"optional": {"anything": ["*", {}]}}},
     "Choosing": {"input": {"required": {"mode": ["COMBO", {"options": ["a", "b"], "control_after_generate": True}],
                                         "strength": ["FLOAT", {"default": 0.5}]}}},
 }  # fmt: skip
@@ -35,6 +48,7 @@ class Drawing:
         self.nodes: list[dict[str, Any]] = []
         self.links: list[list[Any]] = []
         self.subgraphs: list[dict[str, Any]] = []
+        self.extra: dict[str, Any] = {}
 
     def node(self, identity: int, kind: str, *values: Any, inputs: str = "", outputs: str = "", **more: Any) -> Drawing:
         """*inputs* and *outputs* are ``name:TYPE`` words."""
@@ -58,7 +72,8 @@ class Drawing:
 
     def document(self) -> dict[str, Any]:
         return {
-            "last_node_id": 99, "nodes": self.nodes, "links": self.links, "definitions": {"subgraphs": self.subgraphs}
+            "last_node_id": 99, "nodes": self.nodes, "links": self.links, "definitions": {"subgraphs": self.subgraphs},
+            "extra": self.extra,
         }  # fmt: skip
 
     def convert(self) -> Converted:
@@ -225,6 +240,106 @@ def test_a_subgraph_within_itself_ends_in_an_error() -> None:
         drawing.convert()
 
 
+def test_a_choice_that_brings_inputs_and_inputs_that_grow() -> None:
+    """As frontend 1.58 exported these very drawings."""
+    drawing = picture().node(2, "Dynamic", "b", 0.25, 7, "fixed", "t", inputs="mode.pic:IMAGE", outputs="IMAGE:IMAGE")
+    drawing.node(4, "Dynamic", "a", "hello", "tail2", outputs="IMAGE:IMAGE")
+    drawing.node(6, "Growing", "after", inputs="pics.pic0:IMAGE pics.pic1:IMAGE pics.pic2:IMAGE", outputs="I:IMAGE")
+    saved(drawing).link(1, 0, 2, 0).link(2, 0, 6, 0).link(4, 0, 6, 1).link(6, 0, 9, 0)
+    inputs = {key: node["inputs"] for key, node in drawing.prompt().items()}
+    assert inputs["2"] == {
+        "mode": "b", "mode.strength": 0.25, "mode.seed": 7, "tail": "t", "mode.pic": ["1", 0],
+    }  # fmt: skip
+    assert inputs["4"] == {"mode": "a", "mode.words": "hello", "tail": "tail2"}
+    assert inputs["6"] == {"pics.pic0": ["2", 0], "pics.pic1": ["4", 0], "after": "after"}
+    named = {"mode": "b", "mode.strength": 0.25, "mode.seed": 7, "control_after_generate": "fixed", "tail": "t"}
+    drawing.nodes[1] |= {"widgets_values": ["not", "looked", "at"], "widgets_values_named": named}
+    assert drawing.prompt()["2"]["inputs"] == inputs["2"]
+
+
+def group_node() -> Drawing:
+    """A loader, a group node of five, and what saves its picture."""
+    inside = [
+        {"type": "CLIPTextEncode", "inputs": [{"name": "clip", "type": "CLIP"}], "widgets_values": ["old"]},
+        {"type": "CLIPTextEncode", "title": "negative", "inputs": [{"name": "clip", "type": "CLIP"}],
+         "widgets_values": ["old"]},
+        {"type": "EmptyLatentImage", "inputs": [], "widgets_values": [64, 64, 1]},
+        {"type": "KSampler", "inputs": [
+            {"name": name, "type": "*"} for name in ("model", "positive", "negative", "latent_image")
+        ], "widgets_values": [1, "fixed", 20, 8, "euler", "normal", 1]},
+        {"type": "VAEDecode", "inputs": [{"name": "samples", "type": "LATENT"}, {"name": "vae", "type": "VAE"}]},
+    ]  # fmt: skip
+    links = [[0, 0, 3, 1, 1, "CONDITIONING"], [1, 0, 3, 2, 2, "CONDITIONING"], [2, 0, 3, 3, 3, "LATENT"],
+             [3, 0, 4, 0, 4, "LATENT"]]  # fmt: skip
+    drawing = Drawing().node(1, "CheckpointLoaderSimple", "m.pt", outputs="MODEL:MODEL CLIP:CLIP VAE:VAE")
+    values = ("a cat", "a dog", 128, 96, 2, 77, "randomize", 15, 7.5, "euler", "karras", 0.9)
+    drawing.node(
+        2, "workflow>gen", *values, inputs="clip:CLIP negative_clip:CLIP model:MODEL vae:VAE", outputs="IMAGE:IMAGE"
+    )
+    drawing.nodes[1]["inputs"][1]["name"] = "negative clip"
+    saved(drawing).link(1, 1, 2, 0).link(1, 1, 2, 1).link(1, 0, 2, 2).link(1, 2, 2, 3).link(2, 0, 9, 0)
+    drawing.extra = {"groupNodes": {"gen": {"nodes": inside, "links": links, "external": []}}}
+    return drawing
+
+
+def test_a_group_node_is_laid_flat_with_its_own_values() -> None:
+    """As frontend 1.27 exported this very drawing."""
+    prompt = {key: node["inputs"] for key, node in group_node().prompt().items()}
+    assert prompt["2:0"] == {"text": "a cat", "clip": ["1", 1]}
+    assert prompt["2:1"] == {"text": "a dog", "clip": ["1", 1]}
+    assert prompt["2:2"] == {"width": 128, "height": 96, "batch_size": 2}
+    assert prompt["2:3"] == {
+        "seed": 77, "steps": 15, "cfg": 7.5, "sampler_name": "euler", "scheduler": "karras", "denoise": 0.9,
+        "model": ["1", 0], "positive": ["2:0", 0], "negative": ["2:1", 0], "latent_image": ["2:2", 0],
+    }  # fmt: skip
+    assert prompt["2:4"] == {"samples": ["2:3", 0], "vae": ["1", 2]}
+    assert prompt["9"]["images"] == ["2:4", 0]
+
+
+def test_a_group_node_whose_values_do_not_come_out_even_is_refused() -> None:
+    drawing = group_node()
+    drawing.nodes[1]["widgets_values"] = ["a cat", 3, "more"]
+    with pytest.raises(WorkflowError, match="group node 2"):
+        drawing.convert()
+    drawing.nodes[1]["widgets_values"] = [*"abcdefgh"] * 3
+    with pytest.raises(WorkflowError, match="group node 2"):
+        drawing.convert()
+
+
+def test_a_widget_shown_through_two_subgraphs_has_the_outermost_value() -> None:
+    """As frontend 1.58 exported this very drawing."""
+    drawing = with_subgraph(widgets_values=[777], properties={"proxyWidgets": [["3", "width"]]})
+    inner = drawing.subgraphs[0]
+    deep = {**inner, "id": "sub-2"}
+    use = {
+        "id": 3, "type": "sub-2", "widgets_values": [555], "properties": {"proxyWidgets": [["2", "width"]]},
+        "inputs": [{"name": "image", "type": "IMAGE", "link": 1}], "outputs": [{"name": "I", "type": "IMAGE"}],
+    }  # fmt: skip
+    links = [[1, -10, 0, 3, 0], [2, 3, 0, -20, 0]]
+    drawing.subgraphs[:] = [{"id": "sub-1", "nodes": [use], "links": links}, deep]
+    assert drawing.prompt()["5:3:2"]["inputs"]["width"] == 777
+    drawing.nodes[1]["properties"] = {}
+    drawing.nodes[1]["widgets_values"] = []
+    assert drawing.prompt()["5:3:2"]["inputs"]["width"] == 555
+
+
+def test_a_value_held_for_an_input_of_the_subgraph_counts() -> None:
+    drawing = with_subgraph(widgets_values=[444], properties={"proxyWidgets": [["-1", "shown"]]})
+    definition = drawing.subgraphs[0]
+    definition["inputs"] = [{"name": "image"}, {"name": "shown"}]
+    definition["links"].append({"id": 9, "origin_id": -10, "origin_slot": 1, "target_id": 2, "target_slot": 1})
+    definition["nodes"][1]["inputs"][1] |= {"link": 9, "widget": {"name": "width"}}
+    assert drawing.prompt()["5:2"]["inputs"]["width"] == 444
+
+
+def test_nodes_for_the_person_at_the_editor_vanish_and_missing_links_are_told() -> None:
+    drawing = saved(picture()).node(5, "Fast Groups Bypasser (rgthree)").node(6, "Label (rgthree)")
+    found = drawing.convert()
+    assert set(found.prompt) == {"1", "9"}
+    assert "nothing is linked to images of node 9 (SaveImage)" in found.notes[0]
+    assert drawing.link(1, 0, 9, 0).convert().notes == ()
+
+
 def test_an_any_input_has_the_value_and_the_choices_of_what_it_feeds() -> None:
     drawing = picture().node(4, "CPackInputAny", "bicubic", outputs="value:*", title="method")
     drawing.node(
@@ -244,6 +359,7 @@ def test_an_any_input_has_the_value_and_the_choices_of_what_it_feeds() -> None:
         (Drawing().node(1, "NotInstalled"), "node 1 of class NotInstalled"),
         (Drawing().node(1, "workflow>mine"), "a group node"),
         (Drawing().node(1, "Grown"), "makes by code"),
+        (Drawing().node(1, "Anything Everywhere"), "links by code"),
         (Drawing().node(3, "KSampler", "randomize", 20, 8), "where its input seed is INT"),
         (Drawing(), "no nodes to run"),
     ],
@@ -299,12 +415,14 @@ _JSON = st.recursive(
 
 @settings(max_examples=200, deadline=None)
 @given(
-    path=st.lists(st.integers(0, 9), min_size=1, max_size=5),
+    path=st.lists(st.integers(0, 9), min_size=1, max_size=8),
     value=_JSON,
-    base=st.sampled_from(["picture", "subgraph"]),
+    base=st.sampled_from([lambda: saved(picture()), with_subgraph, group_node]),
 )
-def test_any_change_of_a_drawing_is_converted_or_refused(path: list[int], value: Any, base: str) -> None:
-    document: Any = json.loads(json.dumps((with_subgraph() if base == "subgraph" else saved(picture())).document()))
+def test_any_change_of_a_drawing_is_converted_or_refused(
+    path: list[int], value: Any, base: Callable[[], Drawing]
+) -> None:
+    document: Any = json.loads(json.dumps(base().document()))
     place = document
     for step in path:
         members = list(place) if isinstance(place, dict) else list(range(len(place))) if isinstance(place, list) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -45,11 +46,23 @@ def root(tmp_path: Path) -> Path:
     return make_install(tmp_path / "ComfyUI")
 
 
-def test_comfy_packs_own_code_opens_a_pack(root: Path, tmp_path: Path) -> None:
-    """comfy-pack 0.4.4's ``install``, as ``unpack`` calls it, with git and pip replaced by lists of what was asked."""
+def opened_by_comfy_pack(pack: Path, tmp_path: Path, *, model: Path, sha256: str) -> list[list[str]]:
+    """What comfy-pack 0.4.4's ``install`` runs, as ``unpack`` calls it, with git and pip replaced by lists of what was
+    asked; the workspace is at *tmp_path* / ``new``."""
     probe = subprocess.run([PYTHON, "-c", "import comfy_pack.package"], capture_output=True, check=False)
     if probe.returncode:
         need.missing("comfy-pack 0.4 (CPACK_TEST_COMFY_PACK_PYTHON names a Python that has it)")
+    done = subprocess.run(
+        [PYTHON, "-c", OPEN, str(pack), str(tmp_path / "new"), str(model), json.dumps([sha256])],
+        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
+        env={**os.environ, "CPACK_HOME": str(tmp_path / "comfy-pack"), "PYTHONPATH": ""},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    ran: list[list[str]] = json.loads(done.stdout.splitlines()[-1])
+    return ran
+
+
+def test_comfy_packs_own_code_opens_a_pack(root: Path, tmp_path: Path) -> None:
     make_git_node(root / "custom_nodes/some", url=f"{HUB}/some.git")
     (root / "models/loras").mkdir(exist_ok=True)
     (root / "models/loras/not-chosen.safetensors").write_bytes(b"x")
@@ -57,17 +70,38 @@ def test_comfy_packs_own_code_opens_a_pack(root: Path, tmp_path: Path) -> None:
     written = write_draft(draft, tmp_path / "x.cpack.zip", store=Store(tmp_path / "store"), offline=True)
     (sha256,) = written.hashes.values()
     model = root / "models/upscale_models/tiny.safetensors"
-    done = subprocess.run(
-        [PYTHON, "-c", OPEN, str(written.path), str(tmp_path / "new"), str(model), json.dumps([sha256])],
-        capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        env={**os.environ, "CPACK_HOME": str(tmp_path / "comfy-pack"), "PYTHONPATH": ""},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    ran = json.loads(done.stdout.splitlines()[-1])
+    ran = opened_by_comfy_pack(written.path, tmp_path, model=model, sha256=sha256)
     assert ran[0] == ["comfyui", draft.source.commit]
     assert any(command[-1].endswith("snapshot.json") and "restore-snapshot" in command for command in ran)
     assert (tmp_path / "new/models/upscale_models/tiny.safetensors").read_bytes() == model.read_bytes()
     assert (tmp_path / "new/input/example.png").read_bytes() == (root / "input/example.png").read_bytes()
+
+
+def test_comfy_packs_own_code_opens_an_imported_pack(root: Path, tmp_path: Path) -> None:
+    """A ``comfy-build.yaml`` with a node of each kind, a model and packages, and a workflow."""
+    model = root / "models/upscale_models/tiny.safetensors"
+    sha256 = hashlib.sha256(model.read_bytes()).hexdigest()
+    (tmp_path / "w.json").write_text(json.dumps(WORKFLOW))
+    (tmp_path / "comfy-build.yaml").write_text(f"""
+schema: comfy-build/1
+definition:
+  name: mine
+  baseComfyVersion: {"a" * 40}
+  environment: {{pythonVersion: "3.11"}}
+  customNodes:
+    - {{name: some, repository: "{HUB}/some.git", commit: "{"b" * 40}"}}
+    - {{name: listed, id: listed, registryVersion: "1.2.3"}}
+  models:
+    - {{type: upscale_models, filename: tiny.safetensors, sha256: {sha256}, sourceUri: "https://hub.example/tiny"}}
+  pipDependencies: "numpy==2.0.0\\nthing @ git+https://hub.example/thing@{"c" * 40}"
+""")
+    pack = tmp_path / "x.cpack.zip"
+    command = [sys.executable, "-m", "cpack_build", "import", tmp_path / "comfy-build.yaml", "-o", pack]
+    subprocess.run([*map(str, command), "-w", str(tmp_path / "w.json")], check=True, capture_output=True)
+    ran = opened_by_comfy_pack(pack, tmp_path, model=model, sha256=sha256)
+    assert ran[0] == ["comfyui", "a" * 40]
+    assert any("restore-snapshot" in command for command in ran)
+    assert (tmp_path / "new/models/upscale_models/tiny.safetensors").read_bytes() == model.read_bytes()
 
 
 # -- the faults under "Pack" -------------------------------------------------------------------------------------------

@@ -245,7 +245,26 @@ def test_a_registry_node_is_its_id_and_version(root: Path) -> None:
     (root / "custom_nodes/node/mine.py").write_text("")
     node = only(root)
     assert (node.kind, node.registry_id, node.version, node.files) == ("registry", "some-node", "1.2.3", ())
-    assert "not captured: mine.py" in node.notes[0]
+    assert "not packed: mine.py. --capture-node node packs the node as it is" in node.notes[0]
+
+
+def test_edits_of_a_registry_node_are_told_with_a_way_out(root: Path) -> None:
+    folder = root / "custom_nodes/node"
+    make_registry_node(folder)
+    (folder / "nodes.py").write_text("x = 1\n")
+    with (folder / ".tracking").open("a") as tracking:
+        tracking.write("nodes.py\n")
+    installed = (folder / ".tracking").stat().st_mtime
+    assert only(root).notes == ()
+    (folder / "nodes.py").write_text("x = 2\n")
+    os.utime(folder / "nodes.py", (installed + 60, installed + 60))
+    assert "edited since they came from the registry, which are not packed: nodes.py" in only(root).notes[0]
+    (node,), _ = find_nodes(find_comfyui(root), capture=("node",))
+    assert (node.kind, "nodes/node/nodes.py" in [file.name for file in node.files]) == ("local", True)
+    for path in folder.iterdir():  # a copied folder is all of one time, and tells nothing
+        os.utime(path, (installed + 60, installed + 60))
+    os.utime(folder / ".tracking", (installed, installed))
+    assert only(root).notes == ()
 
 
 def test_disabled_nodes_of_both_ways_and_single_files(root: Path) -> None:

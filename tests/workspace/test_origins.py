@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.workspace.hints import Hint, listed_hints, workflow_hints
 from cpack_build.workspace.models import ModelFile
-from cpack_build.workspace.origins import Hint, find_origins, workflow_hints
-from tests.fetch.servers import Answer, Server, serving, serving_files
+from cpack_build.workspace.origins import find_origins
+from cpack_build.workspace.place import find_comfyui
+from tests.fetch.servers import Answer, Request, Server, serving, serving_files
+from tests.workspace.installs import make_install
 
 DATA = b"the model"
 SHA = hashlib.sha256(DATA).hexdigest()
@@ -116,6 +120,71 @@ def test_civitai_is_asked_by_hash(model: ModelFile) -> None:
     with serving_files({path: json.dumps(VERSION).encode()}) as server:
         assert origin(model, server=server) == CIVITAI
     assert not [request for request in server.requests if "authorization" in request.headers]
+
+
+def test_civitai_is_asked_about_many_models_at_once(tmp_path: Path) -> None:
+    files = {}
+    for number in range(130):
+        path = tmp_path / f"{number}.safetensors"
+        path.write_bytes(str(number).encode())
+        sha256 = hashlib.sha256(str(number).encode()).hexdigest()
+        files[f"models/loras/{path.name}"] = (
+            ModelFile(f"models/loras/{path.name}", path, 1, "loras", path.name),
+            sha256,
+        )
+    known = {sha256: number for number, (_, sha256) in enumerate(files.values()) if number % 2}
+
+    def answer(request: Request) -> Answer:
+        if request.method != "POST":
+            return Answer(404)
+        assert request.path == "/civitai/api/v1/model-versions/by-hash"
+        asked = [sha256.lower() for sha256 in json.loads(request.body)]
+        assert len(asked) <= 100
+        found = [
+            {"id": known[sha256], "modelId": 7, "files": [{"hashes": {"SHA256": sha256.upper()}}]}
+            for sha256 in reversed(asked)
+            if sha256 in known
+        ]
+        return Answer(body=json.dumps([None, 3, *found]).encode())
+
+    with serving(answer) as server:
+        mirrors = Mirrors(
+            {"https://civitai.com": f"{server.url}/civitai", "https://huggingface.co": f"{server.url}/hf"}
+        )
+        asker = Asker(Sources(mirrors))
+        found = find_origins(files, hints=(), asker=asker, store=Store(tmp_path / "s"), caches=())
+    assert [source.get("commit") for source in found.values()] == [n if n % 2 else None for n in range(130)]
+    to_civitai = [request for request in server.requests if request.path.startswith("/civitai")]
+    assert [request.method for request in to_civitai] == ["POST", "POST"]
+
+
+def test_managers_own_list_says_where_a_model_is(model: ModelFile, tmp_path: Path) -> None:
+    entry = {
+        "name": "A", "type": "lora", "save_path": "default", "filename": "m.safetensors", "size": "0.01KB",
+        "url": "https://hub.example/files/m.safetensors",
+    }  # fmt: skip
+    others = [{**entry, "url": "file:///etc/passwd"}, {**entry, "filename": 3}, "text"]
+    root = make_install(tmp_path / "ComfyUI", with_git=False)
+    for place in ("custom_nodes/ComfyUI-Manager/model-list.json", "user/__manager/cache/123_model-list.json"):
+        (root / place).parent.mkdir(parents=True)
+        (root / place).write_text(json.dumps({"models": [entry, *others]}))
+    (root / "user/__manager/cache/124_model-list.json").write_text("{")
+    (hint,) = listed_hints(find_comfyui(root))
+    assert (hint.directory, hint.sizes) == ("loras", (0, 20))
+    assert origin(model, hints=(hint,))["url"] == entry["url"]
+    # its word alone is not enough where size or folder say that it means another file
+    assert origin(model, hints=(replace(hint, sizes=(100, 200)),)) == {}
+    assert origin(model, hints=(replace(hint, directory="checkpoints"),)) == {}
+    confirmed = replace(hint, url="https://huggingface.co/org/repo/resolve/main/sub/m.safetensors", sizes=None)
+    with serving_files({"/hf/api/models/org/repo/revision/main": json.dumps(REVISION).encode()}) as server:
+        assert origin(model, server=server, hints=(confirmed,)) == HUB
+
+
+def test_addresses_in_the_workflows_notes_are_hints(model: ModelFile) -> None:
+    text = "Put [m.safetensors](https://hub.example/x/m.safetensors) into loras; see https://hub.example/page."
+    hints = workflow_hints({"nodes": [{"type": "MarkdownNote", "widgets_values": [text]}]})
+    assert [(hint.name, hint.url) for hint in hints] == [("m.safetensors", "https://hub.example/x/m.safetensors")]
+    assert origin(model, hints=hints)["download_url"] == "https://hub.example/x/m.safetensors"
 
 
 def test_hugging_face_is_asked_by_name_and_confirmed_by_hash(model: ModelFile) -> None:

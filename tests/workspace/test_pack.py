@@ -13,8 +13,9 @@ import pytest
 
 from cpack_build.cpack.reader import read_pack
 from cpack_build.errors import BadInput, UnsafeInput, WorkflowError
+from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
-from cpack_build.workspace import Draft, draft_pack, write_draft
+from cpack_build.workspace import Draft, Releases, draft_pack, write_draft
 from tests.fetch.repositories import git
 from tests.workspace.installs import HUB, WORKFLOW, make_git_node, make_install, make_registry_node
 
@@ -138,18 +139,62 @@ def test_what_the_workflow_names_in_vain_is_told(root: Path) -> None:
     ]
 
 
-def test_a_comfyui_without_git_is_pinned_by_its_content(root: Path, tmp_path: Path) -> None:
+def test_a_comfyui_that_is_no_known_release_is_captured_and_pinned_by_its_content(root: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / ".git")
-    document = write(draft_pack(root, WORKFLOW), tmp_path / "a.zip", tmp_path)
+    (root / ".gitignore").unlink()
+    draft = draft_pack(root, WORKFLOW)
+    assert draft.captured[0].name == "ComfyUI"
+    document = write(draft, tmp_path / "a.zip", tmp_path)
     assert document["comfyui"] is None
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        kept = [name for name in archive.namelist() if name.startswith("comfyui/")]
+        assert archive.read("comfyui/main.py") == (root / "main.py").read_bytes()
+    assert len(kept) == document["cpack"]["comfyui"]["files"]
+    assert not any(name.startswith(("comfyui/models/", "comfyui/custom_nodes/", "comfyui/input/")) for name in kept)
     (root / "output").mkdir(exist_ok=True)
     (root / "output/x.png").write_bytes(b"x")
     assert write(draft_pack(root, WORKFLOW), tmp_path / "b.zip", tmp_path) == document
     (root / "nodes.py").write_text("changed")
     changed = write(draft_pack(root, WORKFLOW), tmp_path / "c.zip", tmp_path)
     assert changed["cpack"]["comfyui"]["content_sha256"] != document["cpack"]["comfyui"]["content_sha256"]
-    named = write(draft_pack(root, WORKFLOW, comfyui_commit="a" * 40), tmp_path / "d.zip", tmp_path)
-    assert named["comfyui"] == "a" * 40
+    named = draft_pack(root, WORKFLOW, comfyui_commit="a" * 40)
+    assert write(named, tmp_path / "d.zip", tmp_path)["comfyui"] == "a" * 40
+    assert [item.name for item in named.captured] == ["local"]
+
+
+def test_a_comfyui_without_git_is_its_release_and_a_patch(root: Path, tmp_path: Path) -> None:
+    upstream = tmp_path / "upstream"
+    shutil.copytree(root / ".git", upstream / ".git")
+    git(upstream, "checkout", "--quiet", "--force", "HEAD")
+    commit = git(upstream, "rev-parse", "HEAD")
+    git(upstream, "tag", "v0.3.64+standin")
+    shutil.rmtree(root / ".git")
+    mirrors = Mirrors({"https://github.com/comfyanonymous/ComfyUI": str(upstream)})
+    releases = Releases(Store(tmp_path / "s"), mirrors)
+    plain = draft_pack(root, WORKFLOW, releases=releases)
+    assert (plain.source.commit, plain.source.patch, plain.source.files) == (commit, b"", ())
+    (root / "nodes.py").write_text("changed\n")
+    (root / "comfy/new.py").write_text("new\n")
+    (root / "notes.txt").write_text("mine\n")
+    (root / "protocol.py").unlink(missing_ok=True)
+    # the store knows the release by now, so nobody need be asked
+    offline = Releases(Store(tmp_path / "s"), Mirrors(is_offline=True))
+    draft = draft_pack(root, WORKFLOW, releases=offline)
+    assert (draft.source.commit, draft.source.changed) == (commit, ("comfy/new.py", "nodes.py"))
+    git(upstream, "apply", "-", stdin=draft.source.patch)
+    assert (upstream / "nodes.py").read_text() == "changed\n"
+    assert write(draft, tmp_path / "x.zip", tmp_path)["comfyui"] == commit
+    assert any("differs from that commit" in note for note in draft.notes)
+
+
+def test_disabled_nodes_are_named_though_they_are_not_brought(root: Path, tmp_path: Path) -> None:
+    make_registry_node(root / "custom_nodes/.disabled/some-node@1_2_3")
+    (root / "custom_nodes/mine.disabled").mkdir()
+    document = write(draft_pack(root, WORKFLOW), tmp_path / "x.zip", tmp_path)
+    assert document["cpack"]["disabled_nodes"] == [
+        {"name": "mine", "kind": "local"},
+        {"name": "some-node", "kind": "registry", "id": "some-node", "version": "1.2.3"},
+    ]
 
 
 def test_changes_to_comfyui_itself_are_captured(root: Path) -> None:

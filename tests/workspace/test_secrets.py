@@ -30,7 +30,8 @@ def test_each_kind_is_found_with_its_line(kind: str, line: str) -> None:
 @pytest.mark.parametrize(
     "line",
     ["api_key = os.environ['API_KEY']", 'token = "{token}"', "password: ''", "tokens = ['a', 'b']", "/home/user/x",
-     "https://hub.example:8080/a@b", "def secret(token): pass", "max_tokens = 4096000000000"],
+     "https://hub.example:8080/a@b", "def secret(token): pass", "max_tokens = 4096000000000",
+     '"auth_token": "AUTH_TOKEN_OF_SOMETHING",', 'auth_token="your_auth_token_here",'],
 )  # fmt: skip
 def test_ordinary_code_is_not_suspected(line: str) -> None:
     assert list(scan([("a.py", line.encode())])) == []

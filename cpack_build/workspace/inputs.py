@@ -1,0 +1,70 @@
+"""The files of ``input/`` that a pack brings: those that the workflow names whole, and what the user asks for."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+
+from cpack_build.cpack.archive import unsafe_name
+from cpack_build.errors import Unresolvable
+from cpack_build.workflow.references import InputReference
+from cpack_build.workspace.capture import CapturedFile
+from cpack_build.workspace.place import Comfyui, walk
+
+__all__ = ["choose_inputs"]
+
+
+def choose_inputs(
+    comfyui: Comfyui, used: Sequence[InputReference], globs: Sequence[str]
+) -> tuple[tuple[CapturedFile, ...], list[str], list[str]]:
+    """The files of ``input/`` that are named whole, or match a glob; what is missing; and notes."""
+    found: dict[str, CapturedFile] = {}
+    missing: list[str] = []
+    notes: list[str] = []
+    top = comfyui.root / "input"
+
+    def unreadable(path: Path, why: str) -> None:
+        notes.append(f"{path.name!r:.80} in input/ is passed over: {why}.")
+
+    listed: list[CapturedFile] | None = None
+
+    def everything() -> list[CapturedFile]:
+        nonlocal listed
+        if listed is None:
+            files = walk(top, skip=lambda name: name.startswith("."), unreadable=unreadable)
+            listed = [CapturedFile(f"input/{name}", path, info.st_size) for name, path, info in files]
+        return listed
+
+    for reference in used:
+        name = "/".join(part for part in reference.path.split("/") if part not in ("", "."))
+        where = f"(node {reference.node_id}, {reference.input_name})"
+        if reference.place == "base" and name.startswith("input/"):
+            name = name.removeprefix("input/")
+        elif reference.place != "input":
+            if not reference.guessed:
+                notes.append(f"{reference.value!r:.80} lies outside input/, so it is not packed {where}.")
+            continue
+        if reference.path.startswith("/") or unsafe_name(name):
+            if not reference.guessed:
+                notes.append(f"{reference.value!r:.80} is no name in input/, so it is not packed {where}.")
+            continue
+        path = top / name
+        if path.is_file():
+            found[f"input/{name}"] = CapturedFile(f"input/{name}", path, path.stat().st_size)
+        elif path.is_dir():
+            found |= {file.name: file for file in everything() if file.name.startswith(f"input/{name}/")}
+        elif not reference.guessed:
+            missing.append(f"{reference.value} is not in input/ {where}")
+    for glob in globs:
+        matched = [file for file in everything() if fnmatch.fnmatchcase(file.name.removeprefix("input/"), glob)]
+        if not matched:
+            raise Unresolvable(f"--input {glob!r} matches no file in input/.", hint="Write it as below input/, quoted.")
+        found |= {file.name: file for file in matched}
+    sound = {}
+    for name, file in sorted(found.items()):
+        if problem := unsafe_name(name):
+            notes.append(f"{name!a:.80} is not packed: its name {problem}.")
+        else:
+            sound[name] = file
+    return tuple(sound.values()), missing, notes

@@ -1,0 +1,135 @@
+"""The loader's cache is what ldconfig would have written, byte for byte."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cpack_build.fetch.store import Store
+from cpack_build.image.debs import deb_layer
+from cpack_build.image.layer import directory, symlink, text
+from cpack_build.image.loader import GENERATOR, loader_cache, stored_cache
+from cpack_build.image.unpacked import Slice
+from cpack_build.oci import tar
+from tests import need
+from tests.image.test_debs import deb
+from tests.making import member
+
+
+def elf(soname: str, *, machine: int = 62, kind: int = 3) -> bytes:
+    """A shared library with nothing in it but its name."""
+    strings = b"\0" + soname.encode() + b"\0"
+    at = 64 + 56 * 2
+    dynamic = struct.pack("<QQQQQQQQ", 5, at, 10, len(strings), *((14, 1) if soname else (30, 0)), 0, 0)
+    place = -(-(at + len(strings)) // 8) * 8
+    body = strings.ljust(place - at, b"\0") + dynamic
+    segments = struct.pack("<IIQQQQQQ", 1, 5, 0, 0, 0, at + len(body), at + len(body), 4096)
+    segments += struct.pack("<IIQQQQQQ", 2, 6, place, place, place, len(dynamic), len(dynamic), 8)
+    head = b"\x7fELF\2\1\1".ljust(16, b"\0")
+    head += struct.pack("<HHIQQQIHHHHHH", kind, machine, 1, 0, 64, 0, 0, 64, 56, 2, 64, 0, 0)
+    return (head + segments + body).ljust(4096, b"\0")
+
+
+LIBRARIES = "usr/lib/x86_64-linux-gnu"
+FILES = [
+    symlink("lib", "usr/lib"),
+    directory("usr/lib"),
+    text("etc/ld.so.conf", "include /etc/ld.so.conf.d/*.conf\n"),
+    text("etc/ld.so.conf.d/b.conf", "# Multiarch support\n/lib/x86_64-linux-gnu\n/usr/lib/x86_64-linux-gnu/\n"),
+    text("etc/ld.so.conf.d/a.conf", "/opt/own/lib  # comes first\n/nowhere\n"),
+    text(f"{LIBRARIES}/libone.so.1.2", elf("libone.so.1")),
+    symlink(f"{LIBRARIES}/libone.so.1", "libone.so.1.2"),
+    symlink(f"{LIBRARIES}/libone.so", "libone.so.1"),
+    text(f"{LIBRARIES}/libtwo.so.9.9", elf("libtwo.so.9")),
+    text(f"{LIBRARIES}/libtwo.so.9.10", elf("libtwo.so.9")),
+    symlink(f"{LIBRARIES}/libtwo.so.9", "libtwo.so.9.10"),
+    symlink(f"{LIBRARIES}/libalias.so.3", "/etc/alternatives/libalias"),
+    symlink("etc/alternatives/libalias", f"/{LIBRARIES}/libone.so.1.2"),
+    text(f"{LIBRARIES}/libnameless.so", elf("")),
+    text(f"{LIBRARIES}/ld-linux-x86-64.so.2", elf("ld-linux-x86-64.so.2")),
+    text(f"{LIBRARIES}/libscript.so", b"/* GNU ld script */ INPUT(libone.so.1)\n".ljust(600)),
+    text(f"{LIBRARIES}/libprogram.so.1", elf("x", kind=2)),
+    text(f"{LIBRARIES}/plugin.so", elf("plugin.so")),
+    symlink(f"{LIBRARIES}/libdangling.so.1", "libgone.so.1"),
+    text("opt/own/lib/libone.so.1", elf("libone.so.1")),
+    text("usr/lib/libplain.so.2", elf("libplain.so.2")),
+]
+
+
+def lay(root: Path, files: list[tar.Entry]) -> None:
+    for entry in files:
+        path = root / entry.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if entry.kind == "directory":
+            path.mkdir(exist_ok=True)
+        elif entry.kind == "symlink":
+            path.symlink_to(entry.target)
+        elif entry.content is not None:
+            path.write_bytes(b"".join(entry.content.chunks()))
+
+
+def ldconfig(*arguments: str) -> str:
+    command = [need.tool("ldconfig"), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.skipif(os.uname().machine != "x86_64", reason="needs x86_64: the libraries here are")
+def test_it_is_what_ldconfig_writes_for_the_same_tree(tmp_path: Path) -> None:
+    if os.geteuid():
+        need.missing("root (ldconfig -r)")
+    lay(tmp_path, FILES)
+    ldconfig("-r", str(tmp_path), "-X")
+    theirs = (tmp_path / "etc/ld.so.cache").read_bytes()
+    generator = theirs[theirs.index(b"ldconfig (") :]
+    assert loader_cache(FILES, generator=generator) == theirs
+    # The host's own libraries, of all packages that it has.
+    host = [
+        tar.Entry(name, "symlink", target=os.readlink(path)) if os.path.islink(path)
+        else tar.Entry(name, "file", content=Slice(Path(path), 0, os.path.getsize(path)))
+        for folder, _, names in os.walk("/usr/lib")
+        for name in (f"{folder[1:]}/{name}" for name in names if ".so" in name)
+        if os.path.isfile(path := f"/{name}")
+    ]  # fmt: skip
+    (tmp_path / "conf").write_text("/usr/lib/x86_64-linux-gnu\n")
+    ldconfig("-X", "-f", f"{tmp_path}/conf", "-C", f"{tmp_path}/cache")
+    ours = loader_cache([text("etc/ld.so.conf", "/usr/lib/x86_64-linux-gnu\n"), symlink("lib", "usr/lib"), *host])
+    assert ours is not None
+    (tmp_path / "ours").write_bytes(ours)
+    listed = [line for line in ldconfig("-p", "-C", f"{tmp_path}/cache").splitlines() if "x86_64-linux-gnu/" in line]
+    found = ldconfig("-p", "-C", f"{tmp_path}/ours").splitlines()
+    assert len(listed) > 50
+    assert found[1:-1] == listed
+    assert found[-1] == f"Cache generated by: {GENERATOR.decode()}"
+
+
+def test_a_damaged_library_is_left_out() -> None:
+    whole = elf("liba.so.1")
+    for size in range(0, 500, 7):
+        for data in (whole[:size], whole[:size] + b"\xff" * (len(whole) - size)):
+            loader_cache([text("usr/lib/liba.so.1", data)])
+    assert loader_cache([text("usr/lib/liba.so.1", whole[:60])]) is None
+    round_about = [symlink("usr/lib/liba.so.1", "libb.so.1"), symlink("usr/lib/libb.so.1", "liba.so.1")]
+    assert loader_cache(round_about) is None
+    assert loader_cache([text("etc/ld.so.conf", "include /etc/ld.so.conf\n" * 9)]) is None
+
+
+def test_the_packages_of_an_image_have_one_and_it_is_made_once(tmp_path: Path) -> None:
+    package = deb(tmp_path, "libone", (member("./usr/lib/libone.so.1"), elf("libone.so.1")))
+    store = Store(tmp_path / "store")
+    assert stored_cache([package], [], store=store, is_made=False) is None
+    made = stored_cache([package], [], store=store)
+    assert made == loader_cache(deb_layer("system", "", [package], store=store, is_root=True).entries())
+    package.path.unlink()
+    assert stored_cache([package], [], store=store, is_made=False) == made
+
+
+def test_golden_loader_cache() -> None:
+    """Bytes are a promise. If this fails: a bug was made, fix it; or a rule was changed, which is a new revision."""
+    cache = loader_cache(FILES)
+    assert cache is not None
+    assert hashlib.sha256(cache).hexdigest() == "821780913873708270e25b326f5c742874f8bb19cc13d60ccd0568e70d27eab7"

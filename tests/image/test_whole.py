@@ -1,0 +1,122 @@
+"""Whole images of small parts: 300 models run on an old Docker, a kill costs nothing, damage in the store is told."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cpack_build.errors import BadInput, HashMismatch
+from cpack_build.fetch.store import Store
+from cpack_build.image.build import build
+from cpack_build.lock.wheels import wheels_of
+from cpack_build.oci.engines import DockerEngine
+from cpack_build.oci.layout import write_layout
+from cpack_build.oci.reference import parse_reference
+from tests.engines import Docker
+from tests.image.small import gathered, make_parts
+
+
+@pytest.mark.docker
+def test_an_image_of_300_models_runs_on_an_engine_with_few_layers(docker: Docker, tmp_path: Path) -> None:
+    lock = make_parts(tmp_path, models=range(1, 901, 3), busybox=True)
+    assert len(lock.models) == 300
+    store = Store(tmp_path / "store")
+    name = parse_reference("cpack-many:v1")
+    with build(lock, gathered(tmp_path, lock, store=store), store=store) as image:
+        assert 100 < len(image.layers) <= 125
+        DockerEngine().load(image, name)
+        assert DockerEngine().image_id(name) == image.id
+    try:
+        run = ("run", "--rm", "--entrypoint", "/bin/busybox", "cpack-many:v1")
+        listed = docker(*run, "ls", "-L", "/app/comfyui/models/loras").stdout.split()
+        assert listed == [f"{number:03}.safetensors" for number in range(300)]
+        paths = [f"/app/comfyui/{model.path}" for model in lock.models]
+        sums = docker(*run, "sha256sum", *paths).stdout.split()
+        assert dict(zip(sums[1::2], sums[::2], strict=True)) == {
+            f"/app/comfyui/{model.path}": model.sha256 for model in lock.models
+        }
+    finally:
+        docker("rmi", "--force", "cpack-many:v1", check=False)
+    assert not [path for path in store.root.rglob("*") if path.name in {model.sha256 for model in lock.models}]
+
+
+def test_a_build_killed_at_any_of_50_moments_leaves_nothing_wrong(tmp_path: Path) -> None:
+    lock = make_parts(tmp_path / "parts", models=[1000, 2000, 300_000])
+    store = Store(tmp_path / "store")
+    with build(lock, gathered(tmp_path / "parts", lock, store=store), store=store) as image:
+        expected = image.digest
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "tests.image.killing", str(tmp_path), "50"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(found) == 50
+    assert sum(one["killed"] for one in found) > 25
+    assert [one for one in found if one["digest"] != expected or one["damaged"]] == []
+
+
+@pytest.mark.parametrize("what", ["tool.deb", "one-1.0", "models"])
+def test_a_file_that_changes_after_it_was_hashed_spoils_no_later_build(tmp_path: Path, what: str) -> None:
+    """The one between hash and layer is told, and the digest of what it was read as is not remembered."""
+    lock = make_parts(tmp_path, models=range(1, 901, 3))
+    store = Store(tmp_path / "store")
+    materials = gathered(tmp_path, lock, store=store)
+    (path,) = list(tmp_path.glob(f"*/{what}*.whl")) or list(tmp_path.glob(what))
+    path = path if path.is_file() else materials.models[min(lock.models, key=lambda model: model.size).sha256].path
+    original = path.read_bytes()
+    status = path.stat()
+    path.chmod(0o644)
+    path.write_bytes(original[:-1] + bytes([original[-1] ^ 1]))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(Exception, match=r"changed|hash|sha256|cannot be read"), build(lock, materials, store=store):
+        pass
+    path.write_bytes(original)
+    with build(lock, gathered(tmp_path, lock, store=store), store=store) as image:
+        write_layout(image, tmp_path / "again")
+        after = image.digest
+    fresh = Store(tmp_path / "fresh")
+    with build(lock, gathered(tmp_path, lock, store=fresh), store=fresh) as image:
+        assert image.digest == after
+
+
+def test_a_flipped_bit_in_the_store_never_gets_into_an_image(tmp_path: Path) -> None:
+    """Whichever file it is in: it is told by name, or the file is made again."""
+    lock = make_parts(tmp_path, models=[1000])
+    store = Store(tmp_path / "store")
+
+    def built() -> str:
+        with build(lock, gathered(tmp_path, lock, store=store), store=store) as image:
+            write_layout(image, tmp_path / f"layout{len(list(tmp_path.iterdir()))}")
+            return image.digest
+
+    expected = built()
+    for number, source in enumerate([*lock.system, *wheels_of(lock.python)]):  # as if they had been downloaded
+        path = tmp_path / (f"{source.name}.deb" if number == 0 else f"wheels/{source.filename}")  # type: ignore[union-attr]
+        store.put([path.read_bytes()], what="x")
+    assert built() == expected
+    blobs = sorted((store.root / "blobs/sha256").iterdir())
+    assert len(blobs) >= 4
+    told: list[str] = []
+    for blob in blobs:
+        with sqlite3.connect(store.root / "memo.sqlite") as memo:
+            memo.execute("DELETE FROM memo WHERE kind = 'layer'")
+        memo.close()
+        original = blob.read_bytes()
+        blob.chmod(0o644)
+        middle = len(original) // 2
+        blob.write_bytes(original[:middle] + bytes([original[middle] ^ 4]) + original[middle + 1 :])
+        try:
+            assert built() == expected, blob
+        except (HashMismatch, BadInput) as error:
+            told.append(str(error))
+        blob.unlink(missing_ok=True)
+        store.put([original], what="x")
+    assert len(told) >= 3
+    named = (*(blob.name for blob in blobs), "one-1.0", "two-1.0", "tool 1")
+    assert [error for error in told if not any(name in error for name in named)] == []
