@@ -20,7 +20,7 @@ from typing import Literal
 
 from cpack_build.errors import Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.huggingface import cache_folders
-from cpack_build.fetch.store import CHUNK, Store, StoredFile, stamp_of, stat_key
+from cpack_build.fetch.store import CHUNK, Store, StoredFile, stat_key, stored_at
 from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["Added", "add", "by_hash", "found_below", "other_stores"]
@@ -135,9 +135,9 @@ def _kept(path: Path, store: Store, on_read: Callable[[int], object]) -> Added:
             raise Unresolvable(f"{path} changed while it was read.", hint="Wait until it is written, and run it again.")
         sha256 = hasher.hexdigest()
         if store.is_blob(sha256):
-            return Added(path, StoredFile(store.blob_path(sha256), sha256, before.st_size), "known")
-        placed = store.place(Path(file.name), sha256, descriptor=file.fileno(), name=path.name, flush=file.flush)
-        return Added(path, placed, "reflink" if shared else "copy")
+            return Added(path, stored_at(store.blob_path(sha256), sha256), "known")
+        blob = store.place(Path(file.name), sha256, descriptor=file.fileno(), name=path.name, flush=file.flush)
+        return Added(path, stored_at(blob, sha256), "reflink" if shared else "copy")
 
 
 def _linked(path: Path, store: Store, on_read: Callable[[int], object]) -> Added:
@@ -146,11 +146,11 @@ def _linked(path: Path, store: Store, on_read: Callable[[int], object]) -> Added
     known = store.adopt(path, on_read=on_read)
     blob = store.blob_path(known.sha256)
     if store.is_blob(known.sha256):
-        return Added(path, StoredFile(blob, known.sha256, known.size), "known")
+        return Added(path, stored_at(blob, known.sha256), "known")
     with writing(blob):
         blob.parent.mkdir(parents=True, exist_ok=True)
         os.link(os.path.realpath(path), blob)
     # A new name changes the ctime: the file at hand is the one that was hashed, for its inode, size and mtime stayed.
     for name in (path, blob):
-        store.remember_file(StoredFile(name, known.sha256, known.size, stamp_of(name.stat())))
-    return Added(path, StoredFile(blob, known.sha256, known.size), "hardlink")
+        store.remember_file(stored_at(name, known.sha256))
+    return Added(path, stored_at(blob, known.sha256), "hardlink")

@@ -1,7 +1,7 @@
 """Civitai: a model by its address or version, and which model a file is, asked by its hash; one
-(``GET /api/v1/model-versions/by-hash/{sha256}``) or many.
+(``GET /api/v1/model-versions/by-hash/{sha256}``) or many (``POST``). ``CIVITAI_API_TOKEN`` (or ``CIVITAI_TOKEN``,
+``CIVITAI_API_KEY``) is sent to civitai.com alone.
 
-``CIVITAI_API_TOKEN`` (or ``CIVITAI_TOKEN``, ``CIVITAI_API_KEY``) is sent to civitai.com alone.
 https://developer.civitai.com/site/reference/model-versions
 """
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["Civitai", "by_hash", "by_hashes", "source_of_version"]
 
 _SITE = "https://civitai.com"
+_TOKENS = ("CIVITAI_API_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_KEY")
 _AT_ONCE = 100
 """Hashes that one POST may hold."""
-_TOKENS = ("CIVITAI_API_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_KEY")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from cpack_build.errors import HashMismatch, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.leases import Leases, held_file
 from cpack_build.fetch.memo import Memo
 
-__all__ = ["CHUNK", "Store", "StoredFile", "default_root", "further_roots", "stamp_of", "stat_key"]
+__all__ = ["CHUNK", "Store", "StoredFile", "default_root", "further_roots", "stamp_of", "stat_key", "stored_at"]
 
 CHUNK = 1 << 20
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -112,13 +112,15 @@ class Store:
             self.leases.take(sha256)
         if (blob := self._believed(self.blob_path(sha256), sha256, own=True)) is not None:
             return blob
-        for path, stat in self.memo.rows("SELECT path, stat FROM files WHERE sha256 = ?", sha256):
+        rows = self.memo.rows("SELECT path, stat FROM files WHERE sha256 = ?", sha256)
+        for path, stat in rows:
             with suppress(OSError):
                 status = os.stat(path)
                 if stat_key(status) == stat:
                     return StoredFile(Path(path), sha256, status.st_size, stamp_of(status))
         for root in self.further:
-            if (blob := self._believed(root / "blobs" / "sha256" / sha256, sha256, own=False)) is not None:
+            path = root / "blobs" / "sha256" / sha256
+            if (blob := self._believed(path, sha256, own=False)) is not None:
                 return blob
         return None
 
@@ -159,10 +161,10 @@ class Store:
         if own and status.st_nlink == 1:
             return StoredFile(path, sha256, status.st_size, stamp_of(status))
         try:
-            file = self.adopt(path)
+            adopted = self.adopt(path)
         except (OSError, Unresolvable):
             return None
-        return file if file.sha256 == sha256 else None
+        return adopted if adopted.sha256 == sha256 else None
 
     def put(
         self,
@@ -193,11 +195,12 @@ class Store:
                 raise HashMismatch(f"{what} ({much} {size} bytes)", expected=sha256 or "?", actual=actual)
             if sha256 is not None and actual != sha256.removeprefix("sha256:"):
                 raise HashMismatch(what, expected=sha256, actual=actual)
-            return self.place(Path(file.name), actual, descriptor=file.fileno(), name=name, flush=file.flush)
+            path = self.place(Path(file.name), actual, descriptor=file.fileno(), name=name, flush=file.flush)
+        return StoredFile(path, actual, count, _stamp_at(path))
 
     def place(
         self, path: Path, sha256: str, *, descriptor: int, name: str = "", flush: Callable[[], object] | None = None
-    ) -> StoredFile:
+    ) -> Path:
         """Make the file at *path* within the root, open as *descriptor* and known to have that hash, its blob."""
         blob = self.blob_path(sha256)
         if self._is_leased:
@@ -211,8 +214,7 @@ class Store:
             os.replace(path, blob)
         if name:
             self.memo.write("INSERT OR REPLACE INTO names (sha256, name) VALUES (?, ?)", _hex(sha256), name)
-        status = os.fstat(descriptor)
-        return StoredFile(blob, _hex(sha256), status.st_size, stamp_of(status))
+        return blob
 
     def reject(self, path: Path, sha256: str) -> Path:
         """Keep the file at *path* within the root, whose real hash is *sha256*, aside for inspection."""
@@ -257,8 +259,9 @@ class Store:
         """
         path = Path(os.path.abspath(path))
         status = path.stat()
-        if (known := self.known(path)) is not None:
-            return StoredFile(path, known, status.st_size, stamp_of(status))
+        rows = self.memo.rows("SELECT sha256 FROM files WHERE path = ? AND stat = ?", str(path), stat_key(status))
+        if rows:
+            return StoredFile(path, rows[0][0], status.st_size, stamp_of(status))
         hasher = hashlib.sha256()
         size = 0
         with path.open("rb") as file:
@@ -274,10 +277,9 @@ class Store:
 
     def known(self, path: Path) -> str | None:
         """The hash of the file at *path*, if it was hashed and has not changed since."""
-        rows = self.memo.rows(
-            "SELECT sha256 FROM files WHERE path = ? AND stat = ?", os.path.abspath(path), stat_key(path.stat())
-        )
-        return str(rows[0][0]) if rows else None
+        query = "SELECT sha256 FROM files WHERE path = ? AND stat = ?"
+        rows = self.memo.rows(query, os.path.abspath(path), stat_key(path.stat()))
+        return rows[0][0] if rows else None
 
     def remember_file(self, file: StoredFile) -> None:
         """Record the hash of a file that has a stamp, for as long as its stat is that."""
@@ -309,14 +311,15 @@ def _hex(sha256: str) -> str:
     return sha256
 
 
+def stored_at(path: Path, sha256: str) -> StoredFile:
+    """The file at *path*, which is known to have that hash, with its stat of now."""
+    status = path.stat()
+    return StoredFile(path, sha256, status.st_size, stamp_of(status))
+
+
 def stamp_of(status: os.stat_result) -> tuple[int, ...]:
     """What changes when a file is written to or replaced: device, inode, size, mtime and ctime."""
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def stat_key(status: os.stat_result) -> str:
-    """:func:`stamp_of` as text, as the memo has it."""
-    return ":".join(map(str, stamp_of(status)))
 
 
 def _stamp_at(path: Path) -> tuple[int, ...] | None:
@@ -324,3 +327,8 @@ def _stamp_at(path: Path) -> tuple[int, ...] | None:
         return stamp_of(path.stat())
     except OSError:
         return None
+
+
+def stat_key(status: os.stat_result) -> str:
+    """:func:`stamp_of` as text."""
+    return ":".join(map(str, stamp_of(status)))

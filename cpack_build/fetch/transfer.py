@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from cpack_build.errors import Cancelled, CpackError, HashMismatch, NetworkError, ToolMissing, Unresolvable
 from cpack_build.fetch.partial import Partial, alone
 from cpack_build.fetch.remote import Piece, Remote, TryLater
-from cpack_build.fetch.store import CHUNK, Store, StoredFile
+from cpack_build.fetch.store import CHUNK, Store, StoredFile, stored_at
 from cpack_build.fetch.tuning import Tuning
 from cpack_build.progress import SILENT, Progress, Task
 
@@ -171,9 +171,9 @@ class _Run:
                 self._frame_hash = None
         if digest != self._sha256:
             return None
-        placed = self._store.place(partial.path, digest, descriptor=partial.descriptor, name=self._name)
+        blob = self._store.place(partial.path, digest, descriptor=partial.descriptor, name=self._name)
         partial.moved_away()
-        return Transferred(placed, framed)
+        return Transferred(stored_at(blob, digest), framed)
 
     def _follow_frame(self, size: int) -> None:
         if self._frame is not None and self._frame_hash is None:

@@ -30,7 +30,7 @@ __all__ = ["fetch_model", "is_layer_proved", "local_model", "lock_models", "refu
 _LAYER = "model-layer-1"
 _FILE = "model-file-1"
 _PARALLEL = max(4, os.cpu_count() or 1)
-"""Models at once."""
+"""Models at once: more than cores, for some wait for a network."""
 
 
 def lock_models(
@@ -45,13 +45,13 @@ def lock_models(
 
     Raises :class:`HashMismatch` and :class:`UnsafeInput` at once.
     """
+    wanted = [(safe_model_path(entry.filename), entry) for entry in entries if not entry.disabled]
     locked: dict[str, Model] = {}
     missing: list[CpackError] = []
     places = places_of(sources, folders=folders)
-    wanted = [(safe_model_path(entry.filename), entry) for entry in entries if not entry.disabled]
     with working(_PARALLEL, progress) as (pool, reports):
 
-        def one(path: str, entry: ModelEntry) -> Model | CpackError:
+        def found(path: str, entry: ModelEntry) -> Model | CpackError:
             try:
                 file = _find(
                     path, entry, folders=folders, places=places, store=store, sources=sources, progress=reports
@@ -62,17 +62,16 @@ def lock_models(
             digest = _layer_digest(file, store=store, progress=reports)
             return Model(path=path, sha256=file.sha256, size=file.size, layer_digest=digest, sources=urls)
 
-        waiting = {id(entry): pool.submit(one, path, entry) for path, entry in _largest_first(wanted)}
-        for _, entry in wanted:
+        waiting = {id(entry): pool.submit(found, path, entry) for path, entry in _largest_first(wanted)}
+        for path, entry in wanted:
             model = waiting[id(entry)].result()
-            if isinstance(model, CpackError):
+            if not isinstance(model, Model):
                 missing.append(model)
                 continue
-            twin = locked.setdefault(model.path.casefold(), model)
+            twin = locked.setdefault(path.casefold(), model)
             if (twin.path, twin.sha256) != (model.path, model.sha256):
                 raise UnsafeInput(
-                    f"The pack has two models at {model.path}, {twin.sha256} and {model.sha256}.",
-                    hint="Disable one of them.",
+                    f"The pack has two models at {path}, {twin.sha256} and {model.sha256}.", hint="Disable one of them."
                 )
     return sorted(locked.values(), key=lambda model: model.path), missing
 
@@ -93,22 +92,22 @@ def fetch_model(
 ) -> StoredFile:
     """The file of a locked model, from *places* (by default all, with *folders*).
 
-    A file that this machine has not hashed is proved by one hash, that of its layer, which the lock pins as well. What
-    that proves is believed of this lock alone: another's word for the model's sha256 is no fact for the store. Raises
-    :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`.
+    Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`. A file that this machine has not hashed
+    is proved by one hash, that of its layer, which the lock pins as well. What that proves is believed of this lock
+    alone: another's word for the model's sha256 is no fact for the store.
     """
-    entry = ModelEntry(filename=model.path, size=model.size, sha256=model.sha256, urls=model.sources)
     path = safe_model_path(model.path)
     if (known := store.find(model.sha256) or _proved_by_layer(model, store=store)) is not None:
         return known
     for offer in Folders(folders).offers(Wanted(path, model.sha256, model.size)):
-        if offer.path.stat().st_size == model.size and not _is_hashed(model, offer.path, store=store):
-            file = _prove_by_layer(model, offer.path, store=store, progress=progress)
+        candidate = offer.path
+        if candidate.stat().st_size == model.size and not _is_hashed(model, candidate, store=store):
+            file = _prove_by_layer(model, candidate, store=store, progress=progress)
             if file is not None:
                 return file
     return _find(
         path,
-        entry,
+        ModelEntry(filename=model.path, size=model.size, sha256=model.sha256, urls=model.sources),
         layer=model.layer_digest,
         folders=folders,
         places=places_of(sources, folders=folders) if places is None else places,
