@@ -211,10 +211,21 @@ class Store:
             os.fsync(descriptor)
             os.fchmod(descriptor, 0o444)
             blob.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, blob)
+            with (self.root / "blobs" / "lock").open("ab") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                # Who has found the first of two that came at once may be reading it: it stays the same file.
+                if not self._is_there(blob):
+                    os.replace(path, blob)
         if name:
             self.memo.write("INSERT OR REPLACE INTO names (sha256, name) VALUES (?, ?)", _hex(sha256), name)
         return blob
+
+    @staticmethod
+    def _is_there(blob: Path) -> bool:
+        try:
+            return modes.S_ISREG(os.lstat(blob).st_mode)
+        except FileNotFoundError:
+            return False
 
     def reject(self, path: Path, sha256: str) -> Path:
         """Keep the file at *path* within the root, whose real hash is *sha256*, aside for inspection."""
