@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cpack_build.cli.options import places_of
+from cpack_build.cli.options import Chosen, access_of, places_of
 
 if TYPE_CHECKING:
     from cpack_build.cpack.settings import Settings
@@ -37,20 +37,18 @@ class Downloads:
     retries: int = 5
     limit_rate: str | None = None
 
-    def sources(self, settings: Settings) -> Sources:
-        """Where bytes may come from, with the mirrors of *settings*."""
+    def sources(self, settings: Settings, chosen: Chosen) -> Sources:
+        """Where bytes may come from: the mirrors of *settings*, registries as *chosen* lets them be reached."""
         from cpack_build.cli.store import parse_size
-        from cpack_build.fetch.http import Offline, RequestsTransport, Sources
-        from cpack_build.fetch.mirrors import Mirrors
         from cpack_build.fetch.tuning import RateLimit, Tuning
         from cpack_build.lock.pushed import PushedModels
 
         limit = RateLimit(max(1, parse_size(self.limit_rate))) if self.limit_rate else None
-        return Sources(
-            Mirrors(settings.mirrors, self.offline),
-            Offline() if self.offline else RequestsTransport(),
-            Tuning(connections=self.connections, retries=self.retries, limit=limit),
-            () if self.offline else tuple(map(PushedModels, self.registries)),
+        access = access_of(chosen.insecure, chosen.ca)
+        return replace(
+            chosen.sources(settings, offline=self.offline),
+            tuning=Tuning(connections=self.connections, retries=self.retries, limit=limit),
+            further=() if self.offline else tuple(PushedModels(one, access=access) for one in self.registries),
         )
 
     def opened(self, store: Store, *, progress: Progress) -> Bundle | None:

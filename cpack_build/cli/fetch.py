@@ -88,7 +88,7 @@ def fetch(
         total = amount(size, None, "B")
         terminal.say(f"{len(missing)} files, {total}, would be fetched; git trees and a base image besides.")
         return
-    sources = downloads.sources(settings)
+    sources = downloads.sources(settings, chosen)
     with terminal.progress.task("In all", total=size) as task:
         progress = _InAll(terminal.progress, task, frozenset(name for name, _ in missing))
         gathered = [
@@ -180,7 +180,7 @@ def _locked(
     path = lock_file or lock_beside(pack)
     found = find_locks(read, settings, path, must=lock_file is not None)
     if found is None:
-        found = make_locks(read, settings, downloads=downloads, terminal=terminal)
+        found = make_locks(read, settings, sources=downloads.sources(settings, chosen), terminal=terminal)
         if not dry_run:
             write_locks(found, path)
     documents = {_document(pack, "lock"): locks_to_bytes(found), _document(pack, "zip"): pack.read_bytes()}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import click
 
 from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.downloads import Downloads, download_options
-from cpack_build.cli.lock import carried_lock, lock_beside, make_locks, write_locks
+from cpack_build.cli.lock import lock_beside, make_locks, write_locks
 from cpack_build.cli.options import (
     Chosen,
     documents_of,
@@ -21,14 +21,18 @@ from cpack_build.cli.options import (
     settings_options,
     terminal_options,
 )
-from cpack_build.cli.push import access_for, push_document, push_line, registry_options, tell_of_zstd
+from cpack_build.cli.push import PushOptions, access_for, registry_options, tell_of_zstd
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.http import Sources
+    from cpack_build.fetch.store import Store
+    from cpack_build.image.gather import Places
     from cpack_build.lock.schema import Lock
     from cpack_build.oci.compressed import Compression
+    from cpack_build.oci.reference import Reference
     from cpack_build.oci.types import Image, ImageIndex
     from cpack_build.progress import Progress
 
@@ -50,6 +54,12 @@ __all__ = ["find_locks", "image"]
 )
 @click.option("--push", "pushes", multiple=True, metavar="REF", help="A registry to push it to; as --output REF.")
 @click.option(
+    "--push-models",
+    "models_to",
+    metavar="REF",
+    help="A repository where each model gets an image of its own, made of the same layer; with --push.",
+)
+@click.option(
     "--lock",
     "lock_file",
     type=click.Path(path_type=Path),
@@ -57,6 +67,9 @@ __all__ = ["find_locks", "image"]
     help="By default NAME.cpack.lock beside PACK.",
 )
 @click.option("--locked", is_flag=True, help="Fail rather than lock when there is no lock.")
+@click.option(
+    "--frozen", is_flag=True, help="Build what the lock says, whatever the settings are now; the pack must be its own."
+)
 @click.option(
     "--trust", is_flag=True, help="Run the Python of a lock that was made elsewhere, here, to compile bytecode with it."
 )
@@ -73,17 +86,15 @@ def image(
     pushes: tuple[str, ...],
     lock_file: Path | None,
     locked: bool,
+    frozen: bool,
     trust: bool,
     dry_run: bool,
     compression: str | None,
     format_revision: int | None,
     chosen: Chosen,
     downloads: Downloads,
-    jobs: int,
-    blob_limit: int | None,
-    insecure: tuple[str, ...],
-    ca: Path | None,
     terminal: Terminal,
+    **flags: Any,
 ) -> None:
     """Build the image of PACK, and give it to Docker, podman, a folder, a file or a registry.
 
@@ -91,11 +102,12 @@ def image(
     podman, else to NAME.oci/ beside PACK.
     """
     from cpack_build.cpack.reader import read_pack
+    from cpack_build.errors import UsageError
     from cpack_build.fetch.store import Store
     from cpack_build.lock.form import compression_of, in_form
+    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.schema import read_locks
     from cpack_build.oci.engines import open_engine
-    from cpack_build.oci.push import push as push_image
-    from cpack_build.oci.push import push_index
     from cpack_build.oci.reference import EngineName, Reference
     from cpack_build.oci.types import ImageIndex
 
@@ -104,16 +116,22 @@ def image(
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
-    found = find_locks(read, settings, path, must=locked or lock_file is not None)
-    if found is None:
-        found = _carried(read, settings, downloads, terminal)
-        if found is not None and not dry_run:
+    store = Store()
+    bundle = downloads.opened(store, progress=terminal.progress)
+    must = frozen or lock_file is not None or (locked and bundle is None)
+    found = find_locks(read, settings, path, must=must, frozen=frozen)
+    if found is None and bundle is not None and (carried := bundle.lock()) is not None:
+        found = check_all_fresh(read_locks(carried, name=bundle.path), read, settings, name=bundle.path)
+        if not dry_run:
             write_locks(found, path)
     if found is not None:
         found = tuple(in_form(lock, revision=format_revision) for lock in found)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
-    access = access_for(targets, insecure=insecure, ca=ca)
+    options = PushOptions(**flags)
+    if (options.attach or options.models_to) and not targets:
+        raise UsageError("--attach and --push-models go with a push.", hint="Add --push REF.")
+    access = access_for([*targets, *options.places], insecure=chosen.insecure, ca=chosen.ca)
     for destination in destinations:
         # An engine that does not answer is better known now than after the build.
         if outputs and isinstance(destination.place, EngineName) and not dry_run:
@@ -124,11 +142,14 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        made = make_locks(read, form, downloads=downloads, terminal=terminal)
+        sources = downloads.sources(settings, chosen)
+        made = make_locks(read, form, store=store, sources=sources, terminal=terminal)
         found = tuple(in_form(lock, revision=format_revision) for lock in made)
         write_locks(found, path)
     how = compression_of(found[0], instead=compression) if targets else None
-    with _built(found, read, settings, downloads=downloads, trust=trust, terminal=terminal) as built:
+    near: dict[str, Places] = {lock.platform: downloads.places(settings, bundle, lock) for lock in found}
+    sources = downloads.sources(settings, chosen)
+    with _built(found, read, near, store=store, sources=sources, trust=trust, terminal=terminal) as built:
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
@@ -136,31 +157,21 @@ def image(
         if how is not None:
             packed = _compressed(built, how, progress=terminal.progress)
             tell_of_zstd(packed, terminal)
-        options: dict[str, Any] = {
-            "jobs": jobs,
-            "blob_limit": None if blob_limit is None else blob_limit << 20,
-            "access": access,
-            "memo": Store(),
-            "progress": terminal.progress,
-        }
-        if isinstance(packed, ImageIndex):
-            pushed = push_index(packed, targets, **options)
-        else:
-            pushed = push_image(packed, targets, **options)
+        bases = [base for lock in found for base in _base_of(lock)]
+        done = options.push(packed, targets, access=access, mount_from=bases, terminal=terminal)
         terminal.result(
             {
                 **_document(built),
                 "lock": str(path),
                 "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],
-                **({"compression": str(how), "pushed": [push_document(one) for one in pushed]} if pushed else {}),
+                **({"compression": str(how), **done.document()} if targets else {}),
             }
         )
         for one in built.images if isinstance(built, ImageIndex) else (built,):
             terminal.say(f"{one.id}  {amount(one.size, None, 'B')} in {len(one.layers)} layers, {one.platform}")
         if isinstance(built, ImageIndex):
             terminal.say(f"{built.digest}  {amount(built.size, None, 'B')}, the index of all of them")
-    for line in pushed:
-        terminal.say(push_line(line))
+    done.say(terminal)
     for destination in destinations:
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
 
@@ -191,41 +202,45 @@ def _document(built: Image | ImageIndex) -> dict[str, Any]:
     }
 
 
-def find_locks(pack: Pack, settings: Settings, path: Path, *, must: bool) -> tuple[Lock, ...] | None:
+def find_locks(
+    pack: Pack, settings: Settings, path: Path, *, must: bool, frozen: bool = False
+) -> tuple[Lock, ...] | None:
     """The wanted locks at *path*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
     from cpack_build.lock.resolve import check_all_fresh
     from cpack_build.lock.schema import load_locks
 
     if not path.exists() and not must:
         return None
-    return check_all_fresh(load_locks(path), pack, settings, name=path)
+    return check_all_fresh(load_locks(path), pack, settings, frozen=frozen, name=path)
 
 
-def _carried(pack: Pack, settings: Settings, downloads: Downloads, terminal: Terminal) -> tuple[Lock, ...] | None:
-    """The locks in the bundle of ``--from``, if they are *pack*'s."""
-    from cpack_build.lock.resolve import check_all_fresh
-    from cpack_build.lock.schema import read_locks
+def _base_of(lock: Lock) -> list[Reference]:
+    """Where the base's blobs lie, as the base has them: a push to the same registry has them mounted from there."""
+    from cpack_build.lock.schema import BaseImage
+    from cpack_build.oci.reference import Reference, parse_image_name
 
-    data = carried_lock(downloads, terminal=terminal)
-    if data is None:
-        return None
-    locks = read_locks(data, name=downloads.bundle)
-    return check_all_fresh(locks, pack, settings, name=f"The lock in {downloads.bundle}")
+    if not isinstance(lock.base, BaseImage) or lock.base.reference == "layout":
+        return []
+    name = parse_image_name(lock.base.reference)
+    return [name] if isinstance(name, Reference) else []
 
 
 @contextmanager
 def _built(
-    locks: Sequence[Lock], pack: Pack, settings: Settings, *, downloads: Downloads, trust: bool, terminal: Terminal
+    locks: Sequence[Lock],
+    pack: Pack,
+    places: Mapping[str, Places],
+    *,
+    store: Store,
+    sources: Sources,
+    trust: bool,
+    terminal: Terminal,
 ) -> Iterator[Image | ImageIndex]:
     """The image, or for several platforms the index of images, for as long as the context lasts."""
-    from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.gather import gather
     from cpack_build.oci.types import ImageIndex
 
-    store = Store()
-    bundle = downloads.opened(store, progress=terminal.progress)
-    sources = downloads.sources(settings)
     with ExitStack() as stack:
         images = []
         for lock in locks:
@@ -233,7 +248,7 @@ def _built(
                 lock,
                 documents=documents_of(pack),
                 pack=pack,
-                places=downloads.places(settings, bundle, lock),
+                places=places[lock.platform],
                 store=store,
                 sources=sources,
                 trust=trust,

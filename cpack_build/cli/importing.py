@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.objectinfo import object_info_option, read_object_info
 from cpack_build.cli.options import terminal_options
 from cpack_build.cli.terminal import Terminal
 from cpack_build.errors import BadInput, UsageError
@@ -32,7 +33,7 @@ _CARRIED = ("comfyui/", "nodes/", "patches/", "workflow.png")
 @click.argument("file", type=_PATH)
 @click.option("-o", "--output", type=_PATH, metavar="PACK", help="By default NAME.cpack.zip beside FILE.")
 @click.option("-w", "--workflow", type=_PATH, metavar="FILE", help="The workflow to put in: JSON, or a picture.")
-@click.option("--object-info", type=_PATH, metavar="JSON", help="ComfyUI's /object_info, to convert a workflow.")
+@object_info_option
 @click.option("--python", metavar="X.Y", help="The version of Python, where FILE does not say.")
 @click.option("--comfyui", metavar="COMMIT|TAG", help="ComfyUI, where FILE does not say, or to replace it.")
 @click.option("--node", metavar="URL@COMMIT|ID@VERSION", multiple=True, help="One more custom node.")
@@ -44,7 +45,7 @@ def import_(
     file: Path,
     output: Path | None,
     workflow: Path | None,
-    object_info: Path | None,
+    object_info: str | None,
     python: str | None,
     comfyui: str | None,
     node: tuple[str, ...],
@@ -183,16 +184,16 @@ def _pinned(snapshot: Snapshot, unpinned: list[Unpinned], mirrors: Mirrors) -> S
 
 
 def _workflow(
-    workflow: Path | None, object_info: Path | None, before: Pack | None, terminal: Terminal
+    workflow: Path | None, object_info: str | None, before: Pack | None, terminal: Terminal
 ) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The workflow in the API format, and as the editor draws it."""
     if workflow is None:
         return (before.workflow_api, before.workflow) if before is not None else ({}, None)
-    from cpack_build.cpack.workflowfile import open_workflow, read_json_file
+    from cpack_build.cpack.workflowfile import open_workflow
     from cpack_build.workflow import read_workflow
 
     given = open_workflow(workflow)
-    api, notes = given.in_api_format(read_json_file(object_info, what="/object_info") if object_info else None)
+    api, notes = given.in_api_format(read_object_info(object_info))
     for note in notes:
         terminal.progress.note(note)
     read_workflow(api, name=str(workflow))

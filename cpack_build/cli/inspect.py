@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.objectinfo import object_info_option, read_object_info
 from cpack_build.cli.options import terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -27,12 +28,9 @@ _MODELS = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pt2", ".pth", ".bi
 @click.option(
     "--all", "everything", is_flag=True, help="Also models and nodes that were not chosen, packages and addresses."
 )
-@click.option(
-    "--object-info", type=click.Path(path_type=Path), metavar="FILE",
-    help="ComfyUI's answer to /object_info, for a workflow as the editor saves it.",
-)  # fmt: skip
+@object_info_option
 @terminal_options
-def inspect(pack: Path, everything: bool, object_info: Path | None, terminal: Terminal) -> None:
+def inspect(pack: Path, everything: bool, object_info: str | None, terminal: Terminal) -> None:
     """Show what PACK holds: its workflow's parameters and results, and what its image needs.
 
     PACK may be a workflow, too: ComfyUI's JSON, or a picture that ComfyUI made. Of a MODEL file: its kind, tensors and
@@ -83,12 +81,12 @@ def _inspect_model(path: Path, terminal: Terminal) -> None:
                 terminal.say(f"    {title:<10} {one}")
 
 
-def _inspect_workflow(path: Path, object_info: Path | None, terminal: Terminal) -> None:
-    from cpack_build.cpack.workflowfile import check_workflow, open_workflow, read_json_file
+def _inspect_workflow(path: Path, object_info: str | None, terminal: Terminal) -> None:
+    from cpack_build.cpack.workflowfile import check_workflow, open_workflow
     from cpack_build.errors import WorkflowError
     from cpack_build.workflow import read_workflow
 
-    info = read_json_file(object_info, what="/object_info") if object_info else None
+    info = read_object_info(object_info)
     api, notes = open_workflow(path).in_api_format(info)
     check_workflow(api)
     for note in notes:

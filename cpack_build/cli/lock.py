@@ -16,9 +16,11 @@ from cpack_build.cli.terminal import Terminal, amount
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.http import Sources
+    from cpack_build.fetch.store import Store
     from cpack_build.lock.schema import Lock
 
-__all__ = ["carried_lock", "lock", "lock_beside", "make_locks", "write_locks"]
+__all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
 
 
 @click.command(
@@ -57,6 +59,7 @@ def lock(
     """
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import UsageError
+    from cpack_build.fetch.store import Store
     from cpack_build.lock.schema import locks_to_bytes
 
     read = read_pack(pack)
@@ -65,14 +68,19 @@ def lock(
     target = output or lock_beside(pack)
     settings = in_settings(chosen.settings(read), compression=compression, format_revision=format_revision)
     before = target.read_bytes() if target.is_file() else None
-    carried = before or carried_lock(downloads, terminal=terminal)
+    store = Store()
+    bundle = downloads.opened(store, progress=terminal.progress)
+    carried = before if before is not None or bundle is None else bundle.lock()
     if update and before is None:
         raise UsageError(f"There is no lock {target} to update.", hint="Leave --update out to make one.")
     earlier = () if carried is None else _earlier(carried, target, must=bool(update))
     if earlier and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
-        made = make_locks(read, settings, previous=earlier, update=update, downloads=downloads, terminal=terminal)
+        sources = downloads.sources(settings, chosen)
+        made = make_locks(
+            read, settings, store=store, sources=sources, previous=earlier, update=update, terminal=terminal
+        )
     made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
     changed = before != locks_to_bytes(made)
     if not dry_run and changed:
@@ -170,42 +178,34 @@ def make_locks(
     pack: Pack,
     settings: Settings,
     *,
+    sources: Sources,
+    store: Store | None = None,
     previous: Sequence[Lock] = (),
     update: tuple[str, ...] = (),
-    downloads: Downloads | None = None,
+    served: bool = True,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
-    """Resolve *pack*, whose workflow must be one that can be served, for each platform; *downloads* say whom to ask.
+    """Resolve *pack* from *sources* for each platform. Its workflow must be one that can be *served*.
 
     The platforms are those of the settings, else those of the *previous* locks, else this machine's.
     """
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import resolve_all, this_platform
 
-    pack.served()
+    if served:
+        pack.served()
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
-    downloads = downloads or Downloads()
-    store = Store()
-    downloads.opened(store, progress=terminal.progress)
     return resolve_all(
         pack,
         settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),
         settings=settings,
-        store=store,
-        sources=downloads.sources(settings),
+        store=store or Store(),
+        sources=sources,
         previous=previous,
         update=update,
         progress=terminal.progress,
     )
-
-
-def carried_lock(downloads: Downloads, *, terminal: Terminal) -> bytes | None:
-    """The lock that the bundle of ``--from`` was made for."""
-    from cpack_build.fetch.store import Store
-
-    bundle = downloads.opened(Store(), progress=terminal.progress)
-    return bundle.lock() if bundle is not None else None
 
 
 def write_locks(made: Sequence[Lock], target: Path) -> None:

@@ -53,7 +53,7 @@ def models(
     listed, settings = _listed(pack, chosen, store, terminal, everything=everything)
     downloads.opened(store, progress=terminal.progress)
     places: list[Place] = [Folders(settings.models), OtherStores(other_stores())]
-    asker = Asker(downloads.sources(settings), offline=downloads.offline)
+    asker = Asker(downloads.sources(settings, chosen), offline=downloads.offline)
     rows = inventory(listed, store=store, places=places, asker=asker)
     lacking = incomplete_sets(row.path for row in rows)
     terminal.result(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.objectinfo import object_info_option, read_object_info
 from cpack_build.cli.options import terminal_options
 from cpack_build.cli.terminal import Terminal, amount, printable
 
@@ -36,9 +36,7 @@ _SHOWN = 30
 @click.option(
     "--editor-workflow", type=click.Path(path_type=Path), metavar="FILE", help="The same as the editor saves it."
 )
-@click.option(
-    "--object-info", type=click.Path(path_type=Path), metavar="FILE", help="ComfyUI's answer to /object_info."
-)
+@object_info_option
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="By default NAME.cpack.zip here.")
 @click.option("--model", "models", metavar="GLOB", multiple=True, help="Also these models: 'loras/*.safetensors'.")
 @click.option("--input", "inputs", metavar="GLOB", multiple=True, help="Also these files of input/.")
@@ -56,7 +54,9 @@ _SHOWN = 30
 )
 @click.option("--mirror", metavar="PREFIX=PREFIX", help="Ask the second instead of the first.", multiple=True)
 @click.option(
-    "--offline", is_flag=True, help="Ask nobody: neither where models can be had, nor for a ComfyUI's release."
+    "--offline",
+    is_flag=True,
+    help="Ask nobody where models can be had, or what was published.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be packed; read no model, and write nothing.")
 @terminal_options
@@ -64,7 +64,7 @@ def pack(
     workspace: Path,
     workflow_file: Path,
     editor_workflow: Path | None,
-    object_info: Path | None,
+    object_info: str | None,
     output: Path | None,
     models: tuple[str, ...],
     inputs: tuple[str, ...],
@@ -84,15 +84,15 @@ def pack(
 
     WORKSPACE is the folder of a ComfyUI install; it need not run, and nothing of it is run.
     """
-    from cpack_build.cpack.workflowfile import open_workflow, read_json_file
+    from cpack_build.cpack.workflowfile import open_workflow
     from cpack_build.fetch.http import RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
-    from cpack_build.workspace import Releases, draft_pack, write_draft
+    from cpack_build.workspace import Upstream, draft_pack, write_draft
 
     store = Store()
     sources = Sources(Mirrors.parse(mirror), RequestsTransport(timeouts=(5.0, 20.0)))
-    info = read_json_file(object_info, what="/object_info") if object_info else None
+    info = read_object_info(object_info)
     given = open_workflow(workflow_file)
     api, notes = given.in_api_format(info)
     for note in notes:
@@ -102,7 +102,7 @@ def pack(
         workspace, api, workflow=drawing, object_info=info,
         python=python, extra_model_paths=extra_paths, models=models, inputs=inputs, all_models=all_models,
         exclude_nodes=exclude_node, capture_nodes=capture_node, comfyui_commit=comfyui_commit,
-        releases=Releases(store, replace(sources.mirrors, is_offline=offline), terminal.progress),
+        upstream=Upstream(store, sources, offline=offline, progress=terminal.progress),
         progress=terminal.progress,
     )  # fmt: skip
     target = output or Path(_name(workflow_file) + ".cpack.zip")

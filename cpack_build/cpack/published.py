@@ -34,7 +34,7 @@ class GitNodeDocument(_Open):
 
 
 class FileNodeDocument(_Open):
-    """A custom node that is a single file of ``custom_nodes``; its content is not in the pack."""
+    """A custom node that is a single file of ``custom_nodes``; its content may lie in the pack as ``nodes/<name>``."""
 
     filename: str
     disabled: bool | None = None
@@ -63,6 +63,35 @@ class ModelDocument(_Open):
     source: SourceDocument | None = None
 
 
+class ComfyuiDocument(_Open):
+    """ComfyUI beyond its commit. Without one its files lie in the pack as ``comfyui/**``."""
+
+    version: str | None = None
+    """What it says of itself, as ``0.3.64``."""
+    content_sha256: Annotated[str, StringConstraints(pattern=r"^\s*([0-9a-fA-F]{64})?\s*$")] | None = None
+    """sha256 over ``SHA256 SP PATH NUL`` of each of its files, sorted by path."""
+    files: Annotated[int, Field(ge=0)] | None = None
+
+
+class DisabledNodeDocument(_Open):
+    """A disabled custom node that ComfyUI-Manager's snapshot has no place for; the pack does not bring it."""
+
+    name: str
+    kind: str
+    """``registry`` or ``local``."""
+    id: str | None = None
+    version: str | None = None
+
+
+class OursDocument(_Open):
+    """What cpack-build notes besides; comfy-pack passes it over."""
+
+    comfyui: ComfyuiDocument | None = None
+    local_nodes: list[str] | None = None
+    """Custom nodes that nobody else has; their files lie in the pack as ``nodes/<name>/**``."""
+    disabled_nodes: list[DisabledNodeDocument] | None = None
+
+
 class SnapshotDocument(_Open):
     """``snapshot.json``: ComfyUI-Manager's snapshot, with ``python`` and ``models``."""
 
@@ -77,6 +106,7 @@ class SnapshotDocument(_Open):
     """``{"name==version": ""}``, or ``{"name": "git+https://…"}``."""
     python: Annotated[str, StringConstraints(pattern=r"^\s*3\.[0-9]{1,2}(\.[0-9A-Za-z.+-]*)?\s*$")]
     models: list[ModelDocument] | None = None
+    cpack: OursDocument | None = None
 
 
 class WorkflowNodeDocument(_Open):
@@ -87,7 +117,8 @@ class WorkflowNodeDocument(_Open):
 
 
 class PackDocuments(_Open):
-    """The documents of a ``.cpack.zip``, by their names in it; ``input/**`` lie beside them as files."""
+    """The documents of a ``.cpack.zip``, by their names in it; ``input/**`` lie beside them as files, and what nobody
+    else has: ``nodes/**``, ``patches/<name>.patch``, ``comfyui/**``."""
 
     snapshot: SnapshotDocument = Field(alias="snapshot.json")
     workflow_api: dict[str, WorkflowNodeDocument] = Field(alias="workflow_api.json")

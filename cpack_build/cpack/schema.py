@@ -36,7 +36,7 @@ class NodePin(_Document):
 
 
 class FileNode(_Document):
-    """A custom node that is a single file; its content is not in the pack."""
+    """A custom node that is a single file; a pack of ours holds its content as ``nodes/<filename>``."""
 
     filename: str
     disabled: bool = False

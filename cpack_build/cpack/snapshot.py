@@ -20,6 +20,7 @@ from cpack_build.cpack.pins import (
     node_pin,
     python_version,
     requirements_of,
+    sha256_of,
 )
 from cpack_build.cpack.schema import COMFYUI_URL, FileNode, NodePin, Snapshot
 from cpack_build.errors import BadInput
@@ -38,6 +39,7 @@ def read_snapshot(document: object, *, requirements: str | None = None) -> Snaps
     if not isinstance(document, dict):
         root.wrong("an object")
     notes: list[str] = []
+    _check_ours(root.get("cpack"))
     if "pips" in document:
         return manager_pins(root, python=python_version(root.get("python")))
     if requirements is None and "custom_nodes" not in document:
@@ -51,6 +53,21 @@ def read_snapshot(document: object, *, requirements: str | None = None) -> Snaps
         models=tuple(models_of(root.get("models").items(), notes)),
         notes=tuple(notes),
     )
+
+
+def _check_ours(ours: Field) -> None:
+    """What cpack-build notes besides; it is kept as it stands (:attr:`Pack.extra`)."""
+    comfyui = ours.get("comfyui")
+    comfyui.get("version").text("")
+    sha256_of(comfyui.get("content_sha256"))
+    comfyui.get("files").integer()
+    for item in ours.get("local_nodes").items():
+        node_name(item.text(), item)
+    for item in ours.get("disabled_nodes").items():
+        node_name(item.get("name").text(), item)
+        item.get("kind").text()
+        item.get("id").text("")
+        item.get("version").text("")
 
 
 def manager_pins(root: Field, *, python: str | None) -> Snapshot:

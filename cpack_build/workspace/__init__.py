@@ -12,12 +12,12 @@ from __future__ import annotations
 
 from cpack_build.workspace.pack import Draft, Written, draft_pack, write_draft
 from cpack_build.workspace.place import Comfyui, find_comfyui
-from cpack_build.workspace.source import Releases
+from cpack_build.workspace.upstream import Upstream
 
 __all__ = [
     "Comfyui",
     "Draft",
-    "Releases",
+    "Upstream",
     "Written",
     "draft_pack",
     "find_comfyui",

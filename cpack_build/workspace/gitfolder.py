@@ -29,6 +29,7 @@ BIG = 16 << 20
 _PATCH_LIMIT = 256 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n(?:.*\n)*?oid sha256:([0-9a-f]{64})\nsize (\d+)\n")
+_POINTER = "^version https://git-lfs[.]github[.]com/spec/v1$"
 _SCP = re.compile(r"(?:(?P<user>[A-Za-z0-9_][\w.-]*)@)?(?P<host>[A-Za-z0-9][\w.-]*):(?P<path>(?!//)[^\s:]+)")
 _NEVER = re.compile(r"(^|/)(__pycache__|\.git|\.DS_Store|\.venv|node_modules)(/|$)|\.py[co]$")
 _SUBMODULE_DEPTH = 4
@@ -40,7 +41,8 @@ class GitFolder:
     reached by others; *commit* is one that the remote has, as far as can be told here.
 
     *patch* leads from *commit* to the files as they are (``git apply`` takes it); empty when nothing was changed.
-    *changed* names the files in it. *notes* are for people; *private* says that the remote is reached by ssh only.
+    *changed* names the files in it. *notes* are for people; *private* says that the remote is reached by ssh only. Of
+    the files *lfs* the commit holds no more than Git LFS pointers.
     """
 
     url: str
@@ -49,6 +51,7 @@ class GitFolder:
     patch: bytes
     changed: tuple[str, ...]
     notes: tuple[str, ...]
+    lfs: tuple[str, ...] = ()
 
 
 def observe(folder: Path, *, untracked: bool = True, outside: tuple[str, ...] = ()) -> GitFolder:
@@ -81,7 +84,7 @@ def observe(folder: Path, *, untracked: bool = True, outside: tuple[str, ...] = 
         patch += part
         changed += names
     private = bool(url) and not url.startswith("http")
-    return GitFolder(url, commit, private, patch, tuple(changed), tuple(notes))
+    return GitFolder(url, commit, private, patch, tuple(changed), tuple(notes), repository.lfs_pointers(commit))
 
 
 def changes_from(
@@ -253,6 +256,13 @@ class _Repository:
                 if _safe(path):
                     found.append((path, oid))
         return found
+
+    def lfs_pointers(self, commit: str) -> tuple[str, ...]:
+        """The files of *commit* that are Git LFS pointers, where its attributes say that there are some."""
+        if "filter=lfs" not in self._ask("cat-file", "blob", f"{commit}:.gitattributes"):
+            return ()
+        found = self._ask("grep", "-l", "-z", "-I", "-e", _POINTER, commit, "--").split("\0")
+        return tuple(name.removeprefix(f"{commit}:") for name in found if name)
 
     def listed(self, commit: str) -> list[str]:
         """The names of all files of *commit*."""

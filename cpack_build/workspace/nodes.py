@@ -17,12 +17,11 @@ from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import BadInput
 from cpack_build.workspace.capture import COMPILED, SKIPPED, CapturedFile, captured
 from cpack_build.workspace.gitfolder import BrokenRepository, GitFolder, observe
-from cpack_build.workspace.place import Comfyui
+from cpack_build.workspace.place import OWN_NODES, Comfyui
+from cpack_build.workspace.upstream import Upstream
 
 __all__ = ["Node", "find_nodes"]
 
-_OWN_FILES = frozenset({"websocket_image_save.py"})
-"""Single-file nodes that come with ComfyUI itself."""
 _TOML_LIMIT = 1 << 20
 _UNPACKING = 5_000_000_000
 """Nanoseconds within which files and their list are of one installation."""
@@ -52,12 +51,12 @@ class Node:
 
 
 def find_nodes(
-    comfyui: Comfyui, *, exclude: tuple[str, ...] = (), capture: tuple[str, ...] = ()
+    comfyui: Comfyui, *, exclude: tuple[str, ...] = (), capture: tuple[str, ...] = (), upstream: Upstream | None = None
 ) -> tuple[tuple[Node, ...], tuple[str, ...]]:
     """Every custom node, sorted by name, but those named in *exclude*; and notes about what is none.
 
-    Those named in *capture* are taken as local ones, whatever they are. Raises :class:`BadInput` for a name that is not
-    there.
+    Those named in *capture* are taken as local ones, whatever they are. *upstream* tells what a registry node was
+    before it was edited. Raises :class:`BadInput` for a name that is not there.
     """
     nodes: list[Node] = []
     notes: list[str] = []
@@ -80,7 +79,7 @@ def find_nodes(
             elif name in capture and not disabled:
                 nodes.append(_local_node(path, name, disabled, reason="as you asked"))
             else:
-                nodes.append(_folder_node(path, name, disabled))
+                nodes.append(_folder_node(path, name, disabled, upstream))
     for option, names in (("--exclude-node", exclude), ("--capture-node", capture)):
         if unknown := sorted(set(names) - named):
             raise BadInput(
@@ -121,7 +120,7 @@ def _listed(folder: Path, notes: list[str]) -> list[Path]:
 
 
 def _file_node(path: Path, name: str, disabled: bool) -> Node:
-    if name in _OWN_FILES:
+    if name in OWN_NODES:
         return Node(name, "file", disabled)
     size = path.stat().st_size if path.is_file() else 0
     files = (CapturedFile(f"nodes/{name}", path, size),) if path.is_file() and os.access(path, os.R_OK) else ()
@@ -129,7 +128,7 @@ def _file_node(path: Path, name: str, disabled: bool) -> Node:
     return Node(name, "file", disabled, files=() if disabled else files, reason="a single file", notes=notes)
 
 
-def _folder_node(path: Path, name: str, disabled: bool) -> Node:
+def _folder_node(path: Path, name: str, disabled: bool, upstream: Upstream | None) -> Node:
     reason = "no git repository, and not from the registry"
     notes: list[str] = []
     project = _project(path, notes)
@@ -143,18 +142,23 @@ def _folder_node(path: Path, name: str, disabled: bool) -> Node:
                 told = [f"{name} {note}." for note in git.notes]
                 if git.private:
                     told.append(f"{name} comes from {git.url}: whoever builds the pack needs access to it.")
+                if git.lfs and not disabled:
+                    told.append(
+                        f"{name} keeps files in Git LFS, which are to come from its remote: {_some(git.lfs)}. "
+                        f"--capture-node {name} packs the node with these files."
+                    )
                 if git.changed:
                     told.append(f"{name} has uncommitted changes, captured as a patch: {_some(git.changed)}.")
                 return Node(name, "git", disabled, git=git, notes=tuple(told))
             reason = "its git repository has no remote that others can reach"
     elif (path / ".tracking").is_file():
         if (found := _registered(project)) is not None:
-            beyond, edited = _since_installed(path)
+            beyond, edited = ([], []) if disabled else _since_installed(path, *found, upstream)
             for what, names in (
                 ("files that did not come", beyond),
                 ("files that were edited since they came", edited),
             ):
-                if names and not disabled:
+                if names:
                     notes.append(
                         f"{name} has {what} from the registry, which are not packed: {_some(names)}. "
                         f"--capture-node {name} packs the node as it is."
@@ -216,11 +220,12 @@ def _repository_hint(project: Mapping[str, Any]) -> str:
     return public_url(value) if isinstance(value, str) else ""
 
 
-def _since_installed(path: Path) -> tuple[list[str], list[str]]:
-    """Files that ``.tracking`` does not list, and those of it that seem to have been edited.
+def _since_installed(path: Path, node: str, version: str, upstream: Upstream | None) -> tuple[list[str], list[str]]:
+    """Files that ``.tracking`` does not list, and those of it that were edited.
 
-    ComfyUI-Manager writes that list after it unpacked the node, so what is clearly younger was edited since. Where all
-    of it is younger the folder was copied, and nothing can be told.
+    Where nobody has the registry's archive their times tell: ComfyUI-Manager writes that list after it unpacked the
+    node, so what is clearly younger was edited since. Where all of it is younger the folder was copied, and nothing can
+    be told.
     """
     record = path / ".tracking"
     try:
@@ -230,12 +235,12 @@ def _since_installed(path: Path) -> tuple[list[str], list[str]]:
     listed = {line.strip().replace("\\", "/") for line in text.splitlines()} | {".tracking"}
     prefix = f"nodes/{path.name}/"
     files = {file.name[len(prefix) :]: file for file in captured(path, prefix[:-1]).files}
-    edited = []
-    for name in sorted(files.keys() & listed):
-        if files[name].path.stat().st_mtime_ns > unpacked + _UNPACKING:
-            edited.append(name)
-    is_copy = len(edited) >= len(files.keys() & listed) - 1
-    return [name for name in files if name not in listed], [] if is_copy else edited
+    beyond = [name for name in files if name not in listed]
+    tracked = {name: files[name].path for name in sorted(files.keys() & listed - {".tracking"})}
+    if upstream is not None and (differing := upstream.differing(node, version, tracked)) is not None:
+        return beyond, differing
+    edited = [name for name, place in tracked.items() if place.stat().st_mtime_ns > unpacked + _UNPACKING]
+    return beyond, edited if len(edited) < len(tracked) else []
 
 
 def _some(names: tuple[str, ...] | list[str]) -> str:

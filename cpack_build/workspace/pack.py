@@ -34,7 +34,8 @@ from cpack_build.workspace.origins import find_origins
 from cpack_build.workspace.packages import Environment, Packages, find_environment, read_packages
 from cpack_build.workspace.place import Comfyui, find_comfyui
 from cpack_build.workspace.secrets import Finding, scan
-from cpack_build.workspace.source import Releases, Source, find_source
+from cpack_build.workspace.source import Source, find_source
+from cpack_build.workspace.upstream import Upstream
 
 __all__ = ["Draft", "Written", "draft_pack", "write_draft"]
 
@@ -93,23 +94,23 @@ def draft_pack(
     exclude_nodes: tuple[str, ...] = (),
     capture_nodes: tuple[str, ...] = (),
     comfyui_commit: str | None = None,
-    releases: Releases | None = None,
+    upstream: Upstream | None = None,
     progress: Progress = SILENT,
 ) -> Draft:
     """Look at the ComfyUI in *workspace* and at what *workflow_api* (in the API format) uses of it.
 
     *workflow* is the same in the editor's format, *object_info* ComfyUI's answer to ``/object_info``. *models* and
     *inputs* are globs of what to take besides, *all_models* takes every one. Nodes in *capture_nodes* are packed as
-    they lie there. A ComfyUI without git is compared with its one of *releases*, if given. Raises :class:`BadInput` (no
-    ComfyUI, or a file of it that is broken), :class:`WorkflowError`, :class:`Unresolvable` (no Python, a glob that fits
-    nothing).
+    they lie there. A ComfyUI without git, and nodes of the registry, are compared with what *upstream* has, if given.
+    Raises :class:`BadInput` (no ComfyUI, or a file of it that is broken), :class:`WorkflowError`,
+    :class:`Unresolvable` (no Python, a glob that fits nothing).
     """
     check_workflow(workflow_api)
     comfyui = find_comfyui(workspace, extra_model_paths=extra_model_paths)
     with progress.task("Looking at the workspace", unit="parts") as task:
-        source = find_source(comfyui, commit=comfyui_commit, releases=releases)
+        source = find_source(comfyui, commit=comfyui_commit, upstream=upstream)
         task.advance(1)
-        nodes, node_notes = find_nodes(comfyui, exclude=exclude_nodes, capture=capture_nodes)
+        nodes, node_notes = find_nodes(comfyui, exclude=exclude_nodes, capture=capture_nodes, upstream=upstream)
         task.advance(1)
         environment = find_environment(comfyui, python)
         packages = read_packages(environment)

@@ -16,10 +16,13 @@ from typing import Any
 from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import BadInput
 
-__all__ = ["EXTENSIONS", "Comfyui", "ModelFolder", "find_comfyui", "lexical", "walk"]
+__all__ = ["EXTENSIONS", "OWN_NODES", "Comfyui", "ModelFolder", "find_comfyui", "lexical", "walk"]
 
 EXTENSIONS = frozenset({".ckpt", ".pt", ".pt2", ".bin", ".pth", ".safetensors", ".pkl", ".sft"})
 """``folder_paths.supported_pt_extensions``."""
+
+OWN_NODES = frozenset({"websocket_image_save.py"})
+"""What lies in ``custom_nodes`` and is ComfyUI's own."""
 
 # folder_paths.py of ComfyUI 0.3.64: folder → its directories below models/, in the order in which they are searched.
 _FOLDERS: dict[str, tuple[str, ...]] = {

@@ -16,20 +16,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from cpack_build.cpack.archive import unsafe_name
-from cpack_build.cpack.schema import COMFYUI_URL
 from cpack_build.errors import BadInput, CpackError
-from cpack_build.fetch.git import fetch_tree, named_commit
-from cpack_build.fetch.mirrors import Mirrors
-from cpack_build.fetch.store import Store
-from cpack_build.progress import SILENT, Progress
 from cpack_build.workspace.capture import CapturedFile
 from cpack_build.workspace.gitfolder import changes_from, names_in, observe
 from cpack_build.workspace.gitprogram import BrokenRepository
-from cpack_build.workspace.place import Comfyui
+from cpack_build.workspace.place import OWN_NODES, Comfyui
+from cpack_build.workspace.upstream import Upstream
 
-__all__ = ["Releases", "Source", "find_source"]
+__all__ = ["Source", "find_source"]
 
-_MEMO = "comfyui-release-1"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _OURS = re.compile(r"https://github\.com/(comfyanonymous|Comfy-Org)/ComfyUI(\.git)?/?", re.IGNORECASE)
 _NOT_SOURCE = ("models/", "input/", "output/", "temp/", "user/", "custom_nodes/")
@@ -60,31 +55,8 @@ class Source:
         return said | ({"content_sha256": self.content, "files": self.count} if self.content else {})
 
 
-@dataclass(frozen=True)
-class Releases:
-    """ComfyUI's releases, as the store has them or the network (unless the *mirrors* say that it must not be asked)."""
-
-    store: Store
-    mirrors: Mirrors
-    progress: Progress = SILENT
-
-    def find(self, version: str, commit: str | None = None) -> tuple[Path, str]:
-        """A bare repository that has the release *version*, and its commit; or *commit*, if one is named.
-
-        Raises :class:`~cpack_build.errors.CpackError`: no such release, no network, no git.
-        """
-        commit = commit or self.store.recall(_MEMO, version)
-        if commit is None:
-            commit = named_commit(COMFYUI_URL, f"v{version}", mirrors=self.mirrors)
-            self.store.remember(_MEMO, version, commit)
-        tree = fetch_tree(
-            COMFYUI_URL, commit, store=self.store, mirrors=self.mirrors, name="ComfyUI", progress=self.progress
-        )
-        return tree.repository, commit
-
-
-def find_source(comfyui: Comfyui, *, commit: str | None = None, releases: Releases | None = None) -> Source:
-    """What *comfyui* is. *commit* is the user's word for one without git; else the *releases* are asked, if given.
+def find_source(comfyui: Comfyui, *, commit: str | None = None, upstream: Upstream | None = None) -> Source:
+    """What *comfyui* is. *commit* is the user's word for one without git; else *upstream* is asked, if given.
 
     Raises :class:`BadInput`.
     """
@@ -111,13 +83,13 @@ def find_source(comfyui: Comfyui, *, commit: str | None = None, releases: Releas
                 comfyui.version, git.commit, patch=git.patch, changed=git.changed, tracked=tracked, notes=tuple(notes)
             )
     why = "it was not looked up"
-    if releases is not None:
+    if upstream is not None:
         try:
-            repository, found = releases.find(comfyui.version, commit)
+            repository, found = upstream.release(comfyui.version, commit)
             return _compared(comfyui, repository, found, tracked=tracked, broken=broken)
         except (CpackError, BrokenRepository) as error:
             why = str(error).rstrip(".")
-    content, files = _content(comfyui.root)
+    content, files = _content(comfyui, tracked)
     if commit is not None:
         return Source(comfyui.version, commit, content=content, count=len(files), tracked=tracked)
     note = (
@@ -160,10 +132,12 @@ _CONFIGS = frozenset(
 )  # fmt: skip
 
 
-def _content(root: Path) -> tuple[str, tuple[CapturedFile, ...]]:
+def _content(comfyui: Comfyui, tracked: frozenset[str]) -> tuple[str, tuple[CapturedFile, ...]]:
     """sha256 over ``SHA256 SP PATH NUL`` of each of ComfyUI's own files, sorted by path; and the files."""
     digest, files = hashlib.sha256(), []
-    for name, path in sorted(_sources(root)):
+    own = {*tracked, *(f"custom_nodes/{name}" for name in OWN_NODES)}
+    among = [(name, comfyui.root / name) for name in own if (comfyui.root / name).is_file()]
+    for name, path in sorted([*_sources(comfyui.root), *among]):
         content = hashlib.sha256()
         try:
             with path.open("rb") as file:

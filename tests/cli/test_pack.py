@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,7 +17,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from cpack_build.cpack.reader import read_pack
+from cpack_build.fetch.store import Store
 from tests.cli.calling import Caller
+from tests.fetch.servers import serving_files
 from tests.workspace.installs import WORKFLOW, make_install
 
 
@@ -20,6 +28,10 @@ def root(tmp_path: Path) -> Path:
     root = make_install(tmp_path / "ComfyUI")
     shutil.rmtree(root / "custom_nodes")
     return root
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -118,6 +130,14 @@ def test_a_drawing_is_converted_where_the_nodes_are_known(
     pack = read_pack(tmp_path / "upscale.cpack.zip")
     assert pack.workflow == drawing
     assert [item.name for item in pack.inputs] == ["input/example.png"]
+    with serving_files({"/object_info": json.dumps(known).encode()}) as comfyui:
+        seen = call("inspect", workflow, "--object-info", comfyui.url, "--json")
+        assert seen.code == 0, seen.err
+        assert seen.document["references"]["node_classes"] == ["CPackOutputImage", "LoadImage"]
+        wrong = call("inspect", workflow, "--object-info", f"{comfyui.url}/nowhere")
+        assert (wrong.code, "answered HTTP 404" in wrong.err) == (6, True)
+    gone = call("inspect", workflow, "--object-info", comfyui.url)
+    assert (gone.code, "does not answer" in gone.err) == (6, True)
 
 
 def test_a_picture_that_comfyui_made_is_packed_and_inspected(call: Caller, root: Path, tmp_path: Path) -> None:
@@ -138,6 +158,32 @@ def test_a_picture_that_comfyui_made_is_packed_and_inspected(call: Caller, root:
     Image.new("RGB", (2, 2)).save(tmp_path / "plain.png")
     refused = call("pack", root, "-w", tmp_path / "plain.png", "--offline")
     assert (refused.code, "holds no workflow" in refused.err) == (3, True)
+
+
+def test_ctrl_c_leaves_nothing_half_made_and_what_was_hashed_is_remembered(
+    root: Path, workflow: Path, tmp_path: Path
+) -> None:
+    with (root / "models/upscale_models/large.safetensors").open("wb") as file:
+        file.truncate(1 << 40)  # nobody reads that to its end
+    command = [sys.executable, "-m", "cpack_build", "pack", root, "-w", workflow, "--offline", "--all-models"]
+    process = subprocess.Popen(
+        [*map(str, command), "--progress", "json"], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "CPACK_HOME": str(tmp_path / "home")},
+    )  # fmt: skip
+    assert process.stderr is not None
+    for line in process.stderr:
+        if "Hashing models" in line:
+            break
+    sha256, store = sha256_of(root / "models/upscale_models/tiny.safetensors"), Store(tmp_path / "home")
+    several = (os.cpu_count() or 1) > 1  # the largest comes first, and the other beside it
+    deadline = time.monotonic() + 60
+    while several and store.find(sha256) is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert not list(tmp_path.glob("*.cpack.zip*")) + list(tmp_path.glob(".*cpack*"))
+    assert not several or store.find(sha256) is not None
 
 
 @pytest.mark.parametrize(

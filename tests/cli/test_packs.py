@@ -181,11 +181,11 @@ def test_an_old_pack_becomes_a_new_one_with_all_that_it_has(call: Caller, tmp_pa
 def test_the_code_of_nodes_that_a_pack_carries_is_kept_and_comfy_packs_own_is_not(call: Caller, tmp_path: Path) -> None:
     files = {"nodes/mine/a.py": b"a", "patches/x.patch": b"p", "service.py": b"s", "cpack.lock": b"{}"}
     document = snapshot(cpack={"nodes": {"mine": {"sha256": SHA256}}})
-    files["cpack.yaml"] = b"base: scratch\n"
+    files |= {"cpack.yaml": b"base: scratch\n", "comfyui/main.py": b"m"}
     old = make_pack(tmp_path / "old.cpack.zip", snapshot_document=document, files=files)
     assert call("import", old, "-o", tmp_path / "new.cpack.zip").code == 0
     new = read_pack(tmp_path / "new.cpack.zip")
-    assert new.other == ("nodes/mine/a.py", "patches/x.patch")
+    assert new.other == ("comfyui/main.py", "nodes/mine/a.py", "patches/x.patch")
     assert new.settings_text == "base: scratch\n"
     assert new.extra == {"cpack": document["cpack"]} == call("inspect", old, "--json").document["extra"]
     changed = make_pack(tmp_path / "changed.cpack.zip", snapshot_document=snapshot(cpack={}), files=files)

@@ -49,7 +49,13 @@ def test_a_pack_of_comfy_pack_0_4_is_read(path: Path) -> None:
     assert [item.name for item in pack.inputs] == ["input/example.png"]
     assert pack.open_member("input/example.png") == b"not really a picture"
     assert b"".join(pack.stream_member("input/example.png")) == b"not really a picture"
-    assert set(pack.documents()) == {"snapshot.json", "workflow_api.json", "workflow.json", "input/example.png"}
+    assert set(pack.documents()) == {
+        "snapshot.json",
+        "workflow_api.json",
+        "workflow.json",
+        "input/example.png",
+        "cpack.yaml",
+    }
     assert [item.name for item in pack.served().interface.inputs] == ["photo"]
 
 
@@ -390,6 +396,17 @@ def test_a_zip_bomb_is_stopped_while_it_is_read(path: Path) -> None:
     make_pack(path, without=["workflow.json"])
     add(path, "workflow.json", b"[" + b" " * (20 << 20) + b"]", compress=True)
     with pytest.raises(UnsafeInput, match=f"more than {archive_module.RATIO_LIMIT} times"):
+        read_pack(path)
+
+
+def test_a_pack_that_unpacks_to_more_than_any_disk_should_hold_is_refused(path: Path) -> None:
+    """No entry is beyond its limit, and all are together."""
+    make_pack(path)
+    with zipfile.ZipFile(path, "a") as archive:
+        for number in range(5):
+            archive.writestr(f"input/{number}.bin", b"x")
+            archive.filelist[-1].file_size = (2 << 30) - 1  # what its list of entries will say
+    with pytest.raises(UnsafeInput, match="unpacks to more than 8 GiB"):
         read_pack(path)
 
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import io
+import json
 import os
 import shutil
 import subprocess
+import zipfile
 from pathlib import Path
 
 import pytest
 
 from cpack_build.errors import BadInput
+from cpack_build.fetch.http import Sources
+from cpack_build.fetch.mirrors import Mirrors
+from cpack_build.fetch.store import Store
 from cpack_build.workspace.nodes import Node, find_nodes
 from cpack_build.workspace.place import find_comfyui
+from cpack_build.workspace.upstream import Upstream
 from tests import need
 from tests.fetch.repositories import git
+from tests.fetch.servers import serving_files
 from tests.workspace.installs import HUB, make_git_node, make_install, make_registry_node
 
 
@@ -142,6 +150,8 @@ def test_an_lfs_file_in_place_of_its_pointer_is_no_change(root: Path) -> None:
     node = only(root)
     assert node.git is not None
     assert node.git.changed == ()
+    assert node.git.lfs == ("m.bin", "other.bin")
+    assert "--capture-node node packs the node with these files" in node.notes[-1]
     (folder / "m.bin").write_bytes(b"Big content\n")
     changed = only(root).git
     assert changed is not None
@@ -265,6 +275,35 @@ def test_edits_of_a_registry_node_are_told_with_a_way_out(root: Path) -> None:
         os.utime(path, (installed + 60, installed + 60))
     os.utime(folder / ".tracking", (installed, installed))
     assert only(root).notes == ()
+
+
+def test_edits_of_a_registry_node_are_known_by_its_archive(root: Path, tmp_path: Path) -> None:
+    folder = root / "custom_nodes/node"
+    make_registry_node(folder)
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        for name in ("pyproject.toml", "__init__.py"):
+            archive.write(folder / name, name)
+    api = json.dumps({"version": "1.2.3", "downloadUrl": "https://cdn.example/x.zip"}).encode()
+    answers = {"/api/nodes/some-node/install": api, "/x.zip": out.getvalue()}
+
+    def noted(*, url: str = "http://127.0.0.1:9", store: str = "s") -> tuple[str, ...]:
+        mirrors = Mirrors({"https://api.comfy.org/": f"{url}/api/", "https://cdn.example/": f"{url}/"})
+        upstream = Upstream(Store(tmp_path / store), Sources(mirrors))
+        (node,), _ = find_nodes(find_comfyui(root), upstream=upstream)
+        assert node.kind == "registry"
+        return node.notes
+
+    for path in folder.iterdir():  # times that would tell something else
+        os.utime(path, (2_000_000_000, 2_000_000_000))
+    os.utime(folder / ".tracking", (1_000_000_000, 1_000_000_000))
+    with serving_files(answers) as server:
+        assert noted(url=server.url) == ()
+    (folder / "__init__.py").write_text("NODE_CLASS_MAPPINGS = 77\n")
+    assert "edited since they came from the registry, which are not packed: __init__.py" in noted()[0]  # by the store
+    for broken in (b"no zip", b""):
+        with serving_files({**answers, "/x.zip": broken}) as server:
+            assert noted(url=server.url, store=f"other-{len(broken)}") == ()
 
 
 def test_disabled_nodes_of_both_ways_and_single_files(root: Path) -> None:

@@ -13,9 +13,11 @@ import pytest
 
 from cpack_build.cpack.reader import read_pack
 from cpack_build.errors import BadInput, UnsafeInput, WorkflowError
+from cpack_build.fetch.http import Offline, Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
-from cpack_build.workspace import Draft, Releases, draft_pack, write_draft
+from cpack_build.lock.nodes import lock_trees
+from cpack_build.workspace import Draft, Upstream, draft_pack, write_draft
 from tests.fetch.repositories import git
 from tests.workspace.installs import HUB, WORKFLOW, make_git_node, make_install, make_registry_node
 
@@ -142,6 +144,13 @@ def test_what_the_workflow_names_in_vain_is_told(root: Path) -> None:
 def test_a_comfyui_that_is_no_known_release_is_captured_and_pinned_by_its_content(root: Path, tmp_path: Path) -> None:
     shutil.rmtree(root / ".git")
     (root / ".gitignore").unlink()
+    own = [
+        "custom_nodes/websocket_image_save.py",
+        "models/configs/v1-inference.yaml",
+    ]  # ComfyUI's own
+    for name in own:
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("ComfyUI's\n")
     draft = draft_pack(root, WORKFLOW)
     assert draft.captured[0].name == "ComfyUI"
     document = write(draft, tmp_path / "a.zip", tmp_path)
@@ -150,7 +159,14 @@ def test_a_comfyui_that_is_no_known_release_is_captured_and_pinned_by_its_conten
         kept = [name for name in archive.namelist() if name.startswith("comfyui/")]
         assert archive.read("comfyui/main.py") == (root / "main.py").read_bytes()
     assert len(kept) == document["cpack"]["comfyui"]["files"]
-    assert not any(name.startswith(("comfyui/models/", "comfyui/custom_nodes/", "comfyui/input/")) for name in kept)
+    among = ("comfyui/models/", "comfyui/custom_nodes/", "comfyui/input/")
+    assert [name for name in kept if name.startswith(among)] == [f"comfyui/{name}" for name in own]
+    pack, nobody = read_pack(tmp_path / "a.zip"), Sources(Mirrors(is_offline=True), Offline())
+    away = ("clean", "renamed", "edited", "some-node")
+    locked = lock_trees(pack.snapshot, pack=pack, exclude=away, store=Store(tmp_path / "l"), sources=nobody)
+    assert locked.missing == ()
+    assert locked.comfyui is not None
+    assert locked.comfyui.name == "ComfyUI"
     (root / "output").mkdir(exist_ok=True)
     (root / "output/x.png").write_bytes(b"x")
     assert write(draft_pack(root, WORKFLOW), tmp_path / "b.zip", tmp_path) == document
@@ -170,16 +186,16 @@ def test_a_comfyui_without_git_is_its_release_and_a_patch(root: Path, tmp_path: 
     git(upstream, "tag", "v0.3.64+standin")
     shutil.rmtree(root / ".git")
     mirrors = Mirrors({"https://github.com/comfyanonymous/ComfyUI": str(upstream)})
-    releases = Releases(Store(tmp_path / "s"), mirrors)
-    plain = draft_pack(root, WORKFLOW, releases=releases)
+    known = Upstream(Store(tmp_path / "s"), Sources(mirrors))
+    plain = draft_pack(root, WORKFLOW, upstream=known)
     assert (plain.source.commit, plain.source.patch, plain.source.files) == (commit, b"", ())
     (root / "nodes.py").write_text("changed\n")
     (root / "comfy/new.py").write_text("new\n")
     (root / "notes.txt").write_text("mine\n")
     (root / "protocol.py").unlink(missing_ok=True)
     # the store knows the release by now, so nobody need be asked
-    offline = Releases(Store(tmp_path / "s"), Mirrors(is_offline=True))
-    draft = draft_pack(root, WORKFLOW, releases=offline)
+    offline = Upstream(Store(tmp_path / "s"), Sources(), offline=True)
+    draft = draft_pack(root, WORKFLOW, upstream=offline)
     assert (draft.source.commit, draft.source.changed) == (commit, ("comfy/new.py", "nodes.py"))
     git(upstream, "apply", "-", stdin=draft.source.patch)
     assert (upstream / "nodes.py").read_text() == "changed\n"
