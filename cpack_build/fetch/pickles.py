@@ -104,7 +104,7 @@ def _scan_zip(file: IO[bytes], found: _Found) -> None:
                     with archive.open(entry) as member:
                         _scan_stream(member, found, many=False)
                 elif re.search(r"(^|/)code/.+\.py$", name):
-                    found.imports.add("torch.jit.code")
+                    found.odd.append(f"TorchScript code in {name!a:.80}")
     except (zipfile.BadZipFile, NotImplementedError, RuntimeError, OSError, EOFError, ValueError) as error:
         found.hidden.append(f"something in a damaged zip ({error})")
 

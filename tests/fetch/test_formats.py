@@ -152,6 +152,14 @@ def test_pytorchs_old_format_is_several_pickles_and_then_data() -> None:
     assert verdict(b"".join(parts) + bytes(1000)).level == "dangerous"
 
 
+def test_code_of_torchscript_is_told_and_is_no_plain_data() -> None:
+    file = io.BytesIO(zipped(pickle.dumps(STATE)))
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("archive/code/__torch__.py", "class Net: pass")
+    found = scan(file)
+    assert (found.level, found.unknown) == ("unknown", ("TorchScript code in 'archive/code/__torch__.py'",))
+
+
 def test_a_damaged_or_encrypted_zip_is_dangerous() -> None:
     data = bytearray(zipped(pickle.dumps(STATE)))
     data[40:60] = b"x" * 20
