@@ -46,7 +46,7 @@ format: .venv/dev
 	$(VENV)/ruff check --fix .
 	$(VENV)/ruff format .
 
-bench: .venv/ready
+bench: .venv/dev
 	@$(VENV)/python examples/bench/__main__.py $(BENCH)
 
 docs: .venv/ready

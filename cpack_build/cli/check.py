@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpack_build.cli.fetch import is_lock
-from cpack_build.cli.lock import lock_beside, make_locks
+from cpack_build.cli.lock import is_lock, lock_beside, make_locks
 from cpack_build.cli.options import Chosen, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 

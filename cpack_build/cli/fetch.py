@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cpack_build.cli.downloads import Downloads, download_options
-from cpack_build.cli.lock import lock_beside, make_locks, write_locks
+from cpack_build.cli.lock import is_lock, lock_beside, make_locks, write_locks
 from cpack_build.cli.options import Chosen, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cpack_build.lock.schema import Lock
     from cpack_build.progress import Progress, Task
 
-__all__ = ["fetch", "is_lock"]
+__all__ = ["fetch"]
 
 
 @click.command(
@@ -204,12 +204,3 @@ def _warn_of_pickle(path: Path, name: str, terminal: Terminal) -> None:
     verdict = scan_file(path, name=name)
     if verdict is not None and verdict.is_dangerous:
         terminal.progress.note(f"{name} would run code when it is loaded: {', '.join(verdict.dangerous)}.")
-
-
-def is_lock(path: Path) -> bool:
-    """Whether the file at *path* begins as a lock does."""
-    try:
-        with path.open("rb") as file:
-            return file.read(64).lstrip()[:1] == b"{"
-    except OSError:
-        return False  # reading it as a pack says what is wrong

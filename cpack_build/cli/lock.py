@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cpack_build.fetch.store import Store
     from cpack_build.lock.schema import Lock
 
-__all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
+__all__ = ["is_lock", "lock", "lock_beside", "make_locks", "write_locks"]
 
 
 @click.command(
@@ -141,6 +141,15 @@ def _told(counted: dict[str, Any]) -> str:
 def lock_beside(pack: Path) -> Path:
     """``NAME.cpack.lock`` beside ``NAME.cpack.zip``."""
     return pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.lock")
+
+
+def is_lock(path: Path) -> bool:
+    """Whether the file at *path* is a lock rather than a pack."""
+    try:
+        with path.open("rb") as file:
+            return file.read(64).lstrip()[:1] == b"{"
+    except OSError:
+        return False  # reading it as a pack says what is wrong
 
 
 def _earlier(data: bytes, path: Path, *, must: bool) -> tuple[Lock, ...]:

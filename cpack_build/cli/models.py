@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cpack_build.cli.downloads import Downloads, download_options
-from cpack_build.cli.fetch import is_lock
+from cpack_build.cli.lock import is_lock
 from cpack_build.cli.options import Chosen, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 

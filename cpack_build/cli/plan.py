@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpack_build.cli.options import Chosen, documents_of, pack_argument, settings_options, terminal_options
+from cpack_build.cli.options import Chosen, documents_of, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["plan"]
 
 
 @click.command(epilog="Example: cpack-build plan upscale.cpack.zip --explain    (exit codes: docs/exit-codes.md)")
-@pack_argument
+@click.argument("pack", metavar="PACK|LOCK", type=click.Path(path_type=Path))
 @click.option(
     "--lock",
     "lock_file",
@@ -31,23 +31,31 @@ __all__ = ["plan"]
 @settings_options
 @terminal_options
 def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, terminal: Terminal) -> None:
-    """Show the layers of PACK's image, from the bottom, by its lock: kind, name, size, size in a registry, and which
+    """Show the layers of the image of PACK or LOCK, from the bottom: kind, name, size, size in a registry, and which
     other images have the same layer.
 
     A known layer was measured by an earlier build on this machine and is not read again; the others are to be made. How
-    small a layer becomes is known once it was pushed.
+    small a layer becomes is known once it was pushed. Of a LOCK alone the top layer, which has the pack's documents, is
+    never known.
     """
-    from cpack_build.cli.lock import lock_beside
+    from cpack_build.cli.lock import is_lock, lock_beside
     from cpack_build.cpack.reader import read_pack
+    from cpack_build.errors import UsageError
     from cpack_build.fetch.store import Store
     from cpack_build.image.plan import plan as planned
     from cpack_build.lock.resolve import check_all_fresh
     from cpack_build.lock.schema import load_locks
 
-    read = read_pack(pack)
-    path = lock_file or lock_beside(pack)
-    locks = check_all_fresh(load_locks(path), read, chosen.settings(read), name=path)
-    plans = [(lock, planned(lock, documents=documents_of(read), store=Store())) for lock in locks]
+    if is_lock(pack):
+        if lock_file is not None:
+            raise UsageError(f"{pack} is a lock itself; --lock is for a pack.", hint="Leave --lock out.")
+        path, carried = pack, {}
+        locks = load_locks(path)
+    else:
+        read = read_pack(pack)
+        path, carried = lock_file or lock_beside(pack), documents_of(read)
+        locks = check_all_fresh(load_locks(path), read, chosen.settings(read), name=path)
+    plans = [(lock, planned(lock, documents=carried, store=Store())) for lock in locks]
     documents = [_document(lock, layers) for lock, layers in plans]
     terminal.result({"lock": str(path), **(documents[0] if len(documents) == 1 else {"platforms": documents})})
     if terminal.json:

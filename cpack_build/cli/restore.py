@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cpack_build.cpack.settings import Platform, Settings
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
-    from cpack_build.restore.restoring import Goal, Restored
+    from cpack_build.restore.goal import Goal, Restored
     from cpack_build.restore.scripts import Script
 
 __all__ = ["goal_of", "next_command", "restore", "restore_options", "sources_of", "unpack"]
@@ -200,7 +200,7 @@ def _restore(
     preheat: bool = False,
 ) -> None:
     from cpack_build.fetch.store import Store
-    from cpack_build.restore.restoring import Options
+    from cpack_build.restore.goal import Options
     from cpack_build.restore.restoring import restore as restored
 
     store = Store()
@@ -258,8 +258,8 @@ def goal_of(
     from cpack_build.lock.resolve import check_fresh
     from cpack_build.lock.schema import load_lock, load_locks
     from cpack_build.restore.artifact import read_artifact
+    from cpack_build.restore.goal import Goal
     from cpack_build.restore.naming import opened_image, pack_path
-    from cpack_build.restore.restoring import Goal
 
     chosen = replace(chosen, insecure=insecure, ca=ca)
     path = pack_path(source)

@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import unquote
@@ -91,6 +90,8 @@ class RequestsTransport:
         self._local = threading.local()
 
     def _session(self) -> requests.Session:
+        from http.cookiejar import DefaultCookiePolicy
+
         import requests
 
         session: requests.Session | None = getattr(self._local, "session", None)
