@@ -141,7 +141,8 @@ def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
     """Python drops what is raised in a callback (of a weak reference as each import has them, ``__del__``), with no
     more than a line on stderr; a Ctrl-C that happens to arrive there is sent once more."""
     if not isinstance(lost.exc_value, KeyboardInterrupt):
-        return sys.__unraisablehook__(lost)
+        sys.__unraisablehook__(lost)
+        return
     import signal
     import threading
 

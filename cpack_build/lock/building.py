@@ -91,9 +91,8 @@ def _built_by(project: Project, store: Store, sources: Sources, progress: Progre
     """Whose code builds *project*, as its files say; they are read, and nothing of them is run."""
     with tempfile.TemporaryDirectory(prefix="cpack-build-") as folder:
         try:
-            system = build_system(
-                lay_out(project.source, Path(folder), store=store, sources=sources, progress=progress)
-            )
+            place = lay_out(project.source, Path(folder), store=store, sources=sources, progress=progress)
+            system = build_system(place)
         except CpackError:
             return "which does not say by what"
     return f"built by {system}"

@@ -111,10 +111,9 @@ def lay_out(
 
 def build_system(place: Path) -> str:
     """The build backend of the source in *place* and what it needs, for people (PEP 517, 518). Raises ``BadInput``."""
+    path = place / "pyproject.toml"
     try:
-        document = (
-            read_toml((place / "pyproject.toml").read_text("utf-8")) if (place / "pyproject.toml").exists() else {}
-        )
+        document = read_toml(path.read_text("utf-8")) if path.exists() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise BadInput(f"pyproject.toml cannot be read: {error}.") from error
     table = document.get("build-system")
