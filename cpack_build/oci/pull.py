@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 
 from cpack_build.errors import StorageError
 from cpack_build.oci.download import BlobStore, Received, download, missing_bytes
-from cpack_build.oci.sources import ImageSource, Kept
-from cpack_build.oci.types import Descriptor, FileBlob, Image
+from cpack_build.oci.sources import ImageSource, Kept, SourceBlob
+from cpack_build.oci.types import Blob, Descriptor, FileBlob, Image
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["JOBS", "Pulled", "pull", "pull_blob"]
+__all__ = ["JOBS", "Pulled", "bring", "pull", "pull_blob"]
 
 JOBS = 4
 """Blobs under way at once."""
@@ -91,6 +91,17 @@ def pull_blob(source: ImageSource, descriptor: Descriptor, *, progress: Progress
     blob = _one(source, source.kept, descriptor, advance=lambda count: None, progress=progress).blob
     assert isinstance(blob, FileBlob)
     return blob
+
+
+def bring(blob: Blob, *, progress: Progress = SILENT) -> Blob:
+    """*blob* as it lies on this machine: a registry's that is read through a store comes now, or the rest of it.
+
+    Raises what :func:`pull` does.
+    """
+    if not isinstance(blob, SourceBlob) or (kept := blob.source.kept) is None:
+        return blob
+    _check_space(kept.store, missing_bytes(blob.descriptor, kept.store))
+    return _one(blob.source, kept, blob.descriptor, advance=lambda count: None, progress=progress).blob
 
 
 def _one(
