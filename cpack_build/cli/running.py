@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from cpack_build.cli.terminal import Terminal, amount
 if TYPE_CHECKING:
     from cpack_build.fetch.store import Store
     from cpack_build.progress import Task
+    from cpack_build.serve.client import Watch
     from cpack_build.workflow.interface import Workflow
 
 __all__ = ["run", "run_pack"]
@@ -211,16 +212,26 @@ def _run(
                 values,
                 settings=settings,
                 output=output,
-                watch=_watcher(task, workflow),
+                watch=_watcher(task, _previews(terminal)),
                 log=lambda line: None,
             )
         return files, time.monotonic() - begun
 
 
-def _watcher(task: Task, workflow: Workflow) -> Any:
+def _previews(terminal: Terminal) -> Callable[[bytes], None]:
+    from cpack_build.cli.previews import Previews, graphics_of
+
+    graphics = graphics_of(os.environ, is_terminal=terminal.has_bars)
+    return Previews(graphics, terminal.show) if graphics is not None else lambda picture: None
+
+
+def _watcher(task: Task, preview: Callable[[bytes], None]) -> Watch:
     seen: set[str] = set()
 
     def watch(event: str, data: Mapping[str, Any]) -> None:
+        if event == "preview":
+            preview(data["data"])
+            return
         nodes = data.get("nodes", []) if event == "cached" else [data["node"]] if event == "node" else []
         new = set(nodes) - seen
         seen.update(new)
