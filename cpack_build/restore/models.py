@@ -91,8 +91,8 @@ def place_model(folder: Folder, path: str, file: StoredFile, *, how: How, store:
         if made == "copy" and how == "link" and sys.platform != "win32":
             # A link costs nothing, and the store keeps the file; a copy is for whoever asks for one.
             aside.unlink(missing_ok=True)
-            folder.link_outside(path, str(file.path.absolute()))
-            return "symlink"
+            if folder.link_outside(path, str(file.path.absolute())):
+                return "symlink"
         if made == "copy":
             folder.write(path, _chunks(file.path), mode=0o644)
         else:
