@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -20,13 +20,13 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store, StoredFile, stored_at
 from cpack_build.lock.models import fetch_model
 from cpack_build.lock.schema import Model
-from cpack_build.oci.pull import bring
+from cpack_build.oci.pull import bring, bring_all
 from cpack_build.oci.sharedlayer import take_out
 from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.artifact import Artifact
 from cpack_build.restore.folder import Folder
 
-__all__ = ["How", "Linked", "bring_model", "is_model_there", "place_model"]
+__all__ = ["How", "Linked", "bring_layers", "bring_model", "is_model_there", "place_model"]
 
 How = Literal["link", "copy"]
 Linked = Literal["reflink", "hard link", "symlink", "copy"]
@@ -49,6 +49,17 @@ def is_model_there(folder: Folder, model: Model, *, store: Store) -> bool | None
     if known is not None and os.path.samefile(known.path, path):
         return True
     return store.adopt(path).sha256 == model.sha256
+
+
+def bring_layers(
+    models: Iterable[Model], *, artifact: Artifact | None, store: Store, progress: Progress = SILENT
+) -> None:
+    """Let the layers of those of *models* that the store lacks come at once, where it is known which they are."""
+    if artifact is None:
+        return
+    missing = [model for model in models if store.find(model.sha256) is None]
+    found = [artifact.model_layers(model) for model in missing]
+    bring_all([layers[0].blob for layers in found if len(layers) == 1], progress=progress)
 
 
 def bring_model(

@@ -35,7 +35,7 @@ from cpack_build.restore.goal import (
     outlook,
     tree_key,
 )
-from cpack_build.restore.models import How, bring_model, is_model_there, place_model
+from cpack_build.restore.models import How, bring_layers, bring_model, is_model_there, place_model
 from cpack_build.restore.names import check_names, folds_case
 from cpack_build.restore.origins import Origins
 from cpack_build.restore.packages import Packages
@@ -301,6 +301,8 @@ class _Work:
             self.folder.write(path, [data])
 
     def _write_models(self, missing: Sequence[str]) -> None:
+        models = [self.models[path] for path in missing]
+        bring_layers(models, artifact=self.goal.artifact, store=self.store, progress=self.progress)
         for path in missing:
             model = self.models[path]
             file = bring_model(

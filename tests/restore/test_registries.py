@@ -181,6 +181,29 @@ def test_a_download_that_broke_goes_on_where_it_was(
     assert {request.path.rpartition("/")[2] for request in asked} & layers == {wanted}, "the others had come"
 
 
+@pytest.mark.parametrize("kind", ["comfyui", "model"])
+def test_a_layer_that_is_another_is_refused_and_nothing_of_it_used(
+    world: World, call: Caller, fake: Misbehaving, home: Path, tmp_path: Path, kind: str
+) -> None:
+    image = image_of_world(world)
+    fake.hold(image, "small")
+    [digest] = [
+        layer.descriptor.digest for layer in image.layers
+        if layer.descriptor.annotations["io.cpack.layer.kind"] == kind
+    ]  # fmt: skip
+    # Of a model's layer the head, which is asked for first, comes rightly.
+    fake.fault = lambda request: (
+        Fault(spoil=True) if digest in request.path and not request.headers.get("range", "").endswith("-4095") else None
+    )
+    root = tmp_path / "w"
+    outcome = call("restore", f"{fake.host}/small:v1", "-d", root, "--no-venv", "--offline")
+    assert outcome.code == 5, outcome
+    assert Store(home / "store").find(digest) is None
+    assert Store(home / "store").find(world.lock.models[0].sha256) is None
+    assert not (root / MODEL).exists()
+    assert (root / "main.py").exists() is (kind == "model")
+
+
 def asked_from(request: Request) -> int:
     return int(request.headers.get("range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
 
