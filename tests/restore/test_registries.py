@@ -96,6 +96,13 @@ def test_the_flags_of_a_pushed_pack_are_told_without_locking_it(
     assert not list((home / "store/packs").rglob("*.lock"))
 
 
+def test_how_a_registry_may_be_reached_is_asked_of_every_verb(call: Caller) -> None:
+    for verb in (("restore",), ("unpack",), ("export",), ("run",), ("run", "--help")):
+        outcome = call(verb[0], "r.example/x:1", "--insecure-registry", "http://r.example/", *verb[1:])
+        assert outcome.code == 2, (verb, outcome)
+        assert "is no host" in outcome.err
+
+
 def test_a_pushed_pack_that_is_another_is_refused_and_nothing_is_written(
     world: World, call: Caller, fake: Misbehaving, home: Path, tmp_path: Path
 ) -> None:
