@@ -120,17 +120,17 @@ def run(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """The console script ``cpack-build``."""
+    sys.unraisablehook = _interrupt_again
     sys.exit(run(sys.argv[1:]))
 
 
 def _end_as_with_ctrl_c() -> None:
-    """Let a polite ``kill`` unwind like Ctrl-C, so that nothing half-made stays behind, and let neither be lost."""
+    """Let a polite ``kill`` unwind like Ctrl-C, so that nothing half-made stays behind."""
     import signal
     import threading
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
-        sys.unraisablehook = _interrupt_again
 
 
 _AGAIN = 0.05

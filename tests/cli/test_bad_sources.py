@@ -72,7 +72,8 @@ class Scene:
 
     def made(self) -> set[str]:
         """What lies beside the pack."""
-        return {path.name for path in self.folder.iterdir()} - {"scene.cpack.zip", "ComfyUI", "models", "store"}
+        given = {"scene.cpack.zip", "scene.cpack.yaml", "ComfyUI", "models", "store"}
+        return {path.name for path in self.folder.iterdir()} - given
 
 
 @pytest.fixture
@@ -84,6 +85,7 @@ def scene(tmp_path: Path, call: Caller, monkeypatch: pytest.MonkeyPatch) -> Scen
     commit = make_repository(tmp_path / "ComfyUI")
     flags = ["--mirror", f"{COMFYUI_URL}={tmp_path / 'ComfyUI'}", "--models", str(tmp_path / "models")]
     (tmp_path / "models").mkdir()
+    (tmp_path / "scene.cpack.yaml").write_text("system: {defaults: none}\n")  # ffmpeg and git are large
     found = Scene(tmp_path, call, commit, flags)
     found.write()
     return found

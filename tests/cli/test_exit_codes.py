@@ -315,7 +315,8 @@ def lose():
     time.sleep(60)
 
 cli.cli = lose
-sys.exit(cli.run([]))
+sys.argv = ['cpack-build']
+cli.main()
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=20, check=False)
     assert done.stdout == b"went on\n", "the first was lost"
