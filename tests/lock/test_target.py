@@ -196,3 +196,19 @@ def test_a_version_that_pytorch_s_index_lacks_is_told(store: Store) -> None:
                 ["torch==2.9.1+cu128"], target=Target("3.11"), store=store, sources=sources,
                 index_url=f"{public.url}/simple/",
             )  # fmt: skip
+
+
+@pytest.mark.usefixtures("plain_uv")
+def test_offline_what_pytorch_s_index_said_before_still_counts(store: Store) -> None:
+    index = Index()
+    index.add("numpy", "2.0")
+    own = pytorch("cu128", ("torch", "2.9.1+cu128"))
+    with index.serve() as public, serving_files(own) as server:
+        texts = {
+            lock_environment(
+                ["torch==2.9.1+cu128"], target=Target("3.11"), store=store, index_url=f"{public.url}/simple/",
+                sources=Sources(Mirrors({"https://download.pytorch.org/": f"{server.url}/"}, offline)),
+            ).pylock
+            for offline in (False, True)
+        }  # fmt: skip
+    assert len(texts) == 1
