@@ -109,21 +109,26 @@ def export(
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import this_platform
     from cpack_build.restore.artifact import read_artifact
+    from cpack_build.restore.export import copy_pack
     from cpack_build.restore.export import export as exported
-    from cpack_build.restore.naming import opened_image
+    from cpack_build.restore.naming import opened
 
     pack = output or Path(f"{name_of(image)}.cpack.zip")
     lock_path = lock_beside(pack)
     for path in (pack, lock_path):
         if path.exists() and not force:
             raise UnsafeInput(f"{path} is there already.", hint="Name another file with -o, or add --force.")
-    with opened_image(
+    with opened(
         image,
         platform=platform or this_platform(),
         store=Store(),
         mirrors=Mirrors.parse(mirror),
         access=access_to(image, insecure=insecure, ca=ca),
+        progress=terminal.progress,
     ) as found:
+        if isinstance(found, Path):
+            _tell_pushed(copy_pack(found, lock_beside(found), pack, lock_path), pack, lock_path, terminal)
+            return
         made = exported(read_artifact(found, name=image), pack, lock_path, inexact=inexact, progress=terminal.progress)
         image_id = found.id
     command = f"cpack-build image {shlex.quote(str(pack))} --frozen"
@@ -140,3 +145,12 @@ def export(
     )
     terminal.say(f"{made.pack}  {amount(made.pack.stat().st_size, None, 'B')}, and {made.lock_path}")
     terminal.say(f"{'The same' if made.exact else 'An'} image again:\n  {command}")
+
+
+def _tell_pushed(locked: bool, pack: Path, lock_path: Path, terminal: Terminal) -> None:
+    """What came of a pack that was pushed as it is, *locked* if its lock was attached to it."""
+    shown = shlex.quote(str(pack))
+    command = f"cpack-build image {shown} --frozen" if locked else f"cpack-build lock {shown}"
+    terminal.result({"pack": str(pack), "lock": str(lock_path) if locked else None, "exact": True, "next": command})
+    terminal.say(f"{pack}  {amount(pack.stat().st_size, None, 'B')}{f', and {lock_path}' if locked else ''}")
+    terminal.say(f"Next:\n  {command}")

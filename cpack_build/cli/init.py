@@ -12,7 +12,8 @@ import click
 
 from cpack_build.cli.lock import make_locks
 from cpack_build.cli.options import terminal_options
-from cpack_build.cli.restore import next_command, restore_options, sources_of
+from cpack_build.cli.restore import next_command
+from cpack_build.cli.sources import restore_options, sources_of
 from cpack_build.cli.terminal import Terminal
 
 if TYPE_CHECKING:

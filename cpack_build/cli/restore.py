@@ -5,70 +5,22 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from cpack_build.cli.export import access_to, image_options, name_of
-from cpack_build.cli.lock import make_locks
-from cpack_build.cli.lockfile import lock_file
-from cpack_build.cli.options import Chosen, absolute, terminal_options
+from cpack_build.cli.export import image_options, name_of
+from cpack_build.cli.options import Chosen, terminal_options
+from cpack_build.cli.sources import goal_of, opened_at, restore_options, sources_of
 from cpack_build.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from cpack_build.cpack.settings import Platform, Settings
-    from cpack_build.fetch.http import Sources
-    from cpack_build.fetch.store import Store
-    from cpack_build.restore.goal import Goal, Restored
+    from cpack_build.restore.goal import Restored
     from cpack_build.restore.scripts import Script
 
-__all__ = ["goal_of", "next_command", "restore", "restore_options", "sources_of", "unpack"]
-
-
-def restore_options(function: click.decorators.FC) -> click.decorators.FC:
-    """Where things may be found: *models_dir*, *find_links*, *index_url*, *extra_index_url*, *config*."""
-    for option in (
-        click.option("--extra-index-url", metavar="URL", help="One more index of Python packages.", multiple=True),
-        click.option("--index-url", metavar="URL", help="The index of Python packages."),
-        click.option("--find-links", metavar="DIR|URL", help="Python packages lie here, too.", multiple=True),
-        click.option(
-            "--models-dir", type=click.Path(path_type=Path), metavar="DIR", help="Model files lie here.", multiple=True
-        ),
-        click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings, as cpack.yaml."),
-    ):
-        function = option(function)
-    return function
-
-
-def sources_of(
-    *,
-    platform: str | None,
-    mirror: tuple[str, ...],
-    config: Path | None,
-    models_dir: tuple[Path, ...],
-    find_links: tuple[str, ...],
-    index_url: str | None,
-    extra_index_url: tuple[str, ...],
-) -> Chosen:
-    """What the flags say about where things may be found."""
-    from cpack_build.fetch.mirrors import Mirrors
-
-    python = {
-        "index_url": index_url,
-        "extra_index_urls": list(extra_index_url),
-        "find_links": [absolute(place) for place in find_links],
-    }
-    overrides: dict[str, Any] = {
-        "platform": [platform] if platform else [],
-        "python": {key: value for key, value in python.items() if value},
-        "mirrors": dict(Mirrors.parse(mirror).prefixes),
-        "models": [str(folder.expanduser().absolute()) for folder in models_dir],
-    }
-    return Chosen(config, {key: value for key, value in overrides.items() if value})
+__all__ = ["next_command", "restore", "unpack"]
 
 
 @click.command(
@@ -117,16 +69,14 @@ def restore(
     force: tuple[str, ...],
     verified: Path | None,
     best_effort: bool,
-    insecure: tuple[str, ...],
-    ca: Path | None,
     terminal: Terminal,
     **flags: Any,
 ) -> None:
     """Make the workspace of SOURCE again: ComfyUI, nodes, inputs, workflows, models, and an environment.
 
-    SOURCE is a NAME.cpack.zip, or an image: oci:DIR, oci-archive:FILE, docker-archive:FILE, docker:NAME, podman:NAME or
-    a registry's reference. A pack without a lock is locked first. In a folder that has part of it already the rest is
-    made; what else lies there stays.
+    SOURCE is a NAME.cpack.zip, an image (oci:DIR, oci-archive:FILE, docker-archive:FILE, docker:NAME, podman:NAME or a
+    registry's reference), or a pack that was pushed to a registry. A pack without a lock is locked first. In a folder
+    that has part of it already the rest is made; what else lies there stays.
     """
     from cpack_build.errors import UsageError
 
@@ -139,11 +89,11 @@ def restore(
         raise UsageError("Nothing is named to restore.", hint="Name a pack or an image, or a workspace with --verify.")
     chosen = sources_of(**flags)
     if best_effort:
-        _best_effort(source, folder, chosen, insecure=insecure, ca=ca, terminal=terminal)
+        _best_effort(source, folder, chosen, terminal)
         return
     _restore(
         source, folder, chosen, models=models, no_venv=no_venv, consent=_consent(trust, terminal), offline=offline,
-        dry_run=dry_run, force=force, insecure=insecure, ca=ca, terminal=terminal,
+        dry_run=dry_run, force=force, terminal=terminal,
     )  # fmt: skip
 
 
@@ -166,8 +116,6 @@ def unpack(
     include_disabled_models: bool,
     preheat: bool,
     trust: bool,
-    insecure: tuple[str, ...],
-    ca: Path | None,
     terminal: Terminal,
     **flags: Any,
 ) -> None:
@@ -178,8 +126,8 @@ def unpack(
         raise UsageError("--preheat starts ComfyUI, which needs the environment.", hint="Leave --no-venv out.")
     _restore(
         source, folder, sources_of(**flags), models="none" if no_models else "link", no_venv=no_venv,
-        consent=_consent(trust, terminal), offline=False, dry_run=False, force=(), insecure=insecure, ca=ca,
-        terminal=terminal, disabled_models=include_disabled_models and not no_models, preheat=preheat,
+        consent=_consent(trust, terminal), offline=False, dry_run=False, force=(), terminal=terminal,
+        disabled_models=include_disabled_models and not no_models, preheat=preheat,
     )  # fmt: skip
 
 
@@ -194,8 +142,6 @@ def _restore(
     offline: bool,
     dry_run: bool,
     force: tuple[str, ...],
-    insecure: tuple[str, ...],
-    ca: Path | None,
     terminal: Terminal,
     disabled_models: bool = False,
     preheat: bool = False,
@@ -205,9 +151,11 @@ def _restore(
     from cpack_build.restore.restoring import restore as restored
 
     store = Store()
-    with goal_of(
-        source, chosen, store=store, offline=offline, write=not dry_run, insecure=insecure, ca=ca, terminal=terminal
-    ) as (goal, settings, sources):
+    with goal_of(source, chosen, store=store, offline=offline, write=not dry_run, terminal=terminal) as (
+        goal,
+        settings,
+        sources,
+    ):
         python = settings.python
         done = restored(
             goal,
@@ -237,69 +185,6 @@ def _restore(
 
 def _relative(path: str) -> str:
     return os.path.normpath(path).replace(os.sep, "/")
-
-
-@contextmanager
-def goal_of(
-    source: str,
-    chosen: Chosen,
-    *,
-    store: Store,
-    offline: bool,
-    write: bool = True,
-    insecure: tuple[str, ...] = (),
-    ca: Path | None = None,
-    terminal: Terminal,
-) -> Iterator[tuple[Goal, Settings, Sources]]:
-    """What *source* is to become, and where it may be had from, for as long as the context lasts.
-
-    A pack without a lock is locked, and *write* puts that lock beside it.
-    """
-    from cpack_build.cpack.reader import read_pack
-    from cpack_build.lock.freshness import check_fresh
-    from cpack_build.restore.artifact import read_artifact
-    from cpack_build.restore.goal import Goal
-    from cpack_build.restore.naming import opened_image, pack_path
-
-    chosen = replace(chosen, insecure=insecure, ca=ca)
-    path = pack_path(source)
-    if path is not None:
-        pack = read_pack(path)
-        settings = chosen.settings(pack)
-        sources = chosen.sources(settings, offline=offline)
-        file = lock_file(pack)
-        if file.data is not None:
-            lock = file.lock(None if len(file.locks()) == 1 else _platform(settings))
-            check_fresh(lock, pack, settings, frozen=True, name=file)
-        else:
-            settings = settings.model_copy(update={"platform": (_platform(settings),)})
-            made = make_locks(pack, settings, sources=sources, served=False, terminal=terminal)
-            if write:
-                file.write(made)
-            (lock,) = made
-        yield Goal(pack.name, lock, pack.documents(), pack=pack), settings, sources
-        return
-    settings = chosen.alone()
-    sources = chosen.sources(settings, offline=offline)
-    with opened_image(
-        source,
-        platform=_platform(settings),
-        store=store,
-        mirrors=sources.mirrors,
-        access=access_to(source, insecure=insecure, ca=ca),
-    ) as image:
-        artifact = read_artifact(image, name=source)
-        yield Goal(name_of(source), artifact.lock, artifact.documents, artifact=artifact), settings, sources
-
-
-def _platform(settings: Settings) -> Platform:
-    """The one platform of a workspace: what the user names, else this machine's."""
-    from cpack_build.errors import UsageError
-    from cpack_build.lock.resolve import this_platform
-
-    if len(settings.platform) > 1:
-        raise UsageError("A workspace is for one platform.", hint="Name one with --platform.")
-    return settings.platform[0] if settings.platform else this_platform()
 
 
 def _consent(trust: bool, terminal: Terminal) -> Callable[[Sequence[Script]], bool]:
@@ -372,23 +257,15 @@ def _verify(root: Path, terminal: Terminal) -> None:
     raise click.exceptions.Exit(1)
 
 
-def _best_effort(
-    source: str, folder: Path | None, chosen: Chosen, *, insecure: tuple[str, ...], ca: Path | None, terminal: Terminal
-) -> None:
-    from cpack_build.fetch.mirrors import Mirrors
+def _best_effort(source: str, folder: Path | None, chosen: Chosen, terminal: Terminal) -> None:
+    from cpack_build.errors import UsageError
     from cpack_build.fetch.store import Store
     from cpack_build.restore.foreign import recover
-    from cpack_build.restore.naming import opened_image
 
-    settings = chosen.alone()
     root = (folder or Path(name_of(source))).expanduser()
-    with opened_image(
-        source,
-        platform=_platform(settings),
-        store=Store(),
-        mirrors=Mirrors(settings.mirrors),
-        access=access_to(source, insecure=insecure, ca=ca),
-    ) as image:
+    with opened_at(source, chosen, store=Store(), terminal=terminal) as image:
+        if isinstance(image, Path):
+            raise UsageError(f"{source} is a pack, and no image.", hint="Leave --best-effort out.")
         found = recover(image, root, name=source, progress=terminal.progress)
     terminal.result({"workspace": str(root), **vars(found)})
     terminal.say(f"{root} has what was found at /{found.place} of {source}: {found.files} files.")

@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,11 +19,13 @@ import click
 from cpack_build.cli.export import image_options
 from cpack_build.cli.options import Chosen, terminal_options
 from cpack_build.cli.parameters import parse_values, print_help
-from cpack_build.cli.restore import goal_of, restore_options, sources_of
+from cpack_build.cli.sources import goal_of, opened_at, restore_options, sources_of
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
+    from cpack_build.fetch.store import Store
     from cpack_build.progress import Task
+    from cpack_build.serve.client import Watch
     from cpack_build.workflow.interface import Workflow
 
 __all__ = ["run", "run_pack"]
@@ -76,8 +78,6 @@ def run(
     trust: bool,
     offline: bool,
     help_of_workflow: bool,
-    insecure: tuple[str, ...],
-    ca: Path | None,
     terminal: Terminal,
     **flags: Any,
 ) -> None:
@@ -105,23 +105,16 @@ def run_pack(
     terminal: Terminal,
 ) -> None:
     """Run the workflow of *source*, a pack or an image, with the values in *arguments*; its files go to *output*."""
-    from cpack_build.errors import UsageError
     from cpack_build.fetch.store import Store
     from cpack_build.restore.goal import Options
     from cpack_build.restore.restoring import restore
-    from cpack_build.workflow.interface import read_workflow
 
     store = Store()
     if any(word in ("--help", "-h") for word in arguments):
-        with _documents(source, chosen, store=store, terminal=terminal) as (name, documents):
-            print_help(source, read_workflow(documents["workflow_api.json"], name=f"{name}: workflow_api.json"))
+        print_help(source, _workflow(source, chosen, store=store, terminal=terminal))
         return
     with goal_of(source, chosen, store=store, offline=offline, terminal=terminal) as (goal, settings, sources):
-        if "workflow_api.json" not in goal.documents:
-            raise UsageError(f"{source} has no workflow to run.", hint="Pack it again with one.")
-        workflow = read_workflow(
-            json.loads(goal.documents["workflow_api.json"]), name=f"{goal.name}: workflow_api.json"
-        )
+        workflow = _workflow_in(goal.documents, source)
         values = parse_values(workflow, arguments)
         root = store.root / "workspaces" / f"{goal.name}-{goal.lock.sha256[:16]}"
         done = restore(
@@ -151,21 +144,25 @@ def run_pack(
         terminal.say(f"{path}  {amount(path.stat().st_size, None, 'B')}")
 
 
-@contextlib.contextmanager
-def _documents(
-    source: str, chosen: Chosen, *, store: Any, terminal: Terminal
-) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def _workflow(source: str, chosen: Chosen, *, store: Store, terminal: Terminal) -> Workflow:
     """The workflow of *source*; a pack is not locked for that."""
     from cpack_build.cpack.reader import read_pack
-    from cpack_build.restore.naming import pack_path
+    from cpack_build.restore.artifact import read_artifact
 
-    path = pack_path(source)
-    if path is not None:
-        pack = read_pack(path)
-        yield pack.name, {"workflow_api.json": pack.workflow_api}
-        return
-    with goal_of(source, chosen, store=store, offline=False, terminal=terminal) as (goal, _, _):
-        yield goal.name, {"workflow_api.json": json.loads(goal.documents["workflow_api.json"])}
+    with opened_at(source, chosen, store=store, terminal=terminal) as found:
+        if isinstance(found, Path):
+            return read_pack(found).served()
+        documents = read_artifact(found, name=source).documents
+    return _workflow_in(documents, source)
+
+
+def _workflow_in(documents: Mapping[str, bytes], name: str) -> Workflow:
+    from cpack_build.errors import UsageError
+    from cpack_build.workflow.interface import read_workflow
+
+    if "workflow_api.json" not in documents:
+        raise UsageError(f"{name} has no workflow to run.", hint="Pack it again with one.")
+    return read_workflow(json.loads(documents["workflow_api.json"]), name=f"{name}: workflow_api.json")
 
 
 def _run(
@@ -215,16 +212,26 @@ def _run(
                 values,
                 settings=settings,
                 output=output,
-                watch=_watcher(task, workflow),
+                watch=_watcher(task, _previews(terminal)),
                 log=lambda line: None,
             )
         return files, time.monotonic() - begun
 
 
-def _watcher(task: Task, workflow: Workflow) -> Any:
+def _previews(terminal: Terminal) -> Callable[[bytes], None]:
+    from cpack_build.cli.previews import Previews, graphics_of
+
+    graphics = graphics_of(os.environ, is_terminal=terminal.has_bars)
+    return Previews(graphics, terminal.show) if graphics is not None else lambda picture: None
+
+
+def _watcher(task: Task, preview: Callable[[bytes], None]) -> Watch:
     seen: set[str] = set()
 
     def watch(event: str, data: Mapping[str, Any]) -> None:
+        if event == "preview":
+            preview(data["data"])
+            return
         nodes = data.get("nodes", []) if event == "cached" else [data["node"]] if event == "node" else []
         new = set(nodes) - seen
         seen.update(new)

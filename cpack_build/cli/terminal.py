@@ -76,6 +76,16 @@ class Terminal:
         if self.json:
             print(json.dumps(document, ensure_ascii=False), flush=True)
 
+    def show(self, escape: str) -> None:
+        """Send *escape*, which shows a picture, to the terminal above the bars; nothing where there are no bars."""
+        if isinstance(self.progress, _Bars):
+            self.progress.show(escape)
+
+    @property
+    def has_bars(self) -> bool:
+        """Whether somebody watches on a terminal."""
+        return isinstance(self.progress, _Bars)
+
     def _chosen(self) -> Progress:
         if self.mode == "json":
             return _Events(sys.stderr)
@@ -264,6 +274,17 @@ class _Bars:
 
     def note(self, message: str) -> None:
         self._print(f"Note: {printable(message)}")
+
+    def show(self, escape: str) -> None:
+        """Print *escape* as it is above the bars, and go on below what it shows."""
+        from rich.control import Control
+        from rich.segment import ControlType, Segment
+
+        control = Control()
+        # rich counts no width for a control and sends it untouched.
+        control.segment = Segment(f"{escape}\n", None, [(ControlType.CARRIAGE_RETURN,)])
+        if (bars := self._bars) is not None:
+            bars.console.print(control, end="")
 
     def _print(self, line: str) -> None:
         bars = self._bars

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import IO, Literal
 
 from cpack_build.errors import BadInput, Unresolvable, UnsafeInput, writing
+from cpack_build.fetch.links import check_links
 from cpack_build.fetch.repository import git_command, git_environment, git_output, has_commit, initialise, locked
 from cpack_build.fetch.store import CHUNK, Store, StoredFile
 from cpack_build.fetch.urls import redact
@@ -29,7 +30,8 @@ SUBMODULE_DEPTH = 8
 """Submodules within submodules."""
 _LFS = b"version https://git-lfs.github.com/spec/"
 _BIG = 16 * CHUNK
-_MEMO = "git-tree-1"
+_MEMO = "git-tree-2"
+_LINK_HINT = "Leave the node out with nodes.exclude in cpack.yaml, or use a fork without the link."
 _LAST_SECOND = 253_402_300_799
 _MODES = ("100644", "100755", "120000")
 
@@ -153,7 +155,7 @@ class Tree:
 
         It proves what git's own SHA-1 names do not. A commit names its content, so the store remembers it and a warm
         run reads no blob.
-        Raises :class:`UnsafeInput` for a symlink that leaves the tree.
+        Raises :class:`UnsafeInput` for symlinks that leave the tree, also together.
         """
         return self._inspected[0]
 
@@ -174,6 +176,7 @@ class Tree:
     def _inspect(self) -> tuple[str, tuple[str, ...]]:
         digest = hashlib.sha256()
         pointers = []
+        links = {}
         with self.reader() as read:
             for file in self._files:
                 if file.stored is not None:
@@ -184,10 +187,11 @@ class Tree:
                     content.update(chunk)
                     start = start or chunk
                 if file.mode == "120000":
-                    _check_link(file.path, start, self.url)
+                    links[file.path] = start.decode("utf-8", "surrogateescape")
                 elif file.size < 1024 and start.startswith(_LFS):
                     pointers.append(file.path)
                 digest.update(f"{file.mode} {content.hexdigest()} ".encode() + file.path.encode() + b"\0")
+        check_links(links, name=self.url, hint=_LINK_HINT)
         return digest.hexdigest(), tuple(pointers)
 
 
@@ -322,17 +326,3 @@ def _checked_path(raw: bytes, url: str) -> str:
     if any(part in ("", ".", "..") or part.lower() == ".git" or "\n" in part for part in parts):
         raise UnsafeInput(f"{redact(url)}: the file name {path!r} leaves the tree or is git's own.")
     return path
-
-
-def _check_link(path: str, target: bytes, url: str) -> None:
-    depth = len(PurePosixPath(path).parent.parts)
-    text = target.decode("utf-8", "surrogateescape")
-    fine = not text.startswith("/") and "\0" not in text
-    for part in PurePosixPath(text).parts:
-        depth += -1 if part == ".." else 1
-        fine = fine and depth >= 0
-    if not fine:
-        raise UnsafeInput(
-            f"{redact(url)}: the link {path!r} leads out of the tree, to {text!r}.",
-            hint="Leave the node out with nodes.exclude in cpack.yaml, or use a fork without the link.",
-        )

@@ -12,6 +12,7 @@ from cpack_build.lock.models import is_layer_proved
 from cpack_build.lock.schema import Model
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelFile, ModelLayer, entries
+from cpack_build.oci.sharedlayer import SHARED
 
 __all__ = ["model_layer", "shared_layer"]
 
@@ -39,6 +40,6 @@ def shared_layer(number: int, models: Sequence[Model], files: Mapping[str, Store
         f"{count} of group {number:x}",
         key_of("models", listed),
         every,
-        annotations={"io.cpack.models.sha256": ",".join(sha256 for sha256, _ in listed)},
+        annotations={SHARED: ",".join(sha256 for sha256, _ in listed)},
         inputs=tuple(files[sha256] for sha256, _ in listed),
     )

@@ -1,9 +1,10 @@
 """Receiving one blob from a registry, straight into the store and hashed on the way.
 
-A blob that the store has is not asked for. A model's layer is none either when the store has the model: the layer is a
-function of the model's bytes, so it is streamed from there, once its digest is known to be the very one that the
-manifest names. A model's layer that is received becomes the model in the store and not a tar that holds one. What was
-received before a break is kept for the next run, which hashes it and asks for the rest.
+A blob that the store has is not asked for. A model's layer is none either when the store has the model: the layer is
+a function of the model's bytes, so it is streamed from there, once its digest is known to be the very one that the
+manifest names. A model's layer that is received becomes the model in the store and not a tar that holds one; out of a
+layer that several models share they are taken. What was received before a break is kept for the next run, which
+hashes it and asks for the rest.
 
 Specification: distribution-spec v1.1, "Pulling blobs"; RFC 9110, section 14 (ranges).
 """
@@ -32,6 +33,7 @@ from cpack_build.oci.modellayer import (
 )
 from cpack_build.oci.partial import Partial, PartialStore, held_partial
 from cpack_build.oci.reference import is_digest
+from cpack_build.oci.sharedlayer import shared_from, shared_models, take_out
 from cpack_build.oci.types import LAYER, Blob, Descriptor, FileBlob
 
 __all__ = ["BlobStore", "Ranged", "Received", "download", "missing_bytes"]
@@ -83,6 +85,8 @@ def _stored(descriptor: Descriptor, store: BlobStore, *, on_read: Callable[[int]
     found = store.find(descriptor.digest)
     if found is not None and found.size == descriptor.size:
         return FileBlob(descriptor, found.path)
+    if shared_models(descriptor):
+        return shared_from(descriptor, store, on_read=on_read or (lambda count: None))
     sha256 = _model_of(descriptor)
     model = store.find(sha256) if sha256 is not None else None
     if sha256 is None or model is None or layer_size(model.size) != descriptor.size:
@@ -120,7 +124,10 @@ def download(
         if size is not None:
             return _Download(origin, descriptor, store, what, moved, waiting, _Model(sha256, size)).run()
     # One that says that it is a model's and is no layer of ours is a layer like any other.
-    return _Download(origin, descriptor, store, what, moved, waiting, None).run()
+    received = _Download(origin, descriptor, store, what, moved, waiting, None).run()
+    if listed := shared_models(descriptor):
+        take_out(received.blob, dict.fromkeys(listed), store, what=what)
+    return received
 
 
 def missing_bytes(descriptor: Descriptor, store: BlobStore) -> int:
@@ -131,6 +138,8 @@ def missing_bytes(descriptor: Descriptor, store: BlobStore) -> int:
     sha256 = _model_of(descriptor)
     model = store.find(sha256) if sha256 is not None else None
     if model is not None and layer_size(model.size) == descriptor.size:
+        return 0
+    if shared_from(descriptor, store, prove=False) is not None:
         return 0
     begun = store.root / "pulled" / (sha256 or descriptor.digest.removeprefix("sha256:"))
     return max(0, descriptor.size - (begun.stat().st_size if begun.is_file() else 0))

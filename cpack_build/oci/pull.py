@@ -10,17 +10,17 @@ from __future__ import annotations
 
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, replace
 
 from cpack_build.errors import StorageError
 from cpack_build.oci.download import BlobStore, Received, download, missing_bytes
-from cpack_build.oci.sources import ImageSource, Kept
-from cpack_build.oci.types import Descriptor, FileBlob, Image
+from cpack_build.oci.sources import ImageSource, Kept, SourceBlob
+from cpack_build.oci.types import Blob, Descriptor, FileBlob, Image
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["JOBS", "Pulled", "pull", "pull_blob"]
+__all__ = ["JOBS", "Pulled", "bring", "bring_all", "pull", "pull_blob"]
 
 JOBS = 4
 """Blobs under way at once."""
@@ -91,6 +91,42 @@ def pull_blob(source: ImageSource, descriptor: Descriptor, *, progress: Progress
     blob = _one(source, source.kept, descriptor, advance=lambda count: None, progress=progress).blob
     assert isinstance(blob, FileBlob)
     return blob
+
+
+def bring(blob: Blob, *, progress: Progress = SILENT) -> Blob:
+    """*blob* as it lies on this machine: a registry's that is read through a store comes now, or the rest of it.
+
+    Raises what :func:`pull` does.
+    """
+    if not isinstance(blob, SourceBlob) or (kept := blob.source.kept) is None:
+        return blob
+    _check_space(kept.store, missing_bytes(blob.descriptor, kept.store))
+    return _one(blob.source, kept, blob.descriptor, advance=lambda count: None, progress=progress).blob
+
+
+def bring_all(blobs: Iterable[Blob], *, jobs: int = JOBS, progress: Progress = SILENT) -> None:
+    """:func:`bring` for several at once; one that is here, or lies in no registry, is left as it is."""
+    missing = {
+        blob.descriptor.digest: blob
+        for blob in blobs
+        if isinstance(blob, SourceBlob)
+        and blob.source.kept is not None
+        and missing_bytes(blob.descriptor, blob.source.kept.store)
+    }
+    if not missing:
+        return
+    with working(jobs, progress) as (pool, reports):
+        largest = sorted(missing.values(), key=lambda blob: (-blob.descriptor.size, blob.descriptor.digest))
+        futures = [pool.submit(bring, blob, progress=reports) for blob in largest]
+        try:
+            ended, _ = wait(futures, return_when=FIRST_EXCEPTION)
+            for future in ended:
+                future.result()
+        except BaseException:
+            for blob in largest:
+                assert blob.source.kept is not None
+                blob.source.kept.origin.hang_up()
+            raise
 
 
 def _one(

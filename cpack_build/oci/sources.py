@@ -41,7 +41,7 @@ from cpack_build.oci.types import MANIFEST, Blob, BytesBlob, Descriptor, FileBlo
 if TYPE_CHECKING:
     from cpack_build.oci.transport import Access
 
-__all__ = ["ImageSource", "Kept", "Mirror", "open_source"]
+__all__ = ["ImageSource", "Kept", "Mirror", "SourceBlob", "open_source"]
 
 _DOCUMENT_COUNT = 16
 """Indexes that one image name may lead through: enough for any real image, and no loop runs for long."""
@@ -131,7 +131,7 @@ class ImageSource:
     def layers(self, platform: str) -> tuple[Blob, ...]:
         """The layers from bottom to top, as they are stored; each is verified while it is read."""
         _, layers = parse_manifest(self.name, self.manifest(platform)[1])
-        return tuple(_SourceBlob(layer, self) for layer in layers)
+        return tuple(SourceBlob(layer, self) for layer in layers)
 
     def as_image(self, platform: str) -> Image:
         """All of it; layers are read when asked for."""
@@ -202,7 +202,9 @@ class ImageSource:
 
 
 @dataclass(frozen=True)
-class _SourceBlob:
+class SourceBlob:
+    """A layer of *source*'s image, read when it is asked for."""
+
     descriptor: Descriptor
     source: ImageSource
 

@@ -17,13 +17,13 @@ from cpack_build.errors import BadImage, HashMismatch, UnsafeInput
 from cpack_build.image.config import APP
 from cpack_build.lock.schema import Lock, Model, read_lock
 from cpack_build.oci.filesystem import file_tree
+from cpack_build.oci.sharedlayer import SHARED
 from cpack_build.oci.types import Blob, Image
 
 __all__ = ["Artifact", "Layer", "read_artifact"]
 
 _OURS = "cpack-build: "
 _TOP = "links and config"
-_SHARED = "io.cpack.models.sha256"
 _ELSEWHERE = frozenset({"base", "system", "interpreter", "service", "model", "models", "app"})
 _KINDS = {"system packages": "system", "BentoML service": "service", _TOP: "app"}
 
@@ -53,7 +53,7 @@ class Artifact:
         """The layers that may have *model*: its own, by the digest in the lock, else those that several share."""
         own = tuple(layer for layer in self.layers if layer.diff_id == model.layer_digest)
         shared = [layer for layer in self.layers if layer.kind in ("models", "")]
-        listed = [layer for layer in shared if model.sha256 in layer.blob.descriptor.annotations.get(_SHARED, "")]
+        listed = [layer for layer in shared if model.sha256 in layer.blob.descriptor.annotations.get(SHARED, "")]
         return own or tuple(listed or shared)
 
     @property

@@ -19,7 +19,7 @@ from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.artifact import Artifact
 from cpack_build.restore.parts import captured_files
 
-__all__ = ["Exported", "export"]
+__all__ = ["Exported", "copy_pack", "export"]
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,22 @@ def export(
             )
         if not exact:
             lock = lock.model_copy(update={"inputs": Inputs(pack=read.content_sha256, settings=lock.inputs.settings)})
-        with writing(pack), whole_file(pack) as file, aside.open("rb") as source:
-            while chunk := source.read(1 << 20):
-                file.write(chunk)
+        _copy(aside, pack)
         with writing(lock_path), whole_file(lock_path) as file:
             file.write(artifact.lock_bytes if exact else lock.to_bytes())
         return Exported(pack, read.sha256, lock_path, lock, exact)
+
+
+def copy_pack(source: Path, source_lock: Path, pack: Path, lock_path: Path) -> bool:
+    """Write the pack at *source*, which is one, to *pack*, and its lock to *lock_path*; whether there was a lock."""
+    read_pack(source)
+    _copy(source, pack)
+    if locked := source_lock.is_file():
+        _copy(source_lock, lock_path)
+    return locked
+
+
+def _copy(source: Path, target: Path) -> None:
+    with writing(target), whole_file(target) as file, source.open("rb") as data:
+        while chunk := data.read(1 << 20):
+            file.write(chunk)

@@ -18,6 +18,7 @@ from typing import Literal
 from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import BadImage, UnsafeInput, writing
 from cpack_build.oci.filesystem import stream_members
+from cpack_build.oci.pull import bring_all
 from cpack_build.oci.types import CHUNK, Blob
 from cpack_build.progress import SILENT, Progress
 
@@ -61,7 +62,9 @@ def extract(
     wanted = tuple(prefixes)
     found: dict[str, Content] = {}
     count = 0
-    for layer in layers:
+    blobs = tuple(layers)
+    bring_all(blobs, progress=progress)
+    for layer in blobs:
         limit = RATIO_FREE + RATIO_LIMIT * layer.descriptor.size
         what = f"Layer {layer.descriptor.digest}"
         written = 0

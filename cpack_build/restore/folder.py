@@ -5,7 +5,9 @@ link of the artifact nor one that was there before, nor one that appears meanwhi
 written aside, within the same file system, and renamed when they are whole; only regular files, folders and links
 that stay within the tree are made, with plain modes and no other attribute.
 
-Where the system cannot open below a folder (Windows), each parent is looked at before it is used instead."""
+Where the system cannot open below a folder (Windows), each parent is looked at before it is used instead, by the form
+of its path that may be longer than 260 characters. A system may also refuse to make links; that is an answer, and what
+stands in for one is the caller's business."""
 
 from __future__ import annotations
 
@@ -13,6 +15,7 @@ import errno
 import os
 import shutil
 import stat
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -21,11 +24,15 @@ from secrets import token_hex
 from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import UnsafeInput, writing
 
-__all__ = ["OWN", "Folder", "escapes"]
+__all__ = ["OWN", "Folder", "escapes", "extended"]
 
 OWN = ".cpack"
 """Our own folder in the workspace: the state, the lock, and what is not yet in its place."""
 _CHUNK = 1 << 20
+_NO_LINKS = frozenset({errno.EPERM, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOSYS})
+"""symlink(2) where the file system has none."""
+_NO_PRIVILEGE = 1314
+"""ERROR_PRIVILEGE_NOT_HELD: Windows without Developer Mode."""
 _HAS_DIR_FD = {os.open, os.mkdir, os.stat, os.symlink, os.readlink} <= os.supports_dir_fd
 _NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)
 _DIRECTORY = getattr(os, "O_DIRECTORY", 0)
@@ -44,6 +51,16 @@ def escapes(path: str, target: str) -> bool:
         if depth < 0:
             return True
     return False
+
+
+def extended(path: str, *, windows: bool) -> str:
+    """The absolute *path* as Windows takes it at any length (``\\\\?\\C:\\x``); elsewhere as it is.
+
+    Rule: learn.microsoft.com, "Maximum Path Length Limitation".
+    """
+    if not windows or path.startswith("\\\\?\\"):
+        return path
+    return f"\\\\?\\UNC\\{path[2:]}" if path.startswith("\\\\") else f"\\\\?\\{path}"
 
 
 class Folder:
@@ -115,19 +132,27 @@ class Folder:
                     os.fchmod(opened.fileno(), mode & 0o777)
             self.move(aside, path)
 
-    def link(self, path: str, target: str) -> None:
-        """Put a symlink at *path*. Raises :class:`UnsafeInput` for a *target* that leads out of the tree."""
+    def link(self, path: str, target: str) -> bool:
+        """Put a symlink at *path*; ``False`` where the system makes none. Raises :class:`UnsafeInput` for a *target*
+        that leads out of the tree."""
         if escapes(path, target):
             raise UnsafeInput(f"The link {path!r} leads out of its tree, to {target!r}.", hint="Nothing was made.")
-        self.link_outside(path, target)
+        return self.link_outside(path, target)
 
-    def link_outside(self, path: str, target: str) -> None:
-        """Put a symlink at *path* to a *target* of our own choice, such as a model in the store."""
+    def link_outside(self, path: str, target: str) -> bool:
+        """Put a symlink at *path* to a *target* of our own choice, such as a model in the store; ``False`` where the
+        system makes none."""
         aside = f"{OWN}/partial/{token_hex(8)}"
         with writing(self.root / path):
             with self._parent(aside, make=True) as (handle, name):
-                os.symlink(target, name, dir_fd=handle)
+                try:
+                    os.symlink(target, name, dir_fd=handle)
+                except OSError as error:
+                    if error.errno in _NO_LINKS or getattr(error, "winerror", None) == _NO_PRIVILEGE:
+                        return False
+                    raise
             self.move(aside, path)
+        return True
 
     @contextmanager
     def aside(self) -> Iterator[Path]:
@@ -208,7 +233,7 @@ class Folder:
             os.close(handle)
 
     def _looked_at(self, parents: list[str], *, make: bool) -> Path:
-        folder = self.root
+        folder = Path(extended(str(self.root), windows=sys.platform == "win32"))
         for depth, part in enumerate(parents):
             folder = folder / part
             if make and not os.path.lexists(folder):

@@ -84,12 +84,17 @@ def tree_key(pin: Pin, lock: Lock) -> str:
     return "ComfyUI" if pin == lock.comfyui else f"custom_nodes/{pin.name}"
 
 
-def is_there(folder: Folder, path: str, file: File) -> bool | None:
-    """Whether *file* lies at *path*: ``True``, ``None`` for nothing, ``False`` for something else."""
+def is_there(folder: Folder, path: str, file: File, *, stand_in: str | None = None) -> bool | None:
+    """Whether *file* lies at *path*: ``True``, ``None`` for nothing, ``False`` for something else.
+
+    *stand_in* is the hash of the regular file that was put there for a link, where the system made none.
+    """
     status = folder.status(path)
     if status is None:
         return None
     hasher = hashlib.sha256()
+    if stand_in is not None and stat.S_ISREG(status.st_mode):
+        return hashlib.sha256(folder.read(path) or b"").hexdigest() == stand_in
     if file.mode == "120000":
         if not stat.S_ISLNK(status.st_mode):
             return False

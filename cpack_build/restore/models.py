@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -20,13 +20,13 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store, StoredFile, stored_at
 from cpack_build.lock.models import fetch_model
 from cpack_build.lock.schema import Model
-from cpack_build.oci.filesystem import stream_members
-from cpack_build.oci.modellayer import model_path
-from cpack_build.progress import SILENT, Progress, Task
+from cpack_build.oci.pull import bring, bring_all
+from cpack_build.oci.sharedlayer import take_out
+from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.artifact import Artifact
 from cpack_build.restore.folder import Folder
 
-__all__ = ["How", "Linked", "bring_model", "is_model_there", "place_model"]
+__all__ = ["How", "Linked", "bring_layers", "bring_model", "is_model_there", "place_model"]
 
 How = Literal["link", "copy"]
 Linked = Literal["reflink", "hard link", "symlink", "copy"]
@@ -51,6 +51,17 @@ def is_model_there(folder: Folder, model: Model, *, store: Store) -> bool | None
     return store.adopt(path).sha256 == model.sha256
 
 
+def bring_layers(
+    models: Iterable[Model], *, artifact: Artifact | None, store: Store, progress: Progress = SILENT
+) -> None:
+    """Let the layers of those of *models* that the store lacks come at once, where it is known which they are."""
+    if artifact is None:
+        return
+    missing = [model for model in models if store.find(model.sha256) is None]
+    found = [artifact.model_layers(model) for model in missing]
+    bring_all([layers[0].blob for layers in found if len(layers) == 1], progress=progress)
+
+
 def bring_model(
     model: Model,
     *,
@@ -69,19 +80,18 @@ def bring_model(
     layers = artifact.model_layers(model) if artifact is not None else ()
     if not layers:
         return fetch_model(model, folders=folders, store=store, sources=sources, progress=progress)
-    wanted = model_path(model.sha256)
-    found: StoredFile | None = None
-    with progress.task(model.path, total=model.size) as task:
-        for layer in layers:
-            for member, chunks in stream_members(layer.blob):
-                if member.name == wanted and member.isreg():
-                    content = _counted(chunks(), task)
-                    found = store.put(content, what=model.path, sha256=model.sha256, size=model.size)
-            if found is not None:
-                break
-    if found is None:
-        raise UnsafeInput(f"No layer of the image holds {model.path}.", hint="Do not use this image.")
-    return found
+    assert artifact is not None
+    sizes = {one.sha256: one.size for one in artifact.lock.models}
+    for layer in layers:
+        blob = bring(layer.blob, progress=progress)
+        # What came from a registry has become the model on its way.
+        if (found := store.find(model.sha256)) is None:
+            with progress.task(model.path, total=model.size) as task:
+                take_out(blob, sizes, store, what=artifact.name, on_read=task.advance)
+            found = store.find(model.sha256)
+        if found is not None and found.size == model.size:
+            return found
+    raise UnsafeInput(f"No layer of the image holds {model.path}.", hint="Do not use this image.")
 
 
 def place_model(folder: Folder, path: str, file: StoredFile, *, how: How, store: Store) -> Linked:
@@ -92,8 +102,8 @@ def place_model(folder: Folder, path: str, file: StoredFile, *, how: How, store:
         if made == "copy" and how == "link" and sys.platform != "win32":
             # A link costs nothing, and the store keeps the file; a copy is for whoever asks for one.
             aside.unlink(missing_ok=True)
-            folder.link_outside(path, str(file.path.absolute()))
-            return "symlink"
+            if folder.link_outside(path, str(file.path.absolute())):
+                return "symlink"
         if made == "copy":
             folder.write(path, _chunks(file.path), mode=0o644)
         else:
@@ -132,12 +142,6 @@ def _reflink(source: Path, target: Path) -> bool:
             return True
     target.unlink()
     return False
-
-
-def _counted(chunks: Iterator[bytes], task: Task) -> Iterator[bytes]:
-    for chunk in chunks:
-        task.advance(len(chunk))
-        yield chunk
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

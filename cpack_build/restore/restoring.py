@@ -9,6 +9,7 @@ that was killed leaves what it has done to the next.
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from cpack_build.errors import HashMismatch, Occupied
+from cpack_build.errors import HashMismatch, Occupied, StorageError
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.schema import GitTree, RegistryNode
@@ -34,7 +35,7 @@ from cpack_build.restore.goal import (
     outlook,
     tree_key,
 )
-from cpack_build.restore.models import How, bring_model, is_model_there, place_model
+from cpack_build.restore.models import How, bring_layers, bring_model, is_model_there, place_model
 from cpack_build.restore.names import check_names, folds_case
 from cpack_build.restore.origins import Origins
 from cpack_build.restore.packages import Packages
@@ -177,7 +178,7 @@ class _Work:
             path = prefix + file.path
             if path in self.inputs or path in self.models:
                 continue
-            state = is_there(self.folder, path, file)
+            state = is_there(self.folder, path, file, stand_in=self.state.stand_ins.get(path))
             if state is None or (state is False and self._may_replace(path)):
                 missing.append(file)
         return missing
@@ -226,13 +227,14 @@ class _Work:
 
     def _write_tree(self, tree: _Tree) -> None:
         with self.progress.task(tree.name, total=len(tree.missing), unit="files") as task:
-            for file in tree.missing:
+            # What stands in for a link, where the system makes none, is a copy of a file.
+            for file in sorted(tree.missing, key=lambda file: file.mode == "120000"):
                 assert tree.source is not None
                 path = tree.prefix + file.path
                 self._clear(path)
                 chunks = _proved(tree.source.read(file.path), file, tree.name)
                 if file.mode == "120000":
-                    self.folder.link(path, b"".join(chunks).decode("utf-8", "surrogateescape"))
+                    self._link(tree, file, b"".join(chunks).decode("utf-8", "surrogateescape"))
                 else:
                     self.folder.write(path, chunks, mode=file.permissions)
                 task.advance(1)
@@ -247,6 +249,29 @@ class _Work:
             listed = "\n".join(file.path for file in tree.manifest.files)
             self.folder.write(f"{tree.prefix}.tracking", [listed.encode()])
         self._save()
+
+    def _link(self, tree: _Tree, file: File, target: str) -> None:
+        """The link *file*; where the system makes none, a copy of the file of the tree that it leads to."""
+        path = tree.prefix + file.path
+        self.state.stand_ins.pop(path, None)
+        if self.folder.link(path, target):
+            return
+        assert tree.source is not None
+        files = {one.path: one for one in tree.manifest.files}
+        meant: File | None = file
+        for _ in range(len(files)):
+            if meant is None or meant.mode != "120000":
+                break
+            text = b"".join(tree.source.read(meant.path)).decode("utf-8", "surrogateescape")
+            meant = files.get(posixpath.normpath(posixpath.join(posixpath.dirname(meant.path), text)))
+        if meant is None or meant.mode == "120000":
+            raise StorageError(
+                f"{path} is a link to {target!r}, no file of {tree.name}, and {self.folder.root} takes no links.",
+                hint="Restore to a file system that has them; on Windows turn Developer Mode on.",
+            )
+        self.state.stand_ins[path] = meant.sha256
+        self._save()  # before it is there: a run that is killed must not take it for something else
+        self.folder.write(path, _proved(tree.source.read(meant.path), meant, tree.name), mode=meant.permissions)
 
     def _check_out(self, tree: _Tree, said: dict[str, object]) -> None:
         """A ``.git`` at the commit, where git has it; one that is there stays."""
@@ -276,6 +301,8 @@ class _Work:
             self.folder.write(path, [data])
 
     def _write_models(self, missing: Sequence[str]) -> None:
+        models = [self.models[path] for path in missing]
+        bring_layers(models, artifact=self.goal.artifact, store=self.store, progress=self.progress)
         for path in missing:
             model = self.models[path]
             file = bring_model(

@@ -33,12 +33,14 @@ _WAIT_SECONDS = 5.0
 @dataclass
 class State:
     """How far a restore came. *trees* has origin and commit of each tree, *environment* ``making``, ``wheels`` or
-    ``image``, *scripts* the hash of each ``install.py`` that was run, by node; *models* how each lies there."""
+    ``image``, *scripts* the hash of each ``install.py`` that was run, by node; *models* how each lies there,
+    *stand_ins* the hash of what lies for a link where the system made none."""
 
     name: str = ""
     lock_sha256: str = ""
     trees: dict[str, dict[str, Any]] = field(default_factory=dict)
     models: dict[str, str] = field(default_factory=dict)
+    stand_ins: dict[str, str] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     environment: str = ""

@@ -13,7 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, cast
 
-from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
+from cpack_build.errors import BadInput, HashMismatch
+from cpack_build.fetch.links import check_links
 from cpack_build.fetch.tree import Tree
 from cpack_build.restore.extract import Content, Mode
 
@@ -21,8 +22,7 @@ __all__ = ["File", "Manifest", "Source", "from_content", "from_git", "opened", "
 
 _BIG = 16 << 20
 _LINE = re.compile(rb"(100644|100755|120000) ([0-9a-f]{64}) ([^\0]+)\0")
-_LINKS = 40
-"""Links that one path may lead through (Linux: path_resolution(7))."""
+_HINT = "Nothing was written. Do not use this pack or image."
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def from_git(tree: Tree, *, origin: Literal["git", "pack"] = "git") -> Iterator[
             if file.mode == "120000":
                 links[path] = b"".join(read(path)).decode("utf-8", "surrogateescape")
             files.append(File(path, file.mode, hasher.hexdigest()))
-        _check_links(links, tree.url)
+        check_links(links, name=tree.url, hint=_HINT)
         yield Source(origin, Manifest(tuple(files)), read)
 
 
@@ -113,7 +113,7 @@ def from_content(contents: Mapping[str, Content], *, name: str) -> Source:
         for path, content in contents.items()
         if content.mode == "120000"
     }
-    _check_links(links, name)
+    check_links(links, name=name, hint=_HINT)
     return Source("image", manifest, lambda path: contents[path].chunks())
 
 
@@ -122,37 +122,3 @@ def opened(source: Source, tree_sha256: str, *, name: str) -> Source:
     if (actual := source.manifest.sha256) != tree_sha256:
         raise HashMismatch(f"The tree of {name} from the {source.origin}", expected=tree_sha256, actual=actual)
     return source
-
-
-def _check_links(links: Mapping[str, str], name: str) -> None:
-    """See that no link of a tree leads out of it, also through others: ``a → .`` and ``b → a/..`` do together."""
-    for path in links:
-        if not _stays(path, links):
-            raise UnsafeInput(
-                f"{name}: the link {path!r} leads out of the tree, to {links[path]!r}.",
-                hint="Nothing was written. Do not use this pack or image.",
-            )
-
-
-def _stays(path: str, links: Mapping[str, str]) -> bool:
-    parts = path.split("/")[::-1]
-    real: list[str] = []
-    followed = 0
-    while parts:
-        part = parts.pop()
-        if part in ("", "."):
-            continue
-        if part == "..":
-            if not real:
-                return False
-            real.pop()
-            continue
-        target = links.get("/".join([*real, part]))
-        if target is None:
-            real.append(part)
-            continue
-        followed += 1
-        if followed > _LINKS or not target or target.startswith("/") or "\\" in target or "\0" in target:
-            return False
-        parts += target.split("/")[::-1]
-    return True

@@ -101,7 +101,7 @@ class _Looking:
 
     def _file(self, part: str, path: str, file: File) -> Drift | None:
         self.count += 1
-        found = is_there(self._folder, path, file)
+        found = is_there(self._folder, path, file, stand_in=self._state.stand_ins.get(path))
         if found is None:
             return Drift(part, path, "missing")
         if not found:

@@ -206,6 +206,30 @@ def test_a_link_out_of_the_tree_is_refused(target: str, origin: Path, store: Sto
         fetch_tree(URL, commit, store=store, mirrors=mirrors).tree_digest()
 
 
+@pytest.mark.parametrize(
+    "links",
+    [
+        {"a": ".", "b": "a/.."},
+        {"z": "deep/a/..", "deep/a": ".."},
+        {"deep/up": "..", "out": "deep/up/../x"},
+        {"a": "b", "b": "a"},
+    ],
+)
+def test_links_that_lead_out_of_the_tree_only_together_are_refused(
+    links: dict[str, str], origin: Path, store: Store, mirrors: Mirrors
+) -> None:
+    commit = make_repository(origin, {"f": "1", "deep/f": "1"}, links=links)
+    for _ in range(2):  # nor is it believed the second time
+        with pytest.raises(UnsafeInput, match=r"leads out of the tree or in a circle"):
+            fetch_tree(URL, commit, store=store, mirrors=mirrors).tree_digest()
+
+
+def test_links_within_the_tree_are_no_matter_how_long_the_way(origin: Path, store: Store, mirrors: Mirrors) -> None:
+    links = {"a": "deep", "b": "a/../f", "deep/c": "../a/f", "dangling": "deep/nothing"}
+    commit = make_repository(origin, {"f": "1", "deep/f": "1"}, links=links)
+    assert fetch_tree(URL, commit, store=store, mirrors=mirrors).tree_digest()
+
+
 def test_a_tree_with_git_s_own_names_is_refused(origin: Path, store: Store, mirrors: Mirrors) -> None:
     make_repository(origin, {"a": "1"})
     blob = git(origin, "hash-object", "-w", "--stdin", stdin=b"x")

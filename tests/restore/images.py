@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import cpack_build
@@ -72,11 +73,12 @@ def make_world(
     snapshot: Mapping[str, Any] | None = None,
     other: Mapping[str, bytes] | None = None,
     node_files: Mapping[str, str] = NODE_FILES,
+    node_links: Mapping[str, str] = MappingProxyType({}),
     weights: bytes = WEIGHTS,
 ) -> World:
     """Make all of it in *folder*; *snapshot* replaces keys of the pack's, *other* are further files in the pack."""
     comfyui = make_repository(folder / "git" / "ComfyUI", COMFYUI_FILES, date=1_600_000_000)
-    node = make_repository(folder / "git" / "fancy", node_files, date=1_650_000_000)
+    node = make_repository(folder / "git" / "fancy", node_files, links=node_links, date=1_650_000_000)
     model = folder / "models" / MODEL.removeprefix("models/")
     model.parent.mkdir(parents=True)
     model.write_bytes(weights)

@@ -151,6 +151,19 @@ def test_the_exported_pack_is_restored_as_well(built: Built, tmp_path: Path) -> 
     assert {part["origin"] for part in done["parts"] if part["kind"] in ("comfyui", "node")} == {"git"}
 
 
+def test_a_pack_that_was_pushed_runs_by_its_reference(built: Built, registry: Registry, tmp_path: Path) -> None:
+    reference = f"{registry.host}/team/packs/example:1"
+    lock = built.pack.with_name("example.cpack.lock")
+    cpack_build("push", built.pack, reference, "--attach", lock, CPACK_HOME=str(built.home))
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(png(40, 40))
+    arguments = ("run", reference, "--photo", photo, "--size", 64, "-o", tmp_path / "out", "--offline")
+    ran = cpack_build(*arguments, CPACK_HOME=str(built.home))
+    assert [Path(path).name for path in ran["files"]] == ["picture.png"]
+    assert pixels(Path(ran["files"][0]).read_bytes())[0] == (128, 128)
+    assert Path(ran["workspace"], ".cpack/cpack.lock").read_bytes() == lock.read_bytes()
+
+
 def test_the_workflow_s_parameters_are_the_flags(built: Built, call: Caller, tmp_path: Path) -> None:
     helped = call("run", built.pack, "--help")
     assert helped.code == 0, helped

@@ -1,0 +1,145 @@
+"""What is restored, run or exported, and where its parts may be had from: the flags, and the goal that they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cpack_build.cli.export import access_to, name_of
+from cpack_build.cli.lock import make_locks
+from cpack_build.cli.lockfile import lock_file
+from cpack_build.cli.options import Chosen, absolute
+from cpack_build.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from cpack_build.cpack.settings import Platform, Settings
+    from cpack_build.fetch.http import Sources
+    from cpack_build.fetch.store import Store
+    from cpack_build.oci.types import Image
+    from cpack_build.restore.goal import Goal
+
+__all__ = ["goal_of", "opened_at", "platform_of", "restore_options", "sources_of"]
+
+
+def restore_options(function: click.decorators.FC) -> click.decorators.FC:
+    """Where things may be found: *models_dir*, *find_links*, *index_url*, *extra_index_url*, *config*."""
+    for option in (
+        click.option("--extra-index-url", metavar="URL", help="One more index of Python packages.", multiple=True),
+        click.option("--index-url", metavar="URL", help="The index of Python packages."),
+        click.option("--find-links", metavar="DIR|URL", help="Python packages lie here, too.", multiple=True),
+        click.option(
+            "--models-dir", type=click.Path(path_type=Path), metavar="DIR", help="Model files lie here.", multiple=True
+        ),
+        click.option("--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings, as cpack.yaml."),
+    ):
+        function = option(function)
+    return function
+
+
+def sources_of(
+    *,
+    platform: str | None,
+    mirror: tuple[str, ...],
+    config: Path | None,
+    models_dir: tuple[Path, ...],
+    find_links: tuple[str, ...],
+    index_url: str | None,
+    extra_index_url: tuple[str, ...],
+    insecure: tuple[str, ...] = (),
+    ca: Path | None = None,
+) -> Chosen:
+    """What the flags say about where things may be found."""
+    from cpack_build.fetch.mirrors import Mirrors
+
+    python = {
+        "index_url": index_url,
+        "extra_index_urls": list(extra_index_url),
+        "find_links": [absolute(place) for place in find_links],
+    }
+    overrides: dict[str, Any] = {
+        "platform": [platform] if platform else [],
+        "python": {key: value for key, value in python.items() if value},
+        "mirrors": dict(Mirrors.parse(mirror).prefixes),
+        "models": [str(folder.expanduser().absolute()) for folder in models_dir],
+    }
+    return Chosen(config, {key: value for key, value in overrides.items() if value}, insecure, ca)
+
+
+@contextmanager
+def opened_at(
+    source: str, chosen: Chosen, *, store: Store, offline: bool = False, terminal: Terminal
+) -> Iterator[Path | Image]:
+    """The file of the pack that *source* names, or the image, for as long as the context lasts."""
+    from cpack_build.restore.naming import opened, pack_path
+
+    if (path := pack_path(source)) is not None:
+        yield path
+        return
+    settings = chosen.alone()
+    with opened(
+        source,
+        platform=platform_of(settings),
+        store=store,
+        mirrors=chosen.sources(settings, offline=offline).mirrors,
+        access=access_to(source, insecure=chosen.insecure, ca=chosen.ca),
+        progress=terminal.progress,
+    ) as found:
+        yield found
+
+
+@contextmanager
+def goal_of(
+    source: str, chosen: Chosen, *, store: Store, offline: bool, write: bool = True, terminal: Terminal
+) -> Iterator[tuple[Goal, Settings, Sources]]:
+    """What *source* is to become, and where it may be had from, for as long as the context lasts.
+
+    A pack without a lock is locked, and *write* puts that lock beside it.
+    """
+    from cpack_build.restore.artifact import read_artifact
+    from cpack_build.restore.goal import Goal
+
+    with opened_at(source, chosen, store=store, offline=offline, terminal=terminal) as found:
+        if isinstance(found, Path):
+            yield _goal_of_pack(found, chosen, offline=offline, write=write, terminal=terminal)
+            return
+        artifact = read_artifact(found, name=source)
+        settings = chosen.alone()
+        goal = Goal(name_of(source), artifact.lock, artifact.documents, artifact=artifact)
+        yield goal, settings, chosen.sources(settings, offline=offline)
+
+
+def _goal_of_pack(
+    path: Path, chosen: Chosen, *, offline: bool, write: bool, terminal: Terminal
+) -> tuple[Goal, Settings, Sources]:
+    from cpack_build.cpack.reader import read_pack
+    from cpack_build.lock.freshness import check_fresh
+    from cpack_build.restore.goal import Goal
+
+    pack = read_pack(path)
+    settings = chosen.settings(pack)
+    sources = chosen.sources(settings, offline=offline)
+    file = lock_file(pack)
+    if file.data is not None:
+        lock = file.lock(None if len(file.locks()) == 1 else platform_of(settings))
+        check_fresh(lock, pack, settings, frozen=True, name=file)
+    else:
+        settings = settings.model_copy(update={"platform": (platform_of(settings),)})
+        made = make_locks(pack, settings, sources=sources, served=False, terminal=terminal)
+        if write:
+            file.write(made)
+        (lock,) = made
+    return Goal(pack.name, lock, pack.documents(), pack=pack), settings, sources
+
+
+def platform_of(settings: Settings) -> Platform:
+    """The one platform of a workspace: what the user names, else this machine's."""
+    from cpack_build.errors import UsageError
+    from cpack_build.lock.resolve import this_platform
+
+    if len(settings.platform) > 1:
+        raise UsageError("A workspace is for one platform.", hint="Name one with --platform.")
+    return settings.platform[0] if settings.platform else this_platform()
