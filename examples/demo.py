@@ -97,6 +97,7 @@ def make_example(*, comfyui: bool) -> tuple[Path, list[str]]:
             flags += [flag, value]
     pack = DEMO / "upscale.cpack.zip"
     make_pack(pack, python=system_python(), commit=commit, requirements=requirements, model=DEMO / MODEL, nodes=nodes)
+    (DEMO / "upscale.cpack.yaml").write_text("system: {defaults: none}  # its nodes need no video, no OpenCV, no git\n")
     (DEMO / "photo.png").write_bytes(picture(160, 120))
     say(f"{shown(pack)}: ComfyUI {commit[:12]}{'' if comfyui else ' (a stand-in)'}, {MODEL}")
     cpack_build("inspect", str(pack))

@@ -105,7 +105,7 @@ def make_example(folder: Path, *, sample: bytes) -> Example:
     write_pack(pack, snapshot_document=snapshot, workflow_api=WORKFLOW, workflow={}, inputs={"sample.png": sample})
     settings = folder / "example.cpack.yaml"
     document = {
-        "system": {"packages": []},
+        "system": {"defaults": "none"},
         "models": [str(folder)],
         "mirrors": {_COMFYUI: str(folder / "ComfyUI"), _NODE: str(folder / "standin-tint")},
     }

@@ -57,7 +57,7 @@ def test_a_workspace_s_own_nodes_and_changes_are_in_its_image(
     root = tmp_path / "ComfyUI"
     mirrors = make_workspace(root)
     (tmp_path / "workflow.json").write_text(json.dumps(WORKFLOW))
-    settings = {"system": {"packages": []}, "models": [str(root)], "mirrors": mirrors}
+    settings = {"system": {"defaults": "none"}, "models": [str(root)], "mirrors": mirrors}
     (tmp_path / "x.cpack.yaml").write_text(json.dumps(settings))
     pack, layout = tmp_path / "x.cpack.zip", tmp_path / "x.oci"
     call = Caller(capsys)

@@ -124,9 +124,30 @@ def main() -> None:
 
 
 def _end_as_with_ctrl_c() -> None:
-    """Let a polite ``kill`` unwind like Ctrl-C, so that nothing half-made stays behind."""
+    """Let a polite ``kill`` unwind like Ctrl-C, so that nothing half-made stays behind, and let neither be lost."""
     import signal
     import threading
 
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)
+        sys.unraisablehook = _interrupt_again
+
+
+_AGAIN = 0.05
+"""Seconds after which a lost interrupt is repeated: the callback that swallowed it has ended by then."""
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """Python drops what is raised in a callback (of a weak reference as each import has them, ``__del__``), with no
+    more than a line on stderr; a Ctrl-C that happens to arrive there is sent once more."""
+    if not isinstance(lost.exc_value, KeyboardInterrupt):
+        sys.__unraisablehook__(lost)
+        return
+    import signal
+    import threading
+
+    # to that very thread, or the call that it sleeps in goes on
+    main = threading.main_thread().ident
+    again = threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT))
+    again.daemon = True
+    again.start()

@@ -52,9 +52,9 @@ def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, term
     """
     from cpack_build.fetch.store import Store
     from cpack_build.image.limits import layer_count, limits_of
+    from cpack_build.lock.cuda import driver_of
     from cpack_build.lock.libraries import lacking
     from cpack_build.lock.preflight import preflight, risks_of_pack
-    from cpack_build.lock.target import driver_of
 
     missing: list[CpackError] = []
     stale: CpackError | None = None

@@ -109,11 +109,12 @@ def deliver(image: Image | ImageIndex, destination: Destination, *, progress: Pr
 
 def _own(image: Image | ImageIndex) -> Image:
     """The image for this machine."""
-    from cpack_build.lock.resolve import this_platform
     from cpack_build.oci.types import Image
 
     if isinstance(image, Image):
         return image
+    from cpack_build.lock.resolve import this_platform  # Which brings all that reads packs.
+
     found = image.image_for(this_platform())
     if found is None:
         have = " and ".join(one.platform for one in image.images)

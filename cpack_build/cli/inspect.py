@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.lock import counted_in, told
+from cpack_build.cli.lockfile import LockFile, is_lock, lock_file
 from cpack_build.cli.objectinfo import object_info_option, read_object_info
 from cpack_build.cli.options import terminal_options
 from cpack_build.cli.terminal import Terminal, amount
@@ -33,11 +35,14 @@ _MODELS = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pt2", ".pth", ".bi
 def inspect(pack: Path, everything: bool, object_info: str | None, terminal: Terminal) -> None:
     """Show what PACK holds: its workflow's parameters and results, and what its image needs.
 
-    PACK may be a workflow, too: ComfyUI's JSON, or a picture that ComfyUI made. Of a MODEL file: its kind, tensors and
-    types; and what a pickled one would import when it is loaded.
+    PACK may be a workflow, too: ComfyUI's JSON, or a picture that ComfyUI made; or a lock. Of a MODEL file: its kind,
+    tensors and types; and what a pickled one would import when it is loaded.
     """
     if pack.suffix.lower() in _MODELS:
         _inspect_model(pack, terminal)
+        return
+    if pack.suffix.lower() == ".lock" and is_lock(pack):
+        _inspect_lock(LockFile(pack, False, pack.read_bytes()), terminal)
         return
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import WorkflowError
@@ -79,6 +84,14 @@ def _inspect_model(path: Path, terminal: Terminal) -> None:
         for title in ("dangerous", "unknown"):
             for one in found[title]:
                 terminal.say(f"    {title:<10} {one}")
+
+
+def _inspect_lock(file: LockFile, terminal: Terminal) -> None:
+    """What each platform of a lock pins, in numbers."""
+    platforms = [counted_in(lock) for lock in file.locks()]
+    terminal.result({"lock": str(file.path), "platforms": platforms})
+    for line in [f"{file}", *(f"  {told(one)}" for one in platforms)] if not terminal.json else ():
+        terminal.say(line)
 
 
 def _inspect_workflow(path: Path, object_info: str | None, terminal: Terminal) -> None:
@@ -193,7 +206,7 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
     if pack.settings_text is not None:
         lines += ["  settings (cpack.yaml)", *(f"    {line}" for line in pack.settings_text.splitlines())]
     if "cpack.lock" in pack.sizes:
-        lines.append("  holds its own lock")
+        lines += _own_lock(pack)
     unused = [name for name in pack.other if not name.startswith(CAPTURED) and name not in LOCK_FILES]
     shown = unused if everything else unused[:_OTHER_SHOWN]
     if pack.extra:
@@ -202,6 +215,19 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
     if hidden := len(unused) - len(shown):
         lines.append(f"    and {hidden} more (--all shows them)")
     return lines
+
+
+def _own_lock(pack: Pack) -> list[str]:
+    """What the lock in *pack* pins; one that cannot be used keeps nobody from looking at the rest."""
+    from cpack_build.errors import CpackError
+
+    try:
+        return [
+            "  holds its own lock",
+            *(f"    {told(counted_in(one))}" for one in lock_file(pack, inside=True).locks()),
+        ]
+    except CpackError as error:
+        return [f"  holds a lock that cannot be used: {error.message}"]
 
 
 def _held(pack: Pack) -> list[tuple[str, str, str]]:

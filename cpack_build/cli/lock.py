@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cpack_build.fetch.store import Store
     from cpack_build.lock.schema import Lock
 
-__all__ = ["lock", "make_locks"]
+__all__ = ["counted_in", "lock", "make_locks", "told"]
 
 
 @click.command(
@@ -118,16 +118,16 @@ def lock(
             "sha256": hashlib.sha256(locks_to_bytes(made)).hexdigest(),
             "changed": changed,
             "written": changed and not dry_run,
-            **_counted(made[0]),
-            "platforms": [_counted(one) for one in made],
+            **counted_in(made[0]),
+            "platforms": [counted_in(one) for one in made],
         }
     )
-    terminal.say(f"{target} {outcome}: " + "; ".join(_told(_counted(one)) for one in made) + ".")
+    terminal.say(f"{target} {outcome}: " + "; ".join(told(counted_in(one)) for one in made) + ".")
 
 
-def _counted(lock: Lock) -> dict[str, Any]:
+def counted_in(lock: Lock) -> dict[str, Any]:
     """What *lock* pins, in numbers."""
-    from cpack_build.lock.target import driver_of
+    from cpack_build.lock.cuda import driver_of
     from cpack_build.lock.wheels import wheels_of
 
     wheels = wheels_of(lock.python)
@@ -149,7 +149,7 @@ def _counted(lock: Lock) -> dict[str, Any]:
     }
 
 
-def _told(counted: dict[str, Any]) -> str:
+def told(counted: dict[str, Any]) -> str:
     driver = f" (NVIDIA driver {counted['driver']} or newer)" if counted["driver"] else ""
     built = f", {counted['built']} of them built here or before" if counted["built"] else ""
     bytecode = "" if counted["bytecode"] == "compiled" else ", no bytecode"

@@ -236,7 +236,11 @@ def settings_options(function: F) -> F:
         click.option("--find-links", metavar="DIR|URL", help="Python packages lie here, too.", multiple=True),
         click.option("--index-url", metavar="URL", help="The index of Python packages."),
         click.option("--extra-index-url", metavar="URL", help="One more index of Python packages.", multiple=True),
-        click.option("--base", metavar="IMAGE", help="The image to build upon: scratch, oci:DIR or a reference."),
+        click.option(
+            "--base",
+            metavar="IMAGE",
+            help="The image to build upon: scratch, oci:DIR, a reference, or cuda for the one of NVIDIA's that fits.",
+        ),
         click.option(
             "--platform",
             metavar="NAME[,NAME]",

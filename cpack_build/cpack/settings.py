@@ -67,10 +67,21 @@ class PythonSettings(_Section):
     """Folders or pages with wheels (local: not part of the digest)."""
 
 
+_DEFAULT_PACKAGES = ("libgl1", "libglib2.0-0", "ffmpeg", "git")
+
+
 class SystemSettings(_Section):
     """System packages by their Debian or Ubuntu names."""
 
-    packages: tuple[str, ...] = ("libgl1", "libglib2.0-0")
+    packages: tuple[str, ...] = ()
+    """What the pack needs besides the *defaults*."""
+    defaults: Literal["comfyui", "none"] = "comfyui"
+    """``comfyui``: what its custom nodes count on, which is libGL and GLib (OpenCV), ffmpeg (video and sound) and git.
+    ``none`` leaves them out."""
+
+    def wanted(self) -> tuple[str, ...]:
+        """The names of all of them."""
+        return (*(_DEFAULT_PACKAGES if self.defaults == "comfyui" else ()), *self.packages)
 
 
 class InterpreterArchive(_Section):
@@ -104,7 +115,8 @@ class Settings(_Section):
     target: AcceleratorName | None = None
     """``cpu``, ``cuda12.8``, ``rocm6.4``: which build of torch to lock. By default what the pack's own torch is for."""
     base: str = "scratch"
-    """``scratch``, ``oci:DIR``, ``oci-archive:FILE`` or a registry reference, best with ``@sha256:…``."""
+    """``scratch``, ``oci:DIR``, ``oci-archive:FILE`` or a registry reference, best with ``@sha256:…``; or ``cuda``,
+    ``cuda-base`` or ``cuda-devel``: the one of NVIDIA's images that fits the target."""
     interpreter: Literal["auto", "base", "deb"] | InterpreterArchive | dict[Platform, InterpreterArchive] = "auto"
     """``auto``, ``base``, ``deb``, or ``{url: …, sha256: …}``; for several platforms one of these by platform."""
     bytecode: Literal["auto", "none"] = "auto"

@@ -20,6 +20,7 @@ from cpack_build.fetch.mirrors import local_path
 __all__ = ["Asker"]
 
 _Send = Callable[[str], AbstractContextManager[Response]]
+_Authorize = Callable[[str], Mapping[str, str]]
 _JSON = {"Accept": "application/json"}
 _LIMIT = 32 << 20
 """Bytes of an answer: the list of files of a large repository."""
@@ -44,10 +45,14 @@ class Asker:
         """The JSON at *url*, or ``None``."""
         return self.ask(url)[1]
 
-    def ask(self, url: str) -> tuple[int, Any]:
-        """The HTTP status of *url*, 0 where nobody answered, and its JSON or ``None``."""
+    def ask(self, url: str, *, authorize: _Authorize | None = None) -> tuple[int, Any]:
+        """The HTTP status of *url*, 0 where nobody answered, and its JSON or ``None``.
+
+        *authorize* gives the headers that prove who asks, for the address that is really asked: a mirror's is another.
+        """
         http = self._sources.http
-        return self._answer(url, lambda target: http.get(target, headers=_JSON))
+        own = authorize or (lambda target: {})
+        return self._answer(url, lambda target: http.get(target, headers={**_JSON, **own(target)}))
 
     def head(self, url: str) -> tuple[int, int | None]:
         """The HTTP status of *url*, 0 where nobody answered, and how many bytes it has, if it says."""

@@ -23,7 +23,7 @@ from cpack_build.fetch.remote import HttpFile
 if TYPE_CHECKING:
     from cpack_build.fetch.places import Wanted
 
-__all__ = ["Civitai", "by_hash", "by_hashes", "source_of_version"]
+__all__ = ["Civitai", "authorization", "by_hash", "by_hashes", "source_of_version"]
 
 _SITE = "https://civitai.com"
 _TOKENS = ("CIVITAI_API_TOKEN", "CIVITAI_TOKEN", "CIVITAI_API_KEY")
@@ -42,10 +42,7 @@ class Civitai:
 
     def knows(self, url: str) -> bool:
         """Whether *url* is one of its own."""
-        try:
-            return urlsplit(url).netloc in (urlsplit(self.site).netloc, "www." + urlsplit(self.site).netloc)
-        except ValueError:
-            return False
+        return _is_own(url, self.site)
 
     def offers(self, wanted: Wanted) -> Iterator[HttpFile]:
         own = [self._download(url) for url in wanted.urls if self.knows(url) and not self.mirrors.is_mirrored(url)]
@@ -64,9 +61,7 @@ class Civitai:
         return url
 
     def _file(self, url: str) -> HttpFile:
-        token = next(filter(None, (os.environ.get(name, "").strip() for name in _TOKENS)), "")
-        is_safe = url.startswith("https://") or urlsplit(url).hostname in ("localhost", "127.0.0.1")
-        headers = {"Authorization": f"Bearer {token}"} if token and is_safe and self.knows(url) else {}
+        headers = authorization(url, site=self.site)
 
         def explain(response: Response) -> CpackError | None:
             is_login = response.status == 200 and "/login" in urlsplit(response.url).path
@@ -85,6 +80,21 @@ class Civitai:
             )
 
         return HttpFile(url, self.http, headers, explain)
+
+
+def authorization(url: str, *, site: str = _SITE) -> dict[str, str]:
+    """The header that proves who asks for *url*: the user's key, if that is Civitai's own and nobody listens."""
+    token = next(filter(None, (os.environ.get(name, "").strip() for name in _TOKENS)), "")
+    is_safe = url.startswith("https://") or urlsplit(url).hostname in ("localhost", "127.0.0.1")
+    fits = token.isascii() and token.isprintable() and token
+    return {"Authorization": f"Bearer {token}"} if fits and is_safe and _is_own(url, site) else {}
+
+
+def _is_own(url: str, site: str) -> bool:
+    try:
+        return urlsplit(url).netloc in (urlsplit(site).netloc, "www." + urlsplit(site).netloc)
+    except ValueError:
+        return False
 
 
 def by_hash(sha256: str, *, asker: Asker, site: str = _SITE) -> dict[str, Any] | None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "HuggingFace",
+    "authorization",
     "cache_folders",
     "endpoint",
     "in_cache",
@@ -156,11 +157,10 @@ class HuggingFace:
 
     def _file(self, repo: str, revision: str, path: str) -> HttpFile:
         url = f"{endpoint()}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
-        token = token_for(url)
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        headers = authorization(url)
 
         def explain(response: Response) -> CpackError | None:
-            return _refusal(repo, response, has_token=bool(token))
+            return _refusal(repo, response, has_token=bool(headers))
 
         return HttpFile(url, self.http, headers, explain)
 
@@ -212,6 +212,12 @@ def token_for(url: str) -> str | None:
             token = Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).read_text("utf-8")
     token = token.strip()
     return token if token.isascii() and token.isprintable() and token else None
+
+
+def authorization(url: str) -> dict[str, str]:
+    """The header that proves who asks for *url*, if :func:`token_for` has a token for it."""
+    token = token_for(url)
+    return {"Authorization": f"Bearer {token}"} if token else {}
 
 
 def cache_folders() -> tuple[Path, ...]:

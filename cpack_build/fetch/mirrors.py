@@ -54,6 +54,14 @@ class Mirrors:
         prefix = max(fitting, key=len)
         return self.prefixes[prefix] + url[len(prefix) :]
 
+    def original(self, url: str) -> str:
+        """What :meth:`apply` made *url* of, where that was a remote prefix; else *url* itself."""
+        fitting = {target: prefix for prefix, target in self.prefixes.items() if "://" in target and _fits(target, url)}
+        if not fitting:
+            return url
+        target = max(fitting, key=len)
+        return fitting[target] + url[len(target) :]
+
     def is_mirrored(self, url: str) -> bool:
         """Whether some prefix fits; what the user mapped may be local, what a document says may not."""
         return any(_fits(prefix, url) for prefix in self.prefixes)

@@ -14,6 +14,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.image.interpreter import is_wanted
 from cpack_build.image.layer import MTIME
+from cpack_build.lock.cuda import FAMILIES
 from cpack_build.lock.schema import BaseImage, ScratchBase
 from cpack_build.oci import tar
 from cpack_build.oci.filesystem import FileTree, file_tree
@@ -75,11 +76,11 @@ class Base:
 def open_locked_base(
     pin: BaseImage, *, platform: str, name: str, store: Store, sources: Sources, progress: Progress = SILENT
 ) -> Base:
-    """The base that a lock pins, as *name* (``oci:DIR``, a registry's reference) has it.
+    """The base that a lock pins, as *name* (``oci:DIR``, a registry's reference, a family) has it.
 
     Raises :class:`StaleLock` when a local *name* holds another image now, and what reading it raises.
     """
-    image_name = parse_image_name(name if name != "scratch" else pin.reference)
+    image_name = parse_image_name(name if name not in ("scratch", *FAMILIES) else pin.reference)
     if isinstance(image_name, Reference):
         image_name = replace(image_name, tag=None, digest=pin.digest)
     source = open_source(image_name, mirrors=sources.mirrors, store=store, access=sources.registries)

@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
+from cpack_build.lock.cuda import driver_of
 from cpack_build.lock.schema import BaseImage, Lock
-from cpack_build.lock.target import driver_of
 from cpack_build.oci.types import CONFIG, MANIFEST, Blob, BytesBlob, canonical_json
 
 __all__ = ["APP", "COMFYUI", "COMFYUI_ENV", "DATA", "PORT", "SERVICE_ENV", "image_config", "image_manifest"]

@@ -27,7 +27,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.canonicalwheel import needed_glibc, normalised
 from cpack_build.lock.schema import BuiltWheel, PinnedWheels, Platform, SourceArchive, SourceTree
-from cpack_build.lock.sourcetree import lay_out, shown
+from cpack_build.lock.sourcetree import build_system, lay_out, shown
 from cpack_build.lock.tags import Target
 from cpack_build.lock.uv import found_python, program
 from cpack_build.lock.wheels import fetch_wheel, wheels_of
@@ -75,7 +75,7 @@ def build_wheels(
     known = {project: _remembered(project, target, store) for project in projects}
     new = [project for project in projects if known[project] is None]
     if new and not trust:
-        raise NeedsTrust([project.shown for project in new])
+        raise NeedsTrust([f"{project.shown}, {_built_by(project, store, sources, progress)}" for project in new])
     built = []
     for project in projects:
         wheel = known[project] or build_wheel(
@@ -85,6 +85,17 @@ def build_wheels(
         store.remember(_MEMO, _key(project, target), wheel.model_dump_json())
         built.append(wheel)
     return tuple(built)
+
+
+def _built_by(project: Project, store: Store, sources: Sources, progress: Progress) -> str:
+    """Whose code builds *project*, as its files say; they are read, and nothing of them is run."""
+    with tempfile.TemporaryDirectory(prefix="cpack-build-") as folder:
+        try:
+            place = lay_out(project.source, Path(folder), store=store, sources=sources, progress=progress)
+            system = build_system(place)
+        except CpackError:
+            return "which does not say by what"
+    return f"built by {system}"
 
 
 def build_wheel(

@@ -87,7 +87,7 @@ def host_sources() -> AptSources:
     if which("apt-get") is None or which("apt-cache") is None:
         raise ToolMissing(
             "There is no apt on this machine, and system packages on `scratch` come from the host's own sources.",
-            hint="Run it on Debian or Ubuntu, or name a base image with --base and system.packages: [] in cpack.yaml.",
+            hint="Run it on Debian or Ubuntu, or name a base with --base, and system: {defaults: none} in cpack.yaml.",
         )
     etc = Path("/etc/apt")
     files = {}
@@ -110,12 +110,12 @@ def base_sources(files: Mapping[str, bytes]) -> AptSources:
     if status is None:
         raise Unresolvable(
             "The base image has no dpkg, so no system packages can be added to it.",
-            hint="Set system.packages: [] in cpack.yaml, or choose a Debian or Ubuntu base.",
+            hint="Set system: {defaults: none} in cpack.yaml, or choose a Debian or Ubuntu base.",
         )
     if which("apt-get") is None or which("apt-cache") is None:
         raise ToolMissing(
             "There is no apt on this machine to resolve system packages with.",
-            hint="Install apt, or set system.packages: [] in cpack.yaml.",
+            hint="Install apt, or set system: {defaults: none} in cpack.yaml.",
         )
     kept = {}
     for path, content in files.items():

@@ -1,8 +1,8 @@
 """What a model's sources say of it: whether they still have that very file, and whom they give it to.
 
 Hugging Face and Civitai know the sha256 of their files; of any other address the size is asked (HEAD). Nothing is
-downloaded, no token is sent, and a host that cannot be reached is asked once. What was learned is remembered, so a lock
-made offline says the same.
+downloaded, the user's token for one of the two goes to that host alone, and a host that cannot be reached is asked
+once. What was learned is remembered, so a lock made offline says the same.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from json import dumps, loads
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
+from cpack_build.fetch import civitai, huggingface
 from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.http import Sources
-from cpack_build.fetch.huggingface import parse_address
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.urls import redact
 from cpack_build.lock.schema import Access, Model
@@ -88,12 +88,12 @@ def _asked(model: Model, url: str, asker: Asker) -> Seen:
 
 def _hugging_face(model: Model, url: str, asker: Asker) -> Seen | None:
     """``GET /api/models/{repo}/revision/{revision}?blobs=true`` (https://huggingface.co/docs/hub/api)."""
-    if (place := parse_address(url)) is None:
+    if (place := huggingface.parse_address(url)) is None:
         return None
     repo, revision, path = place
     kind, name = ("datasets", repo.removeprefix("datasets/")) if repo.startswith("datasets/") else ("models", repo)
-    question = f"https://huggingface.co/api/{kind}/{name}/revision/{quote(revision, safe='')}?blobs=true"
-    status, answer = asker.ask(question)
+    question = f"{huggingface.endpoint()}/api/{kind}/{name}/revision/{quote(revision, safe='')}?blobs=true"
+    status, answer = asker.ask(question, authorize=huggingface.authorization)
     if status in (401, 403):
         return Seen(url, "refused", "private", "is private, or not there: only who may read it can tell")
     if status in (404, 410):
@@ -116,7 +116,7 @@ def _civitai(model: Model, url: str, asker: Asker) -> Seen | None:
     match = _CIVITAI.fullmatch(parts.path)
     if parts.hostname not in ("civitai.com", "www.civitai.com") or match is None:
         return None
-    status, answer = asker.ask(f"https://civitai.com/api/v1/model-versions/{match[1]}")
+    status, answer = asker.ask(f"https://civitai.com/api/v1/model-versions/{match[1]}", authorize=civitai.authorization)
     if status in (401, 403):
         return Seen(url, "refused", "private", f"refuses to tell (HTTP {status})")
     if status in (404, 410):

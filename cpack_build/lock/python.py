@@ -22,13 +22,14 @@ from packaging.pylock import Pylock, PylockSelectError, PylockValidationError
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from cpack_build.errors import BadInput, CpackError, HashMismatch, Unresolvable, UnsafeInput, together
+from cpack_build.errors import BadInput, CpackError, HashMismatch, NetworkError, Unresolvable, UnsafeInput, together
 from cpack_build.fetch.http import Sources, adopt_verified, download
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.urls import without_credentials
 from cpack_build.lock.asked import Asked, explained
 from cpack_build.lock.building import Project, build_wheels
+from cpack_build.lock.labelled import LabelledIndex, index_of
 from cpack_build.lock.requirements import git_source, hashed, is_name, is_source, parse_requirements
 from cpack_build.lock.schema import BuiltWheel, PythonEnvironment
 from cpack_build.lock.sourcetree import pin_archive, pin_tree
@@ -93,7 +94,7 @@ def lock_environment(
         search = _Search(
             [*kept, *added], exclude=exclude, preferred=preferred, target=target, folder=Path(folder), asked=whose,
             options=options_of((*find_links, folder), index_url, extra_index_urls, sources),
-            allow_sources=not only_wheels,
+            allow_sources=not only_wheels, sources=sources,
         )  # fmt: skip
         pending = search.direct(store=store, sources=sources, progress=progress)
         with progress.task("Resolving Python packages", total=len(kept) + len(added), unit="packages"):
@@ -122,12 +123,15 @@ class _Search:
     options: Sequence[str]
     folder: Path
     allow_sources: bool
+    sources: Sources
     asked: Sequence[Asked] = ()
     built: dict[str, BuiltWheel] = field(default_factory=dict)
     """File name → how it was made."""
     _versions: dict[str, str] = field(default_factory=dict)
     _sourced: dict[str, Refused] = field(default_factory=dict)
     """Packages that have no wheel → what uv said of them."""
+    _labelled: LabelledIndex | None = None
+    """PyTorch's own index, once nobody else has what it has."""
 
     def direct(self, *, store: Store, sources: Sources, progress: Progress) -> list[Project]:
         """The requirements that name a repository or a source archive themselves, fetched."""
@@ -164,16 +168,28 @@ class _Search:
         waiting = {canonicalize_name(one.name) for one in filter(is_source, self.requirements)} - self._versions.keys()
         never += [f'{name} ; sys_platform == "never"' for name in sorted(waiting)]
         missing: list[CpackError] = []
+        mirrors = self.sources.mirrors
         while True:
+            own = self._labelled.options(mirrors) if self._labelled is not None else []
             sourced = sorted(self._sourced.keys() - self._versions.keys())
             try:
                 document = compiled(
-                    wanted, overrides=[*wanted, *never], target=self.target, options=self.options,
+                    wanted, overrides=[*wanted, *never], target=self.target, options=[*self.options, *own],
                     preferred=self.preferred, from_source=sourced,
                 )  # fmt: skip
                 break
+            except NetworkError as unreachable:
+                if self._labelled is None:
+                    raise
+                if (left := self._labelled.without_page(unreachable, mirrors)) is None:
+                    raise self._labelled.unreachable(unreachable, mirrors) from unreachable
+                self._labelled = left
+                continue
             except Refused as refused:
                 error = refused
+                if self._labelled is None and (index := index_of(wanted)) is not None and index.may_have(error.said):
+                    self._labelled = index
+                    continue
                 new = [name for name in lacks_wheels(error) if name not in self._sourced]
                 if self.allow_sources and new:
                     self._sourced.update(dict.fromkeys(new, error))
@@ -181,7 +197,10 @@ class _Search:
                 lost = _culprit(error.message, wanted, sourced)
                 # of what has neither wheel nor source that fits, the first answer says more
                 first = self._sourced.get(canonicalize_name(lost), error) if lost else error
-                missing.append(explained(first, self.asked))
+                if self._labelled is not None and mirrors.is_offline and self._labelled.may_have(first.said):
+                    missing.append(self._labelled.unasked("--offline forbids it, and uv has not seen it before."))
+                else:
+                    missing.append(explained(first, self.asked))
                 gone = [text for text in wanted if lost and canonicalize_name(Requirement(text).name) == lost]
                 if not gone or len(missing) == _MOST_NAMED:
                     raise together(missing) from None
@@ -328,8 +347,11 @@ def _environment(
             sha256, size = stored.sha256, stored.size
         _, version, _, _ = parse_wheel_filename(filename)
         wheels.append(
-            Wheel(package.name, str(version), filename, without_credentials(url) if url else None, sha256, size)
-        )
+            Wheel(
+                package.name, str(version), filename,
+                without_credentials(sources.mirrors.original(url)) if url else None, sha256, size,
+            )
+        )  # fmt: skip
     text = pylock_text(wheels, python_version=target.python_version)
     return PythonEnvironment(
         pylock=text,

@@ -166,6 +166,8 @@ def resolve(
                     settings,
                     python=python_version,
                     platform=target_platform,
+                    target=settings.target
+                    or accelerator_of([*snapshot.requirements, *settings.python.packages], platform=target_platform),
                     store=store,
                     sources=sources,
                     progress=reports,

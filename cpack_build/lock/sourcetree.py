@@ -23,7 +23,7 @@ from cpack_build.fetch.store import CHUNK, Store, StoredFile
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.lock.requirements import GitSource
 from cpack_build.lock.schema import SourceArchive, SourceTree
-from cpack_build.lock.wheels import filename_of, with_credentials
+from cpack_build.lock.wheels import filename_of, read_toml, with_credentials
 from cpack_build.oci.compression import ChunkReader, decompressed_chunks
 from cpack_build.oci.files import BoundedMember
 from cpack_build.progress import SILENT, Progress
@@ -34,6 +34,10 @@ _UNPACKED = 2 << 30
 """Bytes that an sdist may unpack to; torch's own has 0.3 GB."""
 _MEMBERS = 100_000
 _SUFFIXES = (".tar.gz", ".tgz", ".tar.xz", ".tar", ".zip")
+
+
+_SHOWN = 300
+"""Characters of what a source says of its build."""
 
 
 def shown(source: SourceArchive | SourceTree) -> str:
@@ -103,6 +107,25 @@ def lay_out(
             hint="Leave it out with python.exclude in cpack.yaml; #subdirectory=… names a folder of a repository.",
         )
     return place
+
+
+def build_system(place: Path) -> str:
+    """The build backend of the source in *place* and what it needs, for people (PEP 517, 518). Raises ``BadInput``."""
+    path = place / "pyproject.toml"
+    try:
+        document = read_toml(path.read_text("utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"pyproject.toml cannot be read: {error}.") from error
+    table = document.get("build-system")
+    table = table if isinstance(table, dict) else {}
+    # PEP 517, "build-backend": without one it is setuptools, which runs setup.py
+    backend = str(table.get("build-backend", "setup.py (setuptools)"))
+    own = " in its own files" if table.get("backend-path") else ""
+    requires = table.get("requires", ["setuptools"])
+    needs = ", ".join(map(str, requires)) if isinstance(requires, list) else ""
+    told = f"{backend}{own}" + (f", which needs {needs}" if needs else "")
+    # one line each, whatever a stranger wrote there
+    return "".join(character if character.isprintable() else "?" for character in told)[:_SHOWN]
 
 
 def _archive(

@@ -12,6 +12,7 @@ from cpack_build.errors import BadSettings, Unresolvable
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.base import Base, open_base, recalled_base
+from cpack_build.lock.cuda import FAMILIES, base_of
 from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
 from cpack_build.lock.interpreter import archive_interpreter, base_interpreter
 from cpack_build.lock.schema import BaseImage, Deb, DebInterpreter, Interpreter, Lock, Platform, ScratchBase
@@ -34,18 +35,30 @@ class System:
 
 
 def lock_system(
-    settings: Settings, *, python: str, platform: Platform, store: Store, sources: Sources, progress: Progress
+    settings: Settings,
+    *,
+    python: str,
+    platform: Platform,
+    target: str,
+    store: Store,
+    sources: Sources,
+    progress: Progress,
 ) -> System:
-    """Base image, system packages and interpreter.
+    """Base image, system packages and interpreter. A base that is named by its family is the one that fits *target*.
 
     The interpreter's own packages (those built from source package ``python3.X``) are kept apart, so that images that
     differ in system packages share its layer.
     """
     base = None
-    if settings.base != "scratch":
-        base = open_base(settings.base, platform=platform, store=store, sources=sources, progress=progress)
+    named = settings.base
+    if named in FAMILIES:
+        has_python = settings.interpreter in ("auto", "base", "deb")
+        named = base_of(named, target=target, python=python if has_python else "")
+        progress.note(f"For {target}, the base is {named}.")
+    if named != "scratch":
+        base = open_base(named, platform=platform, store=store, sources=sources, progress=progress)
     interpreter: Interpreter | None = None
-    wanted = [*(FLOOR if base is None else ()), *settings.system.packages]
+    wanted = [*(FLOOR if base is None else ()), *settings.system.wanted()]
     if not isinstance(settings.interpreter, str):
         standalone = _standalone(settings, platform)
         interpreter = archive_interpreter(
@@ -58,7 +71,7 @@ def lock_system(
             raise BadSettings("interpreter is 'base', but base is 'scratch', which has no Python.")
         if interpreter is None and settings.interpreter == "base":
             raise Unresolvable(
-                f"The base image {settings.base} has no Python {python}, which the pack needs.",
+                f"The base image {named} has no Python {python}, which the pack needs.",
                 hint="Set interpreter: auto, or choose another base.",
             )
     if base is not None and interpreter is not None and not wanted:
@@ -72,7 +85,7 @@ def lock_system(
         if not archive.has(package):
             raise Unresolvable(
                 f"The pack needs Python {python}, and there is no {package} among the system packages"
-                + (" of this machine's sources." if base is None else f" of the base image {settings.base}."),
+                + (" of this machine's sources." if base is None else f" of the base image {named}."),
                 hint="Name a standalone Python in cpack.yaml (interpreter: {url: …, sha256: …}) or a base with it.",
             )
         wanted.append(package)

@@ -1,7 +1,7 @@
 """Which accelerator an image is for, as its torch says: ``cpu``, ``cuda12.8``, ``rocm6.4``.
 
 A torch wheel brings its CUDA along as ``nvidia-*`` wheels, so the target decides nothing but which build of torch and
-its family is locked, and which driver the host needs. The tables are data, each with its source; where no target is
+its family is locked, and which driver the host needs (:mod:`.cuda` has the tables). Where no target is
 asked for, the pack's own torch decides.
 """
 
@@ -17,14 +17,14 @@ from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from cpack_build.errors import Unresolvable
+from cpack_build.lock.cuda import CUDA_BUILDS, PLAIN_CUDA
 from cpack_build.lock.wheels import Wheel
 
 __all__ = [
     "FAMILY",
-    "PLAIN_CUDA",
     "accelerator_of",
     "check_target",
-    "driver_of",
+    "label_in",
     "name_of",
     "retarget",
     "target_of",
@@ -34,33 +34,6 @@ Platform = Literal["linux/amd64", "linux/arm64"]
 
 FAMILY = ("torch", "torchvision", "torchaudio")
 """Packages that PyTorch releases together, once for each accelerator, told apart by local version labels."""
-
-PLAIN_CUDA: dict[str, dict[str, str]] = {
-    "linux/amd64": {
-        "2.0": "11.7", "2.1": "12.1", "2.2": "12.1", "2.3": "12.1", "2.4": "12.1", "2.5": "12.4", "2.6": "12.4",
-        "2.7": "12.6", "2.8": "12.8", "2.9": "12.8", "2.10": "12.8", "2.11": "13.0", "2.12": "13.0", "2.13": "13.0",
-        "2.14": "13.0", "2.15": "13.2",
-    },
-    "linux/arm64": {"2.11": "13.0", "2.12": "13.0", "2.13": "13.0", "2.14": "13.0", "2.15": "13.2"},
-}  # fmt: skip
-"""Minor version of torch → CUDA of its wheels without a local label, where they have any.
-
-Source: the ``nvidia-cuda-runtime`` that their metadata ask for (2.4 to 2.15 read on 2026-11-23), and for older ones
-https://github.com/pytorch/pytorch/blob/main/RELEASE.md#release-compatibility-matrix.
-"""
-
-_CUDA_BUILDS: dict[str, tuple[str, ...]] = {
-    "2.4": ("11.8", "12.1", "12.4"), "2.5": ("11.8", "12.1", "12.4"), "2.6": ("11.8", "12.4", "12.6"),
-    "2.7": ("11.8", "12.6", "12.8"), "2.8": ("12.6", "12.8", "12.9"), "2.9": ("12.6", "12.8", "13.0"),
-    "2.10": ("12.6", "12.8", "13.0"), "2.11": ("12.6", "12.8", "13.0"), "2.12": ("12.6", "13.0", "13.2"),
-    "2.13": ("12.6", "13.0", "13.2"),
-}  # fmt: skip
-"""Minor version of torch → the CUDAs that it was released for (stable and experimental columns of the same matrix)."""
-
-_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
-"""Major CUDA → oldest Linux driver that runs it, by minor version compatibility (table 1 of
-https://docs.nvidia.com/deploy/cuda-compatibility/minor-version-compatibility.html and table 2 of
-https://docs.nvidia.com/cuda/cuda-toolkit-release-notes/)."""
 
 _LABEL = re.compile(r"cpu|cu[0-9]{3}|rocm[0-9.]+")
 _BELONGS = re.compile(r"nvidia-.*|cuda-(toolkit|bindings|pathfinder)|triton|(pytorch-)?triton-.*")
@@ -78,6 +51,14 @@ class Retargeted:
 def label_of(target: str) -> str:
     """The local version label that PyTorch gives wheels for *target*: ``cu128`` for ``cuda12.8``."""
     return "cu" + target.removeprefix("cuda").replace(".", "") if target.startswith("cuda") else target
+
+
+def label_in(requirement: str) -> str | None:
+    """The label that *requirement* pins one of torch's family to (``cu128``), if it is and does."""
+    name, version = _parsed(requirement)
+    local = Version(version).local if name in FAMILY and version is not None else None
+    match = _LABEL.match(local) if local is not None else None
+    return match[0] if match else None
 
 
 def _target_of_label(label: str) -> str:
@@ -174,7 +155,7 @@ def _parsed(text: str) -> tuple[str, str | None]:
 
 
 def _check_released(torch: str, minor: str, target: str, platform: Platform) -> None:
-    builds = _CUDA_BUILDS.get(minor)
+    builds = CUDA_BUILDS.get(minor)
     if not target.startswith("cuda") or builds is None or target.removeprefix("cuda") in builds:
         return
     raise Unresolvable(
@@ -198,8 +179,3 @@ def check_target(wheels: Sequence[Wheel], asked: str, *, platform: Platform) -> 
             f"The target is {asked}, but torch {torch.version} is for {found}.",
             hint=f"Name where its wheels for {label_of(asked)} lie with --extra-index-url or --find-links.",
         )
-
-
-def driver_of(target: str) -> str | None:
-    """The oldest NVIDIA driver for Linux that runs *target*; ``None`` where it needs none, or is not known."""
-    return _DRIVERS.get(target.removeprefix("cuda").partition(".")[0]) if target.startswith("cuda") else None

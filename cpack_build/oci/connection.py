@@ -28,6 +28,7 @@ from cpack_build.oci.transport import (
     Transport,
     is_loopback,
     pause,
+    pieces,
     reason_of,
 )
 
@@ -275,16 +276,11 @@ class Connection:
             raise self.failure(f"{what}: {lost.reason}", "Run it again.") from lost
 
     def _body(self, response: requests.Response, limit: int, what: str) -> bytes:
-        import requests
-
         data = b""
-        try:
-            for chunk in response.iter_content(64 << 10):
-                data += chunk
-                if len(data) > limit:
-                    raise BadImage(f"{self.reference}: {what}", f"has more than {limit} bytes")
-        except requests.RequestException as error:
-            raise Lost(reason_of(error)) from error
+        for chunk in pieces(response):
+            data += chunk
+            if len(data) > limit:
+                raise BadImage(f"{self.reference}: {what}", f"has more than {limit} bytes")
         return data
 
     def failure(self, problem: str, hint: str) -> NetworkError:
@@ -329,16 +325,14 @@ class Connection:
 
 def error_codes(response: requests.Response) -> list[str]:
     """The codes of an error's JSON body ("Error Codes"); nothing else of it is repeated."""
-    import requests
-
     data = b""
     try:
-        for chunk in response.iter_content(4 << 10):
+        for chunk in pieces(response):
             data += chunk
             if len(data) > _TOLD_LIMIT:
                 return []
         errors = json.loads(data)["errors"]
         codes = [error["code"] for error in errors[:4]]
-    except (requests.RequestException, ValueError, KeyError, TypeError, RecursionError):
+    except (Lost, ValueError, KeyError, TypeError, RecursionError):
         return []  # Most errors need no body to be understood.
     return [code for code in codes if isinstance(code, str) and re.fullmatch(r"[A-Z][A-Z_]{1,40}", code)]

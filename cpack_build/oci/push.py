@@ -230,17 +230,8 @@ class _Push:
                 future.cancel()
 
     def _blob(self, blob: Blob, advance: Callable[[int], None], *, dry_run: bool) -> str:
+        """See that the registry has *blob*; how. It is a task of its own, which ends whole however that was."""
         own = blob.descriptor
-        url = f"{self._connection.base}blobs/{own.digest}"
-        with self._connection.ask("HEAD", url, what=f"blob {own.digest}", ok=(200, 404)) as response:
-            size = response.headers.get("Content-Length", str(own.size))
-            if response.status_code == 200 and size == str(own.size):
-                self._remember(own.digest)
-                advance(own.size)
-                return "present"
-        if dry_run:
-            advance(own.size)
-            return "sent"
         with self._progress.task(own.title, total=own.size) as task:
             left = own.size
 
@@ -250,8 +241,21 @@ class _Push:
                 task.advance(count)
                 advance(count)
 
+            how = self._give(blob, moved, dry_run=dry_run)
+            moved(left)  # What was there or was mounted did not move.
+        return how
+
+    def _give(self, blob: Blob, moved: Callable[[int], None], *, dry_run: bool) -> str:
+        own = blob.descriptor
+        url = f"{self._connection.base}blobs/{own.digest}"
+        with self._connection.ask("HEAD", url, what=f"blob {own.digest}", ok=(200, 404)) as response:
+            size = response.headers.get("Content-Length", str(own.size))
+            is_there = response.status_code == 200 and size == str(own.size)
+        how = "present" if is_there else "sent"
+        if not is_there and not dry_run:
             how = upload(self._connection, blob, sources=self._mountable(own.digest), piece=self._piece, moved=moved)
-        self._remember(own.digest)
+        if is_there or not dry_run:
+            self._remember(own.digest)
         return how
 
     def _mountable(self, digest: str) -> list[str]:

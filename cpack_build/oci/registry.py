@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -21,7 +20,8 @@ from cpack_build.oci.documents import DOCUMENT_LIMIT
 from cpack_build.oci.manifests import ACCEPT
 from cpack_build.oci.origins import Document
 from cpack_build.oci.reference import Reference, is_digest
-from cpack_build.oci.types import CHUNK, Descriptor
+from cpack_build.oci.transport import Lost, pieces
+from cpack_build.oci.types import Descriptor
 
 if TYPE_CHECKING:
     import requests
@@ -30,9 +30,6 @@ __all__ = ["RegistryOrigin"]
 
 _GAIN = 64 << 10
 """Bytes that a connection must have brought for its break to be no failure in a row."""
-_PATIENCE = 60.0
-"""Seconds in which :data:`_LEAST` bytes must come."""
-_LEAST = 16 << 10
 
 
 class RegistryOrigin:
@@ -97,7 +94,7 @@ class RegistryOrigin:
                     reason = "the connection ended early"
                     self._answers.add(response)
                     try:
-                        for chunk in _pieces(response):
+                        for chunk in pieces(response):
                             fresh = chunk[skip:]
                             skip -= len(chunk) - len(fresh)
                             if end < descriptor.size:
@@ -107,8 +104,8 @@ class RegistryOrigin:
                                 yield fresh
                             if done >= end < descriptor.size:
                                 return
-                    except _Broken as broken:
-                        reason = broken.reason
+                    except Lost as lost:
+                        reason = lost.reason
                     finally:
                         self._answers.discard(response)
             if self._stop.is_set():
@@ -122,12 +119,6 @@ class RegistryOrigin:
             connection.pause(failures - 1)
 
 
-class _Broken(Exception):
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-
-
 def _unwanted(response: requests.Response, start: int) -> int | None:
     """How many bytes of the answer come before *start*; ``None`` if it has another part of the whole."""
     if response.status_code == 200:
@@ -135,27 +126,3 @@ def _unwanted(response: requests.Response, start: int) -> int | None:
     told = re.match(r"bytes ([0-9]{1,19})-", response.headers.get("Content-Range", ""))
     # Without a Content-Range the hash will tell.
     return 0 if response.status_code == 206 and (told is None or int(told.group(1)) == start) else None
-
-
-def _pieces(response: requests.Response) -> Iterator[bytes]:
-    """The body as it comes. Raises :class:`_Broken`, also for one that only drips."""
-    from http.client import HTTPException
-
-    from urllib3.exceptions import HTTPError, ReadTimeoutError
-
-    began, count = time.monotonic(), 0
-    while True:
-        try:
-            chunk = response.raw.read1(CHUNK, decode_content=False)
-        except ReadTimeoutError as error:
-            raise _Broken("no answer in time") from error
-        except (HTTPError, OSError, HTTPException) as error:
-            raise _Broken("the connection broke") from error
-        if not chunk:
-            return
-        yield chunk
-        count += len(chunk)
-        if count >= _LEAST:
-            began, count = time.monotonic(), 0
-        elif time.monotonic() - began > _PATIENCE:
-            raise _Broken(f"fewer than {_LEAST >> 10} KiB came in {_PATIENCE:.0f} seconds")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from pathlib import Path
@@ -18,15 +18,30 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from cpack_build.errors import UsageError
+from cpack_build.oci.types import CHUNK
 
 if TYPE_CHECKING:
     import requests
     from requests.adapters import HTTPAdapter
 
-__all__ = ["Access", "BadCertificate", "BadRequest", "Lost", "Sized", "Transport", "is_loopback", "pause", "reason_of"]
+__all__ = [
+    "Access",
+    "BadCertificate",
+    "BadRequest",
+    "Lost",
+    "Sized",
+    "Transport",
+    "is_loopback",
+    "pause",
+    "pieces",
+    "reason_of",
+]
 
 _TIMEOUT = (10, 60)
 """Seconds to connect, and between two pieces of an answer."""
+_PATIENCE = 60.0
+"""Seconds in which :data:`_LEAST` bytes of a body must come."""
+_LEAST = 16 << 10
 _LONGEST_PAUSE = 60.0
 _POOL = 32
 
@@ -167,6 +182,30 @@ def _seconds(after: str | None) -> float | None:
         return max(0.0, parsedate_to_datetime(after).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
+
+
+def pieces(response: requests.Response) -> Iterator[bytes]:
+    """The body as it comes. Raises :class:`Lost`, also for one that only drips."""
+    from http.client import HTTPException
+
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+    began, count = time.monotonic(), 0
+    while True:
+        try:
+            chunk = response.raw.read1(CHUNK, decode_content=False)
+        except ReadTimeoutError as error:
+            raise Lost("no answer in time") from error
+        except (HTTPError, OSError, HTTPException) as error:
+            raise Lost("the connection broke") from error
+        if not chunk:
+            return
+        yield chunk
+        count += len(chunk)
+        if count >= _LEAST:
+            began, count = time.monotonic(), 0
+        elif time.monotonic() - began > _PATIENCE:
+            raise Lost(f"fewer than {_LEAST >> 10} KiB came in {_PATIENCE:.0f} seconds")
 
 
 def is_loopback(netloc: str) -> bool:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpack_build.errors import EngineDied, EngineUnavailable, NodeFailed, OutOfMemory, PromptRefused, RunError
+from cpack_build.errors import EngineDied, EngineUnavailable, RunError
 from cpack_build.serve.comfyui import Engine
+from cpack_build.serve.reports import failure, refusal, unreadable
 
 if TYPE_CHECKING:
     import aiohttp
@@ -34,6 +35,7 @@ Outputs = Mapping[str, Mapping[str, Any]]
 _LOOK_UP_SECONDS = 4.0
 _CONNECT_SECONDS = 2.0
 _PATIENCE_SECONDS = 2.0
+_SUBMIT_SECONDS = 30.0
 
 
 @dataclass
@@ -45,6 +47,7 @@ class _Job:
     unseen: int = 0  # times in a row that ComfyUI knew nothing of it
     watch: Watch | None = None
     began: Callable[[], None] | None = None
+    asking: asyncio.Task[None] | None = None  # while it is being submitted
     submitted: bool = False
     started: bool = False
     position: int | None = None
@@ -126,12 +129,11 @@ class Client:
 
     async def _while_it_lives(self, job: _Job, work: Coroutine[Any, Any, None]) -> None:
         """Await *work*, or the error that ends *job*: a ComfyUI that is lost may never answer."""
-        asking = asyncio.ensure_future(work)
-        try:
-            await asyncio.wait((asking, job.done), return_when=asyncio.FIRST_COMPLETED)
-            if asking.done():
-                asking.result()
-        finally:
+        job.asking = asking = asyncio.ensure_future(work)
+        await asyncio.wait((asking, job.done), return_when=asyncio.FIRST_COMPLETED)
+        if asking.done():
+            asking.result()
+        else:
             asking.cancel()
 
     async def _submit(self, job: _Job, prompt: Mapping[str, Any]) -> None:
@@ -149,24 +151,31 @@ class Client:
             await asyncio.sleep(_CONNECT_SECONDS)
             raise EngineDied("the connection to it broke") from None
         except (aiohttp.ClientError, ValueError) as error:
-            raise _unreadable("the prompt", error) from None
+            raise unreadable("the prompt", error) from None
         if not isinstance(body, dict):
             raise RunError(f"ComfyUI answered the prompt with status {status} and no object.", status=502)
         if status != 200:
-            raise _refusal(body, prompt)
+            raise refusal(body, prompt)
         given = body.get("prompt_id")
         if isinstance(given, str) and given != job.prompt_id:  # versions before 0.3.50 choose the id themselves
-            self._jobs.pop(job.prompt_id)
+            known = self._jobs.pop(job.prompt_id, None)
             job.prompt_id = given
-            self._jobs[given] = job
+            if known is not None:
+                self._jobs[given] = job
         if body.get("node_errors"):
             # Some outputs are valid and would be run; the caller asked for all of them.
             self._spawn(self._cancel(job))
-            raise _refusal(body, prompt)
+            raise refusal(body, prompt)
 
     async def _cancel(self, job: _Job) -> None:
+        """Take *job* from the queue or interrupt it; one that is just being submitted, after that."""
         import aiohttp
 
+        if job.asking is not None and not job.asking.done():
+            await asyncio.wait((job.asking,), timeout=_SUBMIT_SECONDS)
+            job.asking.cancel()
+        if job.asking is not None and not job.asking.cancelled():
+            job.asking.exception()  # seen: nobody waits for it any more
         with contextlib.suppress(aiohttp.ClientError, ValueError):
             await self._post(job, "queue", {"delete": [job.prompt_id]})
             async with self._http.get(f"{job.address}/queue") as response:
@@ -243,7 +252,7 @@ class Client:
         elif kind == "execution_success" or (kind == "executing" and data.get("node") is None):
             _finish(job)
         elif kind in ("execution_error", "execution_interrupted"):
-            _finish(job, _failure(kind, data))
+            _finish(job, failure(kind, data))
 
     def _on_frame(self, frame: bytes) -> None:
         """A preview: event 1 (4 bytes, big-endian), format (4 bytes: 1 JPEG, 2 PNG), the picture."""
@@ -305,7 +314,7 @@ class Client:
         except aiohttp.ClientError:
             raise
         except (ValueError, TypeError, AttributeError) as error:
-            return _finish(job, _unreadable("a question for the result", error))
+            return _finish(job, unreadable("a question for the result", error))
         job.unseen += 1  # once may be the moment between the queue and the history
         if job.unseen > 2:
             _finish(job, EngineDied("it no longer knows this request"))
@@ -348,7 +357,7 @@ class Client:
         except aiohttp.ClientConnectionError:
             raise EngineUnavailable(self._engine.trouble or "it does not answer") from None
         except (aiohttp.ClientError, ValueError, AttributeError, LookupError, TypeError) as error:
-            raise _unreadable(f"the file {name}", error) from None
+            raise unreadable(f"the file {name}", error) from None
 
     async def fetch(self, reference: Mapping[str, str], target: Path) -> bool:
         """Write the file that *reference* (``filename, subfolder, type``) names to *target*; False if there is none."""
@@ -370,7 +379,7 @@ class Client:
         except aiohttp.ClientConnectionError:
             raise EngineDied(self._engine.trouble or "it does not answer") from None
         except aiohttp.ClientError as error:
-            raise _unreadable(f"a question for the output {target.name}", error) from None
+            raise unreadable(f"a question for the output {target.name}", error) from None
         return True
 
     async def free_memory(self) -> None:
@@ -434,43 +443,11 @@ def _finish(job: _Job, error: RunError | None = None) -> None:
             job.done.set_exception(error)
 
 
-def _unreadable(what: str, error: Exception) -> RunError:
-    return RunError(f"ComfyUI's answer to {what} is unreadable: {type(error).__name__}.", status=502)
-
-
 def _finish_from_history(job: _Job, entry: Mapping[str, Any]) -> None:
     for node_id, output in (entry.get("outputs") or {}).items():
         job.outputs[node_id] = output
     messages = (entry.get("status") or {}).get("messages") or []
     for kind, data in messages:
         if kind in ("execution_error", "execution_interrupted"):
-            return _finish(job, _failure(kind, data))
+            return _finish(job, failure(kind, data))
     _finish(job)
-
-
-def _failure(kind: str, data: Mapping[str, Any]) -> RunError:
-    node_id, node_class = str(data.get("node_id", "")), str(data.get("node_type", ""))
-    if kind == "execution_interrupted":
-        return RunError("The request was interrupted.", status=503, node_id=node_id, node_class=node_class)
-    message = str(data.get("exception_message") or "").strip()
-    kind_of_error = str(data.get("exception_type") or "").rpartition(".")[2]
-    if "OutOfMemory" in kind_of_error or "out of memory" in message.lower():
-        return OutOfMemory(message.partition("\n")[0] or kind_of_error, node_id=node_id, node_class=node_class)
-    return NodeFailed(message or kind_of_error or "it gave no reason", node_id=node_id, node_class=node_class)
-
-
-def _refusal(body: Mapping[str, Any], prompt: Mapping[str, Any]) -> PromptRefused:
-    """What ComfyUI found wrong, from its answer: the first node's first error, or the error of the whole."""
-    node_errors = body.get("node_errors")
-    if isinstance(node_errors, dict) and node_errors:
-        # A node is listed, too, when one that it depends on is wrong; that has no errors of its own.
-        nothing: tuple[str, dict[str, Any]] = ("", {})
-        node_id, found = next(((key, value) for key, value in node_errors.items() if value.get("errors")), nothing)
-        problems = [": ".join(filter(None, (e.get("message"), e.get("details")))) for e in found.get("errors", [])]
-        text = "; ".join(problems) or "it gave no reason"
-        return PromptRefused(text, node_id=str(node_id), node_class=str(found.get("class_type", "")), status=422)
-    error = body.get("error")
-    if isinstance(error, dict):
-        text = ": ".join(filter(None, (error.get("message"), error.get("details"))))
-        return PromptRefused(text or "it gave no reason", status=422)
-    return PromptRefused(str(error or "it gave no reason"), status=422)

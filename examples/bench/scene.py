@@ -129,7 +129,7 @@ def make_scene(
     }  # fmt: skip
     write_pack(pack, snapshot_document=snapshot, workflow_api=workflow, workflow={}, inputs={})
     document = {
-        "base": f"oci:{place}/base.oci", "system": {"packages": []}, "models": [str(place / "models")],
+        "base": f"oci:{place}/base.oci", "system": {"defaults": "none"}, "models": [str(place / "models")],
         "mirrors": dict(mirrors.prefixes), "python": {"find_links": [str(place / "wheels")]},
     }  # fmt: skip
     settings.write_text(json.dumps(document))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,30 @@ def test_what_is_there_of_a_pack_is_looked_at_though_it_cannot_be_locked(call: C
     assert "models/a/x.ckpt" in told
     places = {(risk["owner"], risk["path"], risk["line"]) for risk in outcome.document["risks"]}
     assert {("node", "__init__.py", 2), ("mine", "__init__.py", 3), ("models", "models/a/x.ckpt", 0)} <= places
+
+
+def test_inspect_tells_what_each_platform_of_a_lock_pins(call: Caller, tmp_path: Path) -> None:
+    from cpack_build.cpack.writer import write_pack
+    from cpack_build.lock.schema import locks_to_bytes
+
+    path = tmp_path / "x.cpack.lock"
+    first = lock(tmp_path, "https://files.example", service_code=service_code())
+    path.write_bytes(locks_to_bytes([first, first.model_copy(update={"platform": "linux/arm64"})]))
+    outcome = call("inspect", path)
+    assert outcome.code == 0, outcome.err
+    assert [line.split(",")[0].strip() for line in outcome.out.splitlines()[1:]] == ["linux/amd64", "linux/arm64"]
+    document = call("inspect", path, "--json").document
+    assert [one["platform"] for one in document["platforms"]] == ["linux/amd64", "linux/arm64"]
+    assert document["platforms"][0]["target"] == "cpu"
+    pack = tmp_path / "x.cpack.zip"
+    for data, said in (
+        (path.read_bytes(), "  holds its own lock\n    linux/amd64, cpu"),
+        (b"{}", "  holds a lock that"),
+    ):
+        write_pack(pack, snapshot_document={"python": "3.11", "pips": {}}, workflow_api={}, workflow={}, inputs={})
+        with zipfile.ZipFile(pack, "a") as archive:
+            archive.writestr("cpack.lock", data)
+        shown = call("inspect", pack)
+        assert (shown.code, said in shown.out) == (0, True), shown.out + shown.err
+    path.write_text("{}")
+    assert call("inspect", path).code == 3

@@ -57,6 +57,22 @@ def test_an_image_is_pulled_into_every_kind_of_place(call: Caller, registry: Reg
     assert " came" not in done.out
 
 
+@pytest.mark.docker
+def test_a_pull_into_docker_does_not_wait_for_what_reads_packs(
+    registry: Registry, docker: Docker, tmp_path: Path
+) -> None:
+    name = f"{registry.host}/cli/light:v1"
+    push(small_image(), [parse_reference(name)])
+    words = ["pull", name, "-o", "docker:cpack-light"]
+    program = (
+        "import sys; from cpack_build.cli import run; run(sys.argv[1:]);"
+        "print(sorted({'pydantic', 'cpack_build.lock'} & set(sys.modules)))"
+    )
+    environment = os.environ | {"CPACK_HOME": str(tmp_path / "home")}
+    done = subprocess.run([sys.executable, "-c", program, *words], env=environment, capture_output=True, text=True)
+    assert done.stdout.endswith("[]\n"), done.stdout + done.stderr
+
+
 def test_pulled_and_pushed_again_it_is_the_same_image(call: Caller, registry: Registry, tmp_path: Path) -> None:
     image = small_image("round")
     push(image, [parse_reference(f"{registry.host}/cli/round:v1")])

@@ -73,6 +73,28 @@ def test_nothing_of_a_source_runs_before_the_user_agrees(store: Store, tmp_path:
     assert ran.exists()
 
 
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (
+            source_files("source", "1.0", build_requires=["tool>=2"]),
+            "built by own in its own files, which needs tool>=2",
+        ),
+        ({"setup.py": ""}, r"built by setup\.py \(setuptools\), which needs setuptools"),
+        ({"pyproject.toml": '[build-system]\nbuild-backend = "evil\\n- harmless"\n'}, r"built by evil\?- harmless"),
+        ({"pyproject.toml": "[["}, "which does not say by what"),
+        ({"README": ""}, "which does not say by what"),
+    ],
+)
+def test_who_would_build_is_told_before_anybody_agrees(files: dict[str, str], said: str, store: Store) -> None:
+    index = Index()
+    index.add_sdist("source", "1.0", sdist(files, "source-1.0"))
+    with pytest.raises(NeedsTrust, match=said) as caught:
+        lock(index, ["source"], store, trust=False)
+    assert len(caught.value.runs) == 1
+    assert "\n" not in caught.value.runs[0]
+
+
 def test_a_dependency_without_wheel_is_built_and_pinned_with_how_it_was_made(store: Store) -> None:
     index = index_with(requires=["beta"], build_requires=["tool"])
     index.add("alpha", "1.0", requires=["source"])

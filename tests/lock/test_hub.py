@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cpack_build.fetch import civitai, huggingface
 from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.http import Offline, RequestsTransport, Sources
 from cpack_build.fetch.mirrors import Mirrors
@@ -129,3 +130,55 @@ def test_offline_says_what_was_said_before_and_an_unknown_host_is_asked_once(sto
 def test_a_local_mirror_of_a_hub_is_no_hub(store: Store) -> None:
     sources = Sources(Mirrors({"https://huggingface.co/": "/srv/models/"}), RequestsTransport())
     assert look_at(model(HUB), HUB, asker=Asker(sources), store=store) == Seen(HUB, "unknown")
+
+
+TOKENS = {"HF_TOKEN": "hf-secret", "CIVITAI_API_TOKEN": "civitai-secret"}
+
+
+def test_a_token_makes_its_own_hub_tell_what_it_tells_nobody_else(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(request: Request) -> Answer:
+        is_known = request.headers.get("authorization") == "Bearer hf-secret"
+        return repository(private=True) if is_known and request.path.startswith(AT_HUB) else Answer(401)
+
+    with serving(answer) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        sources = Sources(Mirrors({}), RequestsTransport())
+        assert look_at(model(HUB), HUB, asker=Asker(sources), store=store).state == "refused"
+        monkeypatch.setenv("HF_TOKEN", "hf-secret")
+        seen = look_at(model(HUB), HUB, asker=Asker(sources), store=store)
+    assert (seen.state, seen.access) == ("same", "private")
+    assert "secret" not in str(seen)
+
+
+@pytest.mark.parametrize("url", [HUB, CIVITAI, PLAIN])
+def test_no_token_goes_to_a_mirror_or_to_any_other_host(
+    url: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in TOKENS.items():
+        monkeypatch.setenv(name, value)
+    with hub({AT_HUB: repository(), AT_CIVITAI: version()}) as (server, sources):
+        look_at(model(url), url, asker=Asker(sources), store=store)
+        assert server.requests
+        assert not any("secret" in str(request.headers) for request in server.requests)
+
+
+def test_each_token_is_for_its_own_host(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is really sent, by the address that is really asked."""
+    for name, value in TOKENS.items():
+        monkeypatch.setenv(name, value)
+    asked: dict[str, str | None] = {}
+
+    class Recording:
+        def get(self, url: str, *, headers: Mapping[str, str]) -> Any:
+            asked[url.split("/")[2]] = headers.get("Authorization")
+            raise ConnectionError("nobody")
+
+    asker = Asker(Sources(Mirrors({}), Recording()))
+    for url in (HUB, CIVITAI):
+        look_at(model(url), url, asker=asker, store=store)
+    assert asked == {"huggingface.co": "Bearer hf-secret", "civitai.com": "Bearer civitai-secret"}
+    assert civitai.authorization("https://civitai.com.evil.example/x") == {}
+    assert civitai.authorization("http://civitai.com/x") == {}
+    assert huggingface.authorization("https://civitai.com/x") == {}

@@ -46,6 +46,8 @@ class Fault:
     """Having sent so many bytes, send no more, and wait for the client to hang up."""
     spoil: bool = False
     """Answer with a body of the right size whose last byte is another."""
+    silent: bool = False
+    """Take the body, and answer nothing until the client hangs up."""
     drip: bool = False
     """Answer rightly, a byte every hundredth of a second."""
     whole: bool = False
@@ -154,6 +156,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._left = int(headers.get("content-length", "0"))
         self._fault = fault or Fault()
         try:
+            if self._fault.silent:
+                for _ in self._body():
+                    pass
+                self.rfile.read(1)
+                raise _Broken
             if self._fault.status is not None and self._fault.early:
                 self._answer(self._fault.status, self._fault.headers, self._fault.body)
                 self.wfile.flush()

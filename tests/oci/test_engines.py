@@ -172,13 +172,13 @@ def test_all_is_sent_when_a_layer_that_docker_had_is_gone_meanwhile(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     image = small_image()
-    diff_ids = json.dumps([layer.descriptor.digest for layer in image.layers])
+    layers = [layer.descriptor.digest for layer in image.layers]
+    known = json.dumps([{"Id": image.id, "RootFS": {"Layers": layers}}])
     script = f"""
 case "$*" in
   info*) echo '[[Backing Filesystem extfs]]' ;;
   "image ls"*) echo sha256:{"c" * 64} ;;
-  *RootFS*) echo '{diff_ids}' ;;
-  *.Id*) echo {image.id} ;;
+  "image inspect"*) echo '{known}' ;;
   load) cat >"{tmp_path}/sent$(ls {tmp_path} | grep -c sent)"; [ -e {tmp_path}/sent1 ] || exit 1 ;;
 esac
 """
@@ -191,7 +191,8 @@ esac
 
 def test_an_engine_that_has_another_image_then_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     other = "sha256:" + "b" * 64
-    _program(monkeypatch, tmp_path, f"case $1 in load) cat >/dev/null;; image) echo {other};; esac")
+    known = json.dumps([{"Id": other}])
+    _program(monkeypatch, tmp_path, f"case $1 in load) cat >/dev/null;; image) echo '{known}';; esac")
     with pytest.raises(HashMismatch, match="b" * 64):
         DockerEngine().load(small_image(), NAME)
 

@@ -370,11 +370,24 @@ def test_another_digest_in_the_headers_is_believed_no_more_than_the_bytes(fake: 
     assert same(pulled(fake.host, store).image, image)
 
 
-def test_a_registry_that_drips_is_left(fake: Misbehaving, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["blob", "manifest", "token"])
+def test_a_registry_that_drips_is_left(
+    fake: Misbehaving, store: Store, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
     image = image_of([text_layer({"a": "1" * 100_000})])
     fake.hold(image)
-    monkeypatch.setattr("cpack_build.oci.registry._PATIENCE", 0.1)
-    fake.fault = lambda request: Fault(drip=True) if image.layers[0].descriptor.digest in request.path else None
+    monkeypatch.setattr("cpack_build.oci.transport._PATIENCE", 0.1)
+    realm = f'Bearer realm="http://{fake.host}/token"'
+
+    def fault(request: Request) -> Fault | None:
+        if what == "token" and "authorization" not in request.headers:
+            if request.path == "/token":
+                return Fault(status=200, body=b'{"token": "' + b"x" * 400 + b'"}', drip=True)
+            return Fault(status=401, headers={"WWW-Authenticate": realm})
+        part = {"blob": image.layers[0].descriptor.digest, "manifest": "/manifests/"}.get(what, "none")
+        return Fault(drip=True) if part in request.path else None
+
+    fake.fault = fault
     with pytest.raises(NetworkError, match="KiB came in"):
         pulled(fake.host, store)
     fake.fault = lambda request: None

@@ -7,7 +7,8 @@ import json
 import os
 import subprocess
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_bytes
 
@@ -46,6 +47,35 @@ def _quick_and_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 def fake() -> Iterator[Misbehaving]:
     with run_misbehaving() as running:
         yield running
+
+
+@dataclass
+class Told:
+    """A task that was opened, and how far it came."""
+
+    total: int | None
+    count: int = 0
+
+    def advance(self, amount: int) -> None:
+        self.count += amount
+
+    def expect(self, total: int) -> None:
+        self.total = total
+
+
+class Tasks:
+    """A progress that keeps every task."""
+
+    def __init__(self) -> None:
+        self.opened: list[Told] = []
+
+    @contextmanager
+    def task(self, title: str, *, total: int | None = None, unit: str = "B") -> Iterator[Told]:
+        self.opened.append(Told(total))
+        yield self.opened[-1]
+
+    def note(self, message: str) -> None:
+        pass
 
 
 def model_layer(tmp_path: Path, size: int, name: str = "model") -> ModelLayer:
@@ -152,6 +182,31 @@ def test_a_bases_layers_are_mounted_from_where_the_base_lies_as_it_has_them(regi
     assert packed.id == built.id
 
 
+@pytest.mark.parametrize("name", ["a__b/c.d-e---f/0:_A.b-C_", "x/" + "y" * 100 + ":" + "T" * 128, "n:0"])
+def test_names_with_odd_characters_go_there_and_back(registry: Registry, tmp_path: Path, name: str) -> None:
+    reference = parse_reference(f"{registry.host}/push/{name}")
+    image = small_image(name)
+    push(image, [reference])
+    assert open_source(reference).as_image(PLATFORM).digest == image.digest
+    assert json.loads(skopeo("inspect", "--tls-verify=false", f"docker://{reference}"))["Digest"] == image.digest
+
+
+def test_every_blob_is_a_task_that_ends_whole_sent_mounted_or_present(registry: Registry, tmp_path: Path) -> None:
+    image = image_of([text_layer({"told": "1"}), text_layer({"told": "2"})])
+    sizes = sorted(blob.descriptor.size for blob in (image.config, *image.layers))
+    memo = Store(tmp_path / "memo")
+    for name, how in (("told/a:v1", "sent"), ("told/b:v1", "mounted"), ("told/b:v2", "present")):
+        tasks = Tasks()
+        # The last has a manifest of its own, so that each blob is asked for.
+        pushed = image if how != "present" else image_of(image.layers, config={"User": "x"})
+        [done] = push(pushed, [parse_reference(f"{registry.host}/{name}")], memo=memo, progress=tasks)
+        whole, *blobs = tasks.opened
+        assert [task.count for task in tasks.opened] == [task.total for task in tasks.opened]
+        assert whole.total == sum(task.count for task in blobs)
+        assert getattr(done, how) >= sum(sizes[1:])
+        assert len(blobs) == 3
+
+
 def test_also_pushes_to_more_names_for_no_more_bytes(registry: Registry) -> None:
     image = image_of([text_layer({"also": "1" * 5000})])
     names = [parse_reference(f"{registry.host}/push/{name}") for name in ("also-a:v1", "also-a:v2", "also-b:v1")]
@@ -191,6 +246,22 @@ def test_a_reset_at_any_request_is_survived(fake: Misbehaving, tmp_path: Path) -
             # What the registry did for a client that it lost it cannot be told to forget.
             fake.uploads.clear()
             assert holds(fake, image), (kind, number)
+
+
+def test_silence_at_any_request_is_survived(fake: Misbehaving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cpack_build.oci.transport._TIMEOUT", (5, 0.3))
+    image = small_image("silence")
+    push(image, [parse_reference(f"{fake.host}/x:v1")], jobs=1)
+    count = len(fake.seen)
+    for number in range(count):
+        for state in (fake.blobs, fake.manifests, fake.seen, fake.uploads):
+            state.clear()
+        fake.fault = lambda request, number=number: Fault(silent=True) if request.number == number else None
+        push(image, [parse_reference(f"{fake.host}/x:v1")], jobs=1)
+        assert holds(fake, image), number
+    fake.fault = lambda request: Fault(silent=True)
+    with pytest.raises(NetworkError, match=f"Pushing {fake.host}/other:v1: .*no answer in time"):
+        push(image, [parse_reference(f"{fake.host}/other:v1")])
 
 
 def test_a_push_cut_twenty_times_sends_nothing_twice_beyond_a_piece(fake: Misbehaving, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_comfy_pack_s_pack_gives_the_same_pixels_from_the_pack_and_from_its_imag
     settings.write_text(
         json.dumps(
             {
-                "system": {"packages": []},
+                "system": {"defaults": "none"},
                 "nodes": {"exclude": ["ComfyUI-Manager"]},
                 "models": [str(FIXTURES)],
                 "python": {

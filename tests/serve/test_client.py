@@ -29,6 +29,7 @@ class Forgetful:
         self.given_id: str | None = None
         self.refusal: dict[str, Any] | None = None
         self.posted: list[tuple[str, Any]] = []
+        self.slow = 0.0  # seconds until a prompt is answered; it is in the queue only then
 
     def application(self) -> web.Application:
         application = web.Application()
@@ -43,6 +44,7 @@ class Forgetful:
         body = await request.json()
         if self.refusal is not None:
             return web.json_response(self.refusal, status=400 if "error" in self.refusal else 200)
+        await asyncio.sleep(self.slow)
         prompt_id = self.given_id or body["prompt_id"]
         self.queue.append([0, prompt_id])
         return web.json_response({"prompt_id": prompt_id, "number": 0, "node_errors": {}})
@@ -154,6 +156,26 @@ def test_a_prompt_of_which_only_a_part_is_valid_is_refused_and_taken_back() -> N
         while len(comfyui.posted) < 2:
             await asyncio.sleep(0.01)
         assert comfyui.posted == [("/queue", {"delete": ["p"]}), ("/interrupt", {"prompt_id": "p"})]
+
+    with_client(comfyui, test)
+
+
+def test_a_prompt_that_is_cancelled_while_it_is_submitted_is_taken_back_when_it_is_there() -> None:
+    comfyui = Forgetful()
+    comfyui.slow, comfyui.given_id = 0.3, "chosen-by-an-old-comfyui"
+
+    async def test(client: Client, engine: Engine) -> None:
+        running = asyncio.create_task(client.run(PROMPT))
+        await asyncio.sleep(0.1)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert not comfyui.queue, "it was cancelled before it was there"
+        while len(comfyui.posted) < 2:
+            await asyncio.sleep(0.01)
+        own = comfyui.given_id
+        assert comfyui.posted == [("/queue", {"delete": [own]}), ("/interrupt", {"prompt_id": own})]
+        assert not client._jobs
 
     with_client(comfyui, test)
 
