@@ -22,7 +22,7 @@ from cpack_build.progress import SILENT, Progress
 if TYPE_CHECKING:
     from cpack_build.oci.transport import Access
 
-__all__ = ["opened", "opened_image", "pack_path"]
+__all__ = ["opened", "pack_path"]
 
 
 def pack_path(source: str) -> Path | None:
@@ -31,23 +31,6 @@ def pack_path(source: str) -> Path | None:
     if source.endswith((".zip", ".cpack")) or (path.is_file() and ":" not in source):
         return path
     return None
-
-
-@contextmanager
-def opened_image(
-    source: str,
-    *,
-    platform: str,
-    store: Store,
-    mirrors: Mirrors,
-    access: Access | None = None,
-    progress: Progress = SILENT,
-) -> Iterator[Image]:
-    """:func:`opened` for who can use no pack: that is a :class:`UsageError`."""
-    with opened(source, platform=platform, store=store, mirrors=mirrors, access=access, progress=progress) as found:
-        if isinstance(found, Path):
-            raise UsageError(f"{source} is a pack, and no image.", hint="Name an image.")
-        yield found
 
 
 @contextmanager

@@ -224,6 +224,18 @@ def test_links_that_lead_out_of_the_tree_only_together_are_refused(
             fetch_tree(URL, commit, store=store, mirrors=mirrors).tree_digest()
 
 
+def test_a_lock_that_names_such_a_tree_by_its_right_hash_is_refused_by_a_build(
+    origin: Path, store: Store, mirrors: Mirrors
+) -> None:
+    commit = make_repository(origin, {}, links={"a": ".", "b": "a/.."})
+    text = "".join(
+        f"120000 {hashlib.sha256(target).hexdigest()} {path}\0" for path, target in (("a", b"."), ("b", b"a/.."))
+    )
+    right = hashlib.sha256(text.encode()).hexdigest()
+    with pytest.raises(UnsafeInput, match="the link 'b'"):
+        open_locked(URL, commit, tree_sha256=right, store=store, sources=Sources(mirrors))
+
+
 def test_links_within_the_tree_are_no_matter_how_long_the_way(origin: Path, store: Store, mirrors: Mirrors) -> None:
     links = {"a": "deep", "b": "a/../f", "deep/c": "../a/f", "dangling": "deep/nothing"}
     commit = make_repository(origin, {"f": "1", "deep/f": "1"}, links=links)
