@@ -137,10 +137,7 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
     )
     lines += _table(
         "single-file nodes",
-        [
-            (n.filename, "in the pack" if f"nodes/{n.filename}" in pack.other else "not in the pack", _off(n.disabled))
-            for n in snapshot.file_nodes
-        ],
+        [(n.filename, _whence(n.filename, pack), _off(n.disabled)) for n in snapshot.file_nodes],
     )
     lines += _table("in the pack itself", _held(pack))
     lines += _table(
@@ -172,6 +169,15 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
     if hidden := len(unused) - len(shown):
         lines.append(f"    and {hidden} more (--all shows them)")
     return lines
+
+
+def _whence(filename: str, pack: Pack) -> str:
+    """Where a single-file node comes from."""
+    from cpack_build.workspace.place import OWN_NODES
+
+    if f"nodes/{filename}" in pack.other:
+        return "in the pack"
+    return "with ComfyUI" if filename in OWN_NODES else "not in the pack"
 
 
 def _held(pack: Pack) -> list[tuple[str, str, str]]:
