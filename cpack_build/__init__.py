@@ -8,9 +8,13 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> object:
-    """``cpack_build.Client``, imported when it is first asked for: the package itself imports nothing."""
+    """``Client`` and ``AsyncClient``, imported when they are first asked for: the package itself imports nothing."""
     if name == "Client":
         from cpack_build.serve.caller import Client
 
         return Client
+    if name == "AsyncClient":
+        from cpack_build.serve.async_caller import AsyncClient
+
+        return AsyncClient
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -17,6 +17,7 @@
     ├── ToolMissing                 7   an engine or program that is needed is not here or does not answer
     │   └── EngineFailed                it answers, but could not do what was asked
     ├── UnsafeInput                 8   refused for safety: a name that leaves its place, a forbidden URL, …
+    │   └── Occupied                    what is there already would be replaced, and nobody said that it may
     ├── StorageError                9   the disk is full or cannot be written
     ├── RunError                    1   the service could not run the workflow for one request (``status``: HTTP)
     │   ├── EngineUnavailable           ComfyUI does not answer yet, or not again
@@ -50,6 +51,7 @@ __all__ = [
     "NetworkError",
     "NodeFailed",
     "NotAPack",
+    "Occupied",
     "OutOfMemory",
     "PromptRefused",
     "RunError",
@@ -173,6 +175,20 @@ class UnsafeInput(CpackError):
     """Refused for safety."""
 
     exit_code = 8
+
+
+class Occupied(UnsafeInput):
+    """Something else lies where a thing is to go; *paths* are relative to *place*."""
+
+    def __init__(self, place: object, paths: Sequence[str]) -> None:
+        shown = "".join(f"\n- {path}" for path in paths[:20]) + (f"\n- and {len(paths) - 20} more" * (len(paths) > 20))
+        super().__init__(
+            f"{place} has something else at {len(paths)} paths:{shown}" if len(paths) != 1
+            else f"{place} has something else at {paths[0]}.",
+            hint="Nothing was touched. Name another folder, or replace a path (what is there is kept in "
+            ".cpack/replaced) with --force PATH.",
+        )  # fmt: skip
+        self.paths = tuple(paths)
 
 
 class StorageError(CpackError):

@@ -132,6 +132,25 @@ def test_docker_runs_the_image_and_it_answers_with_comfyui_s_own_pixels(built: B
     check_answers(docker, "example:1")
 
 
+LOADER = """
+import ctypes.util, struct, subprocess
+print(ctypes.util.find_library("z"), ctypes.util.find_library("c"))
+def cache():
+    data = open("/etc/ld.so.cache", "rb").read()
+    return data[: struct.unpack_from("<I", data, 32)[0]]  # up to who made it
+ours = cache()
+subprocess.run(["ldconfig", "-X"], check=True)
+print(ours == cache(), struct.unpack_from("<I", ours, 20)[0] > 10)
+"""
+
+
+@pytest.mark.docker
+def test_the_loader_s_cache_is_what_the_image_s_own_ldconfig_makes_of_it(built: Built, docker: Docker) -> None:
+    docker("load", "--input", str(_archive(built)))
+    run = ("run", "--rm", "--user", "0:0", "--entrypoint", "/opt/comfyui/bin/python", "example:archive", "-c")
+    assert docker(*run, LOADER).stdout.splitlines() == ["libz.so.1 libc.so.6", "True True"]
+
+
 @pytest.mark.podman
 def test_podman_runs_the_image_and_it_answers_with_comfyui_s_own_pixels(built: Built, podman: Podman) -> None:
     result = cpack_build(

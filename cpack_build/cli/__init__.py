@@ -6,6 +6,7 @@ whole program as a function: arguments in, exit code out; no exception leaves it
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -21,6 +22,14 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("cpack_build.cli.plan:plan", "Show the layers that a build would make, and which are known already."),
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
     "push": ("cpack_build.cli.push:push", "Push an image to a registry."),
+    "pull": ("cpack_build.cli.pull:pull", "Pull an image or a pack from a registry."),
+    "login": ("cpack_build.cli.login:login", "Log in to a registry."),
+    "logout": ("cpack_build.cli.login:logout", "Forget the login of a registry."),
+    "run": ("cpack_build.cli.running:run", "Run a workflow once here, with its parameters as flags."),
+    "restore": ("cpack_build.cli.restore:restore", "Make a workspace of a pack or an image again, and check one."),
+    "init": ("cpack_build.cli.init:init", "Make a new workspace: ComfyUI and nodes at pinned versions."),
+    "unpack": ("cpack_build.cli.restore:unpack", "Restore a pack, with comfy-pack's flags."),
+    "export": ("cpack_build.cli.export:export", "Get the pack and the lock that made an image out of it."),
     "verify": ("cpack_build.cli.verify:verify", "Make an image again from its lock, and name what differs."),
     "import": ("cpack_build.cli.importing:import_", "Make a pack of what another program recorded, or of an old pack."),
     "store": ("cpack_build.cli.store:store", "Look after the store: what it holds, what is broken, what can go."),
@@ -91,6 +100,8 @@ def cli() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run the command line *arguments* (without the program's name) and return its exit code (docs/exit-codes.md)."""
     try:
+        # Documents are checked by pydantic, which looks through all that is installed for plugins: a tenth of the time.
+        os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         _end_as_with_ctrl_c()
         # Not standalone, click returns the code of ``ctx.exit`` ("differs" is 1), or what the verb returned: nothing.
         code = cli.main(args=list(arguments), prog_name="cpack-build", standalone_mode=False)

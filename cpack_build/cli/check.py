@@ -46,8 +46,6 @@ def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, term
     Also what custom nodes could do (install scripts, network, subprocesses, eval, pickles), the limits of engines and
     registries that the image would break, and the bytes to download. Writes no lock and no image.
     """
-    from cpack_build.fetch.http import Sources
-    from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.image.limits import layer_count, limits_of
     from cpack_build.lock.preflight import preflight
@@ -61,7 +59,7 @@ def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, term
     lock = locks[0] if locks else None
     store = Store()
     if locks:
-        sources = Sources(Mirrors(settings.mirrors))
+        sources = chosen.sources(settings)
         found = preflight(
             *locks,
             store=store,
@@ -133,7 +131,7 @@ def _locks_of(
         except StaleLock as error:
             stale = error
     try:
-        return make_locks(read, settings, terminal=terminal), settings, stale, []
+        return make_locks(read, settings, sources=chosen.sources(settings), terminal=terminal), settings, stale, []
     except CpackError as error:
         return (), settings, stale, list(error.parts or (error,))
 

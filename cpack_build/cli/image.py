@@ -21,14 +21,16 @@ from cpack_build.cli.options import (
     settings_options,
     terminal_options,
 )
-from cpack_build.cli.push import access_for, push_document, push_line, registry_options, tell_of_zstd
+from cpack_build.cli.push import PushOptions, access_for, registry_options, tell_of_zstd
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.http import Sources
     from cpack_build.lock.schema import Lock
     from cpack_build.oci.compressed import Compression
+    from cpack_build.oci.reference import Reference
     from cpack_build.oci.types import Image, ImageIndex
     from cpack_build.progress import Progress
 
@@ -50,6 +52,12 @@ __all__ = ["image"]
 )
 @click.option("--push", "pushes", multiple=True, metavar="REF", help="A registry to push it to; as --output REF.")
 @click.option(
+    "--push-models",
+    "models_to",
+    metavar="REF",
+    help="A repository where each model gets an image of its own, made of the same layer; with --push.",
+)
+@click.option(
     "--lock",
     "lock_file",
     type=click.Path(path_type=Path),
@@ -57,6 +65,9 @@ __all__ = ["image"]
     help="By default NAME.cpack.lock beside PACK.",
 )
 @click.option("--locked", is_flag=True, help="Fail rather than lock when there is no lock.")
+@click.option(
+    "--frozen", is_flag=True, help="Build what the lock says, whatever the settings are now; the pack must be its own."
+)
 @click.option(
     "--trust", is_flag=True, help="Run the Python of a lock that was made elsewhere, here, to compile bytecode with it."
 )
@@ -72,16 +83,14 @@ def image(
     pushes: tuple[str, ...],
     lock_file: Path | None,
     locked: bool,
+    frozen: bool,
     trust: bool,
     dry_run: bool,
     compression: str | None,
     format_revision: int | None,
     chosen: Chosen,
-    jobs: int,
-    blob_limit: int | None,
-    insecure: tuple[str, ...],
-    ca: Path | None,
     terminal: Terminal,
+    **flags: Any,
 ) -> None:
     """Build the image of PACK, and give it to Docker, podman, a folder, a file or a registry.
 
@@ -89,11 +98,9 @@ def image(
     podman, else to NAME.oci/ beside PACK.
     """
     from cpack_build.cpack.reader import read_pack
-    from cpack_build.fetch.store import Store
+    from cpack_build.errors import UsageError
     from cpack_build.lock.form import compression_of, in_form
     from cpack_build.oci.engines import open_engine
-    from cpack_build.oci.push import push as push_image
-    from cpack_build.oci.push import push_index
     from cpack_build.oci.reference import EngineName, Reference
     from cpack_build.oci.types import ImageIndex
 
@@ -102,12 +109,15 @@ def image(
     settings = chosen.settings(read)
     path = lock_file or lock_beside(pack)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
-    found = _find_locks(read, settings, path, must=locked or lock_file is not None)
+    found = _find_locks(read, settings, path, must=locked or frozen or lock_file is not None, frozen=frozen)
     if found is not None:
         found = tuple(in_form(lock, revision=format_revision) for lock in found)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
-    access = access_for(targets, insecure=insecure, ca=ca)
+    options = PushOptions(**flags)
+    if (options.attach or options.models_to) and not targets:
+        raise UsageError("--attach and --push-models go with a push.", hint="Add --push REF.")
+    access = access_for([*targets, *options.places], insecure=chosen.insecure, ca=chosen.ca)
     for destination in destinations:
         # An engine that does not answer is better known now than after the build.
         if outputs and isinstance(destination.place, EngineName) and not dry_run:
@@ -118,11 +128,12 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        made = make_locks(read, form, terminal=terminal)
+        made = make_locks(read, form, sources=chosen.sources(settings), terminal=terminal)
         found = tuple(in_form(lock, revision=format_revision) for lock in made)
         write_locks(found, path)
     how = compression_of(found[0], instead=compression) if targets else None
-    with _built(found, read, settings, trust=trust, terminal=terminal) as built:
+    sources = chosen.sources(settings)
+    with _built(found, read, settings, sources=sources, trust=trust, terminal=terminal) as built:
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
@@ -130,31 +141,21 @@ def image(
         if how is not None:
             packed = _compressed(built, how, progress=terminal.progress)
             tell_of_zstd(packed, terminal)
-        options: dict[str, Any] = {
-            "jobs": jobs,
-            "blob_limit": None if blob_limit is None else blob_limit << 20,
-            "access": access,
-            "memo": Store(),
-            "progress": terminal.progress,
-        }
-        if isinstance(packed, ImageIndex):
-            pushed = push_index(packed, targets, **options)
-        else:
-            pushed = push_image(packed, targets, **options)
+        bases = [base for lock in found for base in _base_of(lock)]
+        done = options.push(packed, targets, access=access, mount_from=bases, terminal=terminal)
         terminal.result(
             {
                 **_document(built),
                 "lock": str(path),
                 "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],
-                **({"compression": str(how), "pushed": [push_document(one) for one in pushed]} if pushed else {}),
+                **({"compression": str(how), **done.document()} if targets else {}),
             }
         )
         for one in built.images if isinstance(built, ImageIndex) else (built,):
             terminal.say(f"{one.id}  {amount(one.size, None, 'B')} in {len(one.layers)} layers, {one.platform}")
         if isinstance(built, ImageIndex):
             terminal.say(f"{built.digest}  {amount(built.size, None, 'B')}, the index of all of them")
-    for line in pushed:
-        terminal.say(push_line(line))
+    done.say(terminal)
     for destination in destinations:
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
 
@@ -185,30 +186,40 @@ def _document(built: Image | ImageIndex) -> dict[str, Any]:
     }
 
 
-def _find_locks(pack: Pack, settings: Settings, path: Path, *, must: bool) -> tuple[Lock, ...] | None:
+def _find_locks(
+    pack: Pack, settings: Settings, path: Path, *, must: bool, frozen: bool = False
+) -> tuple[Lock, ...] | None:
     """The wanted locks at *path*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
     from cpack_build.lock.resolve import check_all_fresh
     from cpack_build.lock.schema import load_locks
 
     if not path.exists() and not must:
         return None
-    return check_all_fresh(load_locks(path), pack, settings, name=path)
+    return check_all_fresh(load_locks(path), pack, settings, frozen=frozen, name=path)
+
+
+def _base_of(lock: Lock) -> list[Reference]:
+    """Where the base's blobs lie, as the base has them: a push to the same registry has them mounted from there."""
+    from cpack_build.lock.schema import BaseImage
+    from cpack_build.oci.reference import Reference, parse_image_name
+
+    if not isinstance(lock.base, BaseImage) or lock.base.reference == "layout":
+        return []
+    name = parse_image_name(lock.base.reference)
+    return [name] if isinstance(name, Reference) else []
 
 
 @contextmanager
 def _built(
-    locks: Sequence[Lock], pack: Pack, settings: Settings, *, trust: bool, terminal: Terminal
+    locks: Sequence[Lock], pack: Pack, settings: Settings, *, sources: Sources, trust: bool, terminal: Terminal
 ) -> Iterator[Image | ImageIndex]:
     """The image, or for several platforms the index of images, for as long as the context lasts."""
-    from cpack_build.fetch.http import Sources
-    from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.gather import gather
     from cpack_build.oci.types import ImageIndex
 
     store = Store()
-    sources = Sources(Mirrors(settings.mirrors))
     with ExitStack() as stack:
         images = []
         for lock in locks:

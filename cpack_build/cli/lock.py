@@ -15,6 +15,7 @@ from cpack_build.cli.terminal import Terminal, amount
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.http import Sources
     from cpack_build.lock.schema import Lock
 
 __all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
@@ -70,7 +71,8 @@ def lock(
     if earlier and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
-        made = make_locks(read, settings, previous=earlier, update=update, offline=offline, terminal=terminal)
+        sources = chosen.sources(settings, offline=offline)
+        made = make_locks(read, settings, sources=sources, previous=earlier, update=update, terminal=terminal)
     made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
     changed = before != locks_to_bytes(made)
     if not dry_run and changed:
@@ -168,24 +170,23 @@ def make_locks(
     pack: Pack,
     settings: Settings,
     *,
+    sources: Sources,
     previous: Sequence[Lock] = (),
     update: tuple[str, ...] = (),
-    offline: bool = False,
+    served: bool = True,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
-    """Resolve *pack*, whose workflow must be one that can be served, for each platform; *offline* asks nobody.
+    """Resolve *pack* from *sources* for each platform. Its workflow must be one that can be *served*.
 
     The platforms are those of the settings, else those of the *previous* locks, else this machine's.
     """
-    from cpack_build.fetch.http import Offline, RequestsTransport, Sources
-    from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import resolve_all, this_platform
 
-    pack.served()
+    if served:
+        pack.served()
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
-    sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())
     return resolve_all(
         pack,
         settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -15,10 +15,14 @@ from cpack_build.cli.terminal import ProgressMode, Terminal
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.http import Sources
     from cpack_build.image.gather import Places
+    from cpack_build.oci.transport import Access
 
 __all__ = [
     "Chosen",
+    "access_of",
+    "access_options",
     "compression_option",
     "documents_of",
     "form_options",
@@ -38,6 +42,9 @@ class Chosen:
 
     config: Path | None
     overrides: dict[str, Any]
+    insecure: tuple[str, ...] = ()
+    """Registries that may lack TLS or a proper certificate."""
+    ca: Path | None = None
 
     def settings(self, pack: Pack) -> Settings:
         """The settings for *pack*: its ``cpack.yaml``, the one beside it or ``--config``, then these flags."""
@@ -53,13 +60,57 @@ class Chosen:
             return load_settings(self.config, overrides=self.overrides)
         return parse_settings("", name="the flags", overrides=self.overrides)
 
+    def sources(self, settings: Settings, *, offline: bool = False) -> Sources:
+        """Where bytes come from: the mirrors of *settings*, and registries as the flags let them be reached."""
+        from cpack_build.fetch.http import Offline, RequestsTransport, Sources
+        from cpack_build.fetch.mirrors import Mirrors
+
+        transport = Offline() if offline else RequestsTransport()
+        return Sources(Mirrors(settings.mirrors, offline), transport, registries=access_of(self.insecure, self.ca))
+
+
+def access_of(insecure: Sequence[str], ca: Path | None, *, own: str | None = None) -> Access:
+    """How registries are reached. Raises :class:`UsageError`."""
+    from cpack_build.errors import UsageError
+    from cpack_build.oci.transport import Access
+
+    for host in insecure:
+        if "/" in host or not host:
+            raise UsageError(f"--insecure-registry {host!r} is no host.", hint="Write HOST or HOST:PORT.")
+    return Access(frozenset(insecure), ca, own)
+
+
+def access_options(function: F) -> F:
+    """The options *insecure* and *ca*: how registries are reached."""
+    options = (
+        click.option(
+            "--insecure-registry",
+            "insecure",
+            multiple=True,
+            metavar="HOST[:PORT]",
+            help="A registry that may lack TLS or a proper certificate.",
+        ),
+        click.option(
+            "--ca",
+            type=click.Path(path_type=Path),
+            envvar="CPACK_REGISTRY_CA",
+            metavar="FILE",
+            help="Certificates (PEM) that registries may have besides the usual; or CPACK_REGISTRY_CA.",
+        ),
+    )
+    return cast("F", _decorated(function, options))
+
 
 def documents_of(pack: Pack) -> dict[str, bytes]:
-    """What the image carries of *pack*; a token in a URL of its snapshot stays out."""
-    from cpack_build.fetch.urls import without_secrets
+    """What the image carries of *pack*; a token in a URL of its snapshot stays out, and settings that have one."""
+    from cpack_build.fetch.urls import has_credentials, without_secrets
 
     documents = pack.documents()
-    return {**documents, "snapshot.json": without_secrets(documents["snapshot.json"])}
+    if "snapshot.json" in documents:
+        documents["snapshot.json"] = without_secrets(documents["snapshot.json"])
+    if pack.settings_text is not None and has_credentials(pack.settings_text):
+        del documents["cpack.yaml"]
+    return documents
 
 
 def places_of(settings: Settings) -> Places:
@@ -148,6 +199,8 @@ def settings_options(function: F) -> F:
         python_package: tuple[str, ...],
         exclude_python_package: tuple[str, ...],
         exclude_node: tuple[str, ...],
+        insecure: tuple[str, ...],
+        ca: Path | None,
         **kwargs: Any,
     ) -> Any:
         from cpack_build.fetch.mirrors import Mirrors
@@ -169,7 +222,7 @@ def settings_options(function: F) -> F:
             "mirrors": dict(mirrors),
             "models": [str(folder.expanduser().absolute()) for folder in models],
         }
-        chosen = Chosen(config, {key: value for key, value in overrides.items() if value})
+        chosen = Chosen(config, {key: value for key, value in overrides.items() if value}, insecure, ca)
         return function(*args, chosen=chosen, **kwargs)
 
     options = (
@@ -197,7 +250,7 @@ def settings_options(function: F) -> F:
         click.option("--exclude-python-package", metavar="NAME", help="Leave a Python package out.", multiple=True),
         click.option("--exclude-node", metavar="NAME", help="Leave a custom node out.", multiple=True),
     )
-    return cast("F", _decorated(wrapped, options))
+    return cast("F", _decorated(access_options(wrapped), options))
 
 
 def _platforms(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

@@ -1,33 +1,36 @@
-"""``cpack-build push IMAGE REF``: an image that lies in a folder, a file or a registry goes to a registry.
+"""``cpack-build push OBJECT REF``: an image that lies in a folder, a file or a registry, or a pack, goes to a registry.
 
-Also what ``image --push`` shares with it: the options that say how registries are reached, and how the result is told.
+Also what ``image --push`` shares with it: the options of a push, and how the result is told.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 
-from cpack_build.cli.options import compression_option, terminal_options
+from cpack_build.cli.options import access_of, access_options, compression_option, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
+    from cpack_build.fetch.store import Store
+    from cpack_build.oci.modelimage import ModelImage
     from cpack_build.oci.push import Pushed
     from cpack_build.oci.reference import Reference
     from cpack_build.oci.transport import Access
     from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["access_for", "push", "push_document", "push_line", "registry_options", "tell_of_zstd"]
+__all__ = ["Done", "PushOptions", "access_for", "own_platform", "push", "registry_options", "tell_of_zstd"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 def registry_options(function: F) -> F:
-    """The options *jobs*, *blob_limit* (MiB), *insecure* and *ca*."""
+    """The options of :class:`PushOptions`: *jobs*, *blob_limit* (MiB), *layer_limit* and *attach*."""
     options = (
         click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs to send at once."),
         click.option(
@@ -37,18 +40,17 @@ def registry_options(function: F) -> F:
             help="The largest blob that the registry takes; by default what is known of it, 0 for none.",
         ),
         click.option(
-            "--insecure-registry",
-            "insecure",
-            multiple=True,
-            metavar="HOST[:PORT]",
-            help="A registry that may lack TLS or a proper certificate.",
+            "--layer-limit",
+            type=click.IntRange(0),
+            metavar="COUNT",
+            help="The most layers that the registry takes; by default what is known of it, 0 for none.",
         ),
         click.option(
-            "--ca",
+            "--attach",
             type=click.Path(path_type=Path),
-            envvar="CPACK_REGISTRY_CA",
+            multiple=True,
             metavar="FILE",
-            help="Certificates (PEM) to trust besides the usual; or CPACK_REGISTRY_CA.",
+            help="A pack, lock, SBOM or provenance that is to refer to it in the registry; may be given several times.",
         ),
     )
     return cast("F", functools.reduce(lambda inner, option: option(inner), reversed(options), cast("Any", function)))
@@ -58,72 +60,227 @@ def registry_options(function: F) -> F:
     epilog="Example: cpack-build push oci:upscale.oci registry.example/team/upscale:1    "
     "(exit codes: docs/exit-codes.md)"
 )
-@click.argument("image")
-@click.argument("reference", metavar="REF")
+@click.argument("image", metavar="OBJECT")
+@click.argument("reference", metavar="REF", required=False)
 @click.option("--also", multiple=True, metavar="REF", help="One more name for it; may be given several times.")
 @click.option(
-    "--platform", type=click.Choice(["linux/amd64", "linux/arm64"]), help="Which of IMAGE's; by default this machine's."
+    "--platform",
+    type=click.Choice(["linux/amd64", "linux/arm64"]),
+    help="Which of OBJECT's; by default this machine's.",
+)
+@click.option(
+    "--models",
+    "models_to",
+    metavar="REF",
+    help="A repository where each model of the image gets an image of its own, made of the same layer.",
 )
 @compression_option
 @click.option("--dry-run", is_flag=True, help="Ask what the registry has, and send nothing.")
 @registry_options
+@access_options
 @terminal_options
 def push(
     image: str,
-    reference: str,
+    reference: str | None,
     also: tuple[str, ...],
     platform: str | None,
     compression: str | None,
     dry_run: bool,
-    jobs: int,
-    blob_limit: int | None,
     insecure: tuple[str, ...],
     ca: Path | None,
     terminal: Terminal,
+    **flags: Any,
 ) -> None:
-    """Push IMAGE (oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's) to the registry as REF.
+    """Push OBJECT to the registry as REF: an image (oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's), or
+    a pack (NAME.cpack.zip), which `cpack-build pull` gives back. With --models alone only an image's models are pushed.
 
-    Its layers go as they are, and its digest stays, unless --compression says otherwise; models are never compressed.
-
-    Logins are those of docker and podman, or CPACK_REGISTRY_USER and CPACK_REGISTRY_PASSWORD.
+    An image's layers go as they are, and its digest stays, unless --compression says otherwise; models are never
+    compressed. Logins are those of docker and podman and of `cpack-build login`, or CPACK_REGISTRY_USER and
+    CPACK_REGISTRY_PASSWORD.
     """
     from cpack_build.fetch.store import Store
     from cpack_build.oci.compressed import compressed_image, parse_compression
-    from cpack_build.oci.push import push as push_image
     from cpack_build.oci.reference import Reference, parse_image_name, parse_reference
     from cpack_build.oci.sources import open_source
 
-    targets = [parse_reference(text) for text in (reference, *also)]
-    access = access_for(targets, insecure=insecure, ca=ca)
-    name = parse_image_name(image)
+    options = PushOptions(**flags)
+    if reference is None and (also or not options.models_to):
+        raise click.UsageError("Missing argument 'REF': where to push it.")
+    targets = [parse_reference(text) for text in (*([reference] if reference else ()), *also)]
+    access = access_for([*targets, *options.places], insecure=insecure, ca=ca)
     how = parse_compression(compression) if compression is not None else None
-    found = open_source(name, access=access).as_image(platform or _own_platform())
-    if how is not None:
-        found = compressed_image(found, how, store=Store(), progress=terminal.progress)
-    tell_of_zstd(found, terminal)
-    pushed = push_image(
-        found,
-        targets,
-        jobs=jobs,
-        blob_limit=None if blob_limit is None else blob_limit << 20,
-        access=access,
-        mount_from=[name] if isinstance(name, Reference) else [],
-        memo=Store(),
-        dry_run=dry_run,
-        progress=terminal.progress,
-    )
+    if Path(image).is_file():
+        found, mounts = _pack(Path(image)), []
+    else:
+        name = parse_image_name(image)
+        found = open_source(name, access=access).as_image(platform or own_platform())
+        if how is not None:
+            found = compressed_image(found, how, store=Store(), progress=terminal.progress)
+        tell_of_zstd(found, terminal)
+        mounts = [name] if isinstance(name, Reference) else []
+    done = options.push(found, targets, access=access, mount_from=mounts, dry_run=dry_run, terminal=terminal)
+    is_pack = Path(image).is_file()
     terminal.result(
         {
-            "image_id": found.id,
+            **({} if is_pack else {"image_id": found.id, "platform": found.platform}),
             "digest": found.digest,
-            "platform": found.platform,
             "size": found.size,
-            "pushed": [push_document(one) for one in pushed],
+            **done.document(),
             **({"dry_run": True} if dry_run else {}),
         }
     )
-    for one in pushed:
-        terminal.say(push_line(one, dry_run=dry_run))
+    done.say(terminal, dry_run=dry_run)
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """What :func:`registry_options` asks for."""
+
+    jobs: int
+    blob_limit: int | None
+    layer_limit: int | None
+    attach: tuple[Path, ...] = ()
+    models_to: str | None = None
+
+    @property
+    def places(self) -> list[Reference]:
+        """Where models go, besides the image."""
+        from cpack_build.oci.reference import parse_reference
+
+        return [parse_reference(self.models_to)] if self.models_to else []
+
+    def __post_init__(self) -> None:
+        """What cannot be attached is better known before the push, or the build, than after it."""
+        if self.attach:
+            from cpack_build.oci.artifact import PACK, kind_of
+
+            for path in self.attach:
+                if kind_of(path) == PACK:
+                    _pack(path)
+
+    def push(
+        self,
+        image: Image | ImageIndex,
+        targets: Sequence[Reference],
+        *,
+        access: Access,
+        mount_from: Sequence[Reference] = (),
+        dry_run: bool = False,
+        terminal: Terminal,
+    ) -> Done:
+        """Push *image* to *targets*, and attach to it in each repository what is to be attached."""
+        from cpack_build.fetch.store import Store
+        from cpack_build.oci.push import push as push_image
+        from cpack_build.oci.push import push_index
+        from cpack_build.oci.types import ImageIndex
+
+        memo = Store()
+        models = _models_for(image, self.places, dry_run=dry_run)
+        given: dict[str, Any] = {
+            "jobs": self.jobs,
+            "blob_limit": None if self.blob_limit is None else self.blob_limit << 20,
+            "layer_limit": self.layer_limit,
+            "access": access,
+            "mount_from": mount_from,
+            "memo": memo,
+            "dry_run": dry_run,
+            "progress": terminal.progress,
+        }
+        if isinstance(image, ImageIndex):
+            pushed = push_index(image, targets, **given)
+        else:
+            pushed = push_image(image, targets, **given)
+        places = {target.name: target for target in targets}.values() if not dry_run else ()
+        attached = [one for place in places for one in self._attach(image, place, access, memo, terminal)]
+        sources = [*targets, *mount_from]
+        made = [one for place in self.places for one in self._models(models, place, sources, access, memo, terminal)]
+        return Done(tuple(pushed), tuple(attached), tuple(made))
+
+    def _attach(
+        self, image: Image | ImageIndex, place: Reference, access: Access, memo: Store, terminal: Terminal
+    ) -> tuple[Pushed, ...]:
+        if not self.attach:
+            return ()
+        from cpack_build.oci.artifact import attach
+
+        subject = image.manifest.descriptor
+        progress = terminal.progress
+        return attach(self.attach, subject, place, access=access, memo=memo, jobs=self.jobs, progress=progress)
+
+    def _models(
+        self,
+        models: Sequence[ModelImage],
+        place: Reference,
+        sources: Sequence[Reference],
+        access: Access,
+        memo: Store,
+        terminal: Terminal,
+    ) -> tuple[Pushed, ...]:
+        from cpack_build.oci.modelimage import push_models
+
+        return push_models(
+            models,
+            place,
+            access=access,
+            mount_from=sources,
+            memo=memo,
+            jobs=self.jobs,
+            blob_limit=None if self.blob_limit is None else self.blob_limit << 20,
+            progress=terminal.progress,
+        )
+
+
+@dataclass(frozen=True)
+class Done:
+    """What a push did."""
+
+    pushed: tuple[Pushed, ...]
+    attached: tuple[Pushed, ...] = ()
+    models: tuple[Pushed, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """For ``--json``."""
+        told = {"pushed": self.pushed, "attached": self.attached, "models": self.models}
+        return {key: [push_document(one) for one in pushed] for key, pushed in told.items() if pushed}
+
+    def say(self, terminal: Terminal, *, dry_run: bool = False) -> None:
+        """For people."""
+        for one in self.pushed:
+            terminal.say(push_line(one, dry_run=dry_run))
+        for one in self.attached:
+            terminal.say(f"  with {push_line(one)}")
+        for one in self.models:
+            terminal.say(f"  model {push_line(one)}")
+
+
+def _models_for(image: Image | ImageIndex, places: list[Reference], *, dry_run: bool) -> tuple[ModelImage, ...]:
+    """The models of *image*, if they are to go anywhere. Raises :class:`UsageError` when it has none."""
+    if not places or dry_run:
+        return ()
+    from cpack_build.errors import UsageError
+    from cpack_build.oci.modelimage import model_images
+    from cpack_build.oci.types import ImageIndex
+
+    models = model_images(image.images[0] if isinstance(image, ImageIndex) else image)  # the same on each platform
+    if not models:
+        raise UsageError("The image has no model that could be pushed.", hint="Leave --models out.")
+    return models
+
+
+def _pack(path: Path) -> Image:
+    """The pack at *path* as an artifact, if it is one that may be shown to others."""
+    from cpack_build.cpack.reader import read_pack
+    from cpack_build.errors import UnsafeInput
+    from cpack_build.fetch.urls import without_secrets
+    from cpack_build.oci.artifact import PACK, file_artifact
+
+    for name, data in read_pack(path).documents().items():
+        if without_secrets(data) != data:
+            raise UnsafeInput(
+                f"{path} has a token in an address in its {name}, which everybody who may pull it would see.",
+                hint="Remove it there, or make the pack again.",
+            )
+    return file_artifact(path, PACK)
 
 
 def access_for(targets: Sequence[Reference], *, insecure: Sequence[str], ca: Path | None) -> Access:
@@ -132,18 +289,14 @@ def access_for(targets: Sequence[Reference], *, insecure: Sequence[str], ca: Pat
     import os
 
     from cpack_build.errors import UsageError
-    from cpack_build.oci.transport import Access
 
     registries = sorted({target.registry for target in targets})
-    for host in insecure:
-        if "/" in host or not host:
-            raise UsageError(f"--insecure-registry {host!r} is no host.", hint="Write HOST or HOST:PORT.")
     if os.environ.get("CPACK_REGISTRY_USER") and not os.environ.get("CPACK_REGISTRY") and len(registries) > 1:
         raise UsageError(
             f"CPACK_REGISTRY_USER is set, and {' and '.join(registries)} are pushed to.",
             hint="Name the one that it is for in CPACK_REGISTRY.",
         )
-    return Access(frozenset(insecure), ca, registries[0] if len(registries) == 1 else None)
+    return access_of(insecure, ca, own=registries[0] if len(registries) == 1 else None)
 
 
 def tell_of_zstd(image: Image | ImageIndex, terminal: Terminal) -> None:
@@ -185,7 +338,7 @@ def push_line(pushed: Pushed, *, dry_run: bool = False) -> str:
     return f"{pushed.reference}  {', '.join(parts)}"
 
 
-def _own_platform() -> str:
+def own_platform() -> str:
     import platform
 
     machine = platform.machine().lower()

@@ -13,6 +13,7 @@ import os
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
     from rich.progress import TaskID
 
-__all__ = ["ProgressMode", "Terminal", "amount", "printable"]
+__all__ = ["ProgressMode", "Terminal", "amount", "printable", "speed"]
 
 ProgressMode = Literal["auto", "plain", "json", "none"]
 _SHOWN_FROM = 0.5
@@ -33,6 +34,8 @@ _TOLD_AFTER = 1.0
 """Seconds after which a task that still runs is told in plain lines."""
 _EVENT_EVERY = 0.2
 """Seconds between two ``advance`` events of one task."""
+_RATE_OVER = 5.0
+"""Seconds over which a rate is taken: long enough to be calm, short enough to tell that a network got slower."""
 
 
 def printable(text: str) -> str:
@@ -85,6 +88,18 @@ class Terminal:
         return _Lines(sys.stderr, tasks=False, notes=True)
 
 
+def speed(rate: float | None, left: float | None) -> str:
+    """``12.3 MB/s, 1:05 left`` for bytes a second and seconds; empty for what is not known."""
+    if not rate:
+        return ""
+    shown = f"{amount(round(rate), None, 'B')}/s"
+    if left is None:
+        return shown
+    minutes, seconds = divmod(round(left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{shown}, {f'{hours}:{minutes:02}' if hours else minutes}:{seconds:02} left"
+
+
 class _Count:
     """A task that counts, and calls back whenever it has moved."""
 
@@ -92,10 +107,29 @@ class _Count:
         self.count = 0
         self.total = total
         self._moved = moved
+        self._marks = deque([(time.monotonic(), 0)])
 
     def advance(self, amount: int) -> None:
         self.count += amount
+        now = time.monotonic()
+        if now - self._marks[-1][0] >= _EVENT_EVERY:
+            self._marks.append((now, self.count))
+            while now - self._marks[0][0] > _RATE_OVER and len(self._marks) > 2:
+                self._marks.popleft()
         self._moved(self)
+
+    @property
+    def rate(self) -> float | None:
+        """Units a second of late, or ``None`` at the beginning."""
+        began, before = self._marks[0]
+        seconds = time.monotonic() - began
+        return (self.count - before) / seconds if seconds >= _EVENT_EVERY else None
+
+    @property
+    def left(self) -> float | None:
+        """Seconds until the end at that rate."""
+        rate = self.rate
+        return max(0, self.total - self.count) / rate if rate and self.total is not None else None
 
     def expect(self, total: int) -> None:
         self.total = total
@@ -132,7 +166,8 @@ class _Lines:
             seconds = time.monotonic() - began
             if seconds >= _SHOWN_FROM:
                 done = f", {amount(count.count, None, unit)}" if count.count else ""
-                self._line(f"{title}: {ended}{done}, {seconds:.1f} s")
+                rate = f" ({speed(count.count / seconds, None)})" if unit == "B" and count.count else ""
+                self._line(f"{title}: {ended}{done}, {seconds:.1f} s{rate}")
 
     def note(self, message: str) -> None:
         if self._notes:
@@ -145,7 +180,10 @@ class _Lines:
 
 
 class _Events:
-    """Progress as JSON objects, one a line: ``start``, ``advance``, ``end`` and ``note``."""
+    """Progress as JSON objects, one a line: ``start``, ``advance``, ``end`` and ``note``.
+
+    ``rate`` is in units a second, ``left`` and ``seconds`` are seconds; what is not known is null.
+    """
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -163,7 +201,15 @@ class _Events:
             nonlocal last
             if time.monotonic() - last >= _EVENT_EVERY:
                 last = time.monotonic()
-                self._event("advance", task=number, done=count.count, total=count.total)
+                rate, left = count.rate, count.left
+                self._event(
+                    "advance",
+                    task=number,
+                    done=count.count,
+                    total=count.total,
+                    rate=None if rate is None else round(rate),
+                    left=None if left is None else round(left, 1),
+                )
 
         count = _Count(total, moved)
         self._event("start", task=number, title=title, total=total, unit=unit)
@@ -199,11 +245,12 @@ class _Bars:
     def _task(self, title: str, total: int | None, unit: str) -> Iterator[Task]:
         bars = self._enter()
         began = time.monotonic()
-        number: TaskID = bars.add_task(title, total=total, amount=amount(0, total, unit))
+        number: TaskID = bars.add_task(title, total=total, amount=amount(0, total, unit), speed="")
 
         def moved(count: _Count) -> None:
             shown = amount(count.count, count.total, unit)
-            bars.update(number, completed=count.count, total=count.total, amount=shown)
+            rate = speed(count.rate, count.left) if unit == "B" else ""
+            bars.update(number, completed=count.count, total=count.total, amount=shown, speed=rate)
 
         count = _Count(total, moved)
         try:
@@ -251,6 +298,7 @@ def _rich_bars() -> RichProgress:
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[amount]}", markup=False),
+        TextColumn("{task.fields[speed]}", markup=False),
         TimeElapsedColumn(),
         console=Console(stderr=True),
         transient=True,

@@ -33,8 +33,6 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     IMAGE is oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's reference.
     """
     from cpack_build.errors import BadImage
-    from cpack_build.fetch.http import Sources
-    from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.carried import Carried
@@ -48,8 +46,8 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     from cpack_build.oci.sources import open_source
 
     settings = chosen.alone()
-    store, sources = Store(), Sources(Mirrors(settings.mirrors))
-    source = open_source(parse_image_name(image), mirrors=sources.mirrors, store=store)
+    store, sources = Store(), chosen.sources(settings)
+    source = open_source(parse_image_name(image), mirrors=sources.mirrors, store=store, access=sources.registries)
     platform = settings.platform[0] if len(settings.platform) == 1 else this_platform()
     found = source.as_image(platform)
     # The top layer has all of the documents; the others may be damaged, which is what is to be found out.

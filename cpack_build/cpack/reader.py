@@ -23,13 +23,11 @@ from cpack_build.errors import BadInput, NotAPack, WorkflowError
 if TYPE_CHECKING:
     from cpack_build.workflow.interface import Workflow
 
-__all__ = ["LOCK_FILES", "Era", "Pack", "PackFile", "read_pack"]
+__all__ = ["Era", "Pack", "PackFile", "read_pack"]
 
 Era = Literal["0.0", "0.1", "0.4"]
 """The first comfy-pack that wrote packs of this shape."""
 
-LOCK_FILES = frozenset({"cpack.lock", "pylock.toml"})
-"""What was made from the rest of the pack."""
 _DOCUMENT_LIMIT = 64 << 20
 """Bytes of a JSON document."""
 _SETTINGS_LIMIT = 1 << 20
@@ -85,13 +83,18 @@ class Pack:
 
     @cached_property
     def content_sha256(self) -> str:
-        """Hex, over ``SHA256 SP NAME NUL`` of every entry that a lock may depend on, sorted by name: all but those that
-        a lock itself puts into a pack (:data:`LOCK_FILES`)."""
+        """Hex, over ``SHA256 SP NAME NUL`` of every entry that a lock or an image depends on, sorted by name.
+
+        The zip's order, dates and compression do not count, so a pack that comes out of an image is the same as the one
+        that went in; nor does ``cpack.yaml`` (settings are an input of their own), nor what is never used.
+        """
+        names = {name: name for name in self.sizes if _is_content(name)}
+        names |= {f"input/{item.path}": item.name for item in self.inputs}
         digest = hashlib.sha256()
         with self.reading() as stream:
-            for name in sorted(self.sizes.keys() - LOCK_FILES, key=str.encode):
+            for name in sorted(names, key=str.encode):
                 content = hashlib.sha256()
-                for chunk in stream(name):
+                for chunk in stream(names[name]):
                     content.update(chunk)
                 digest.update(f"{content.hexdigest()} ".encode() + name.encode() + b"\0")
         return digest.hexdigest()
@@ -122,10 +125,11 @@ class Pack:
         return read_workflow(self.workflow_api, name=f"{self.path}: workflow_api.json")
 
     def documents(self) -> dict[str, bytes]:
-        """What an image carries of the pack beside its nodes: workflow, snapshot, changes of git repositories and input
-        files, as they lie in the zip, by name."""
-        documents = ("snapshot.json", "workflow_api.json", "workflow.json")
-        names = [name for name in self.sizes if name in documents or name.startswith("patches/")]
+        """What an image carries of the pack, by name: its documents, patches and input files as they lie in the zip.
+
+        Local nodes (``nodes/``) are not among them: an image has each as a layer.
+        """
+        names = [name for name in sorted(self.sizes) if name in _DOCUMENTS or name.startswith("patches/")]
         found = {name: self.open_member(name) for name in names}
         return found | {f"input/{item.path}": self.open_member(item.name) for item in self.inputs}
 
@@ -186,6 +190,12 @@ def read_pack(path: Path) -> Pack:
         extra={key: value for key, value in document.items() if key not in _KNOWN} if document else {},
         _archive=archive,
     )
+
+
+def _is_content(name: str) -> bool:
+    if name in _DOCUMENTS:
+        return name != "cpack.yaml"
+    return name.startswith(("nodes/", "patches/", "comfyui/")) and not name.endswith((".pyc", ".pyo"))
 
 
 def _workflow_api(document: Any, path: Path) -> dict[str, Any]:

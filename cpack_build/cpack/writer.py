@@ -17,7 +17,7 @@ from typing import IO, Any
 from cpack_build.cpack.archive import MEMBER_LIMIT, unsafe_name
 from cpack_build.errors import BadInput, StorageError, UnsafeInput
 
-__all__ = ["write_pack"]
+__all__ = ["write_entries", "write_pack"]
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 """The earliest that a zip can hold (APPNOTE 4.4.6)."""
@@ -51,6 +51,11 @@ def write_pack(
     if settings is not None:
         entries["cpack.yaml"] = settings.encode()
     entries |= {f"input/{name}": data for name, data in (inputs or {}).items()} | dict(other or {})
+    write_entries(path, entries)
+
+
+def write_entries(path: Path, entries: Mapping[str, bytes | Path]) -> None:
+    """Write a pack at *path* of *entries* that are what they shall be, byte by byte. Raises as :func:`write_pack`."""
     for name in entries:
         if problem := unsafe_name(name):
             raise UnsafeInput(f"{name!r} cannot be put into a pack: it {problem}.", hint="Rename the file.")

@@ -237,7 +237,7 @@ def _remove(left: Leftover) -> bool:
 
 def _leftovers(store: Store) -> Iterator[Leftover]:
     found: Sequence[tuple[str, Literal["partial", "rejected", "temporary"]]] = (
-        ("partial", "partial"), ("rejected", "rejected"), ("tmp", "temporary"),
+        ("partial", "partial"), ("rejected", "rejected"), ("pulled", "temporary"), ("tmp", "temporary"),
     )  # fmt: skip
     for folder, why in found:
         for path, status in _files(store.root / folder):

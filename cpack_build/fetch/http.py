@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import unquote
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput
@@ -152,6 +152,8 @@ class Sources:
     http: HttpTransport = field(default_factory=RequestsTransport)
     tuning: Tuning = field(default_factory=Tuning)
     further: Sequence[Place] = ()
+    registries: Any = None
+    """How container registries are reached: an ``oci.transport.Access``, of which this room knows nothing."""
 
 
 def download(

@@ -6,6 +6,7 @@ Under one root (``CPACK_HOME``, by default ``~/.cache/cpack-build``)::
     git/<hex>/            bare repositories, named by the hash of their URL
     tmp/                  what is being written, each held by a lock; renamed into place only when whole and verified
     partial/<hex>         downloads that may go on in another run (:mod:`.partial`)
+    pulled/<hex>          the same from registries, named by what they will be (:mod:`cpack_build.oci.partial`)
     rejected/<hex>        what came under another hash than promised, by its real one; never used
     leases/               what running processes use (:mod:`.leases`)
     memo.sqlite           what was computed once: file hashes by stat, digests by recipe (:mod:`.memo`)
@@ -66,8 +67,15 @@ class StoredFile:
     stamp: tuple[int, ...] | None = None
 
     def require_unchanged(self) -> None:
-        """Raise :class:`Unresolvable` if the file is no longer the one whose content was known."""
-        if self.stamp is not None and _stamp_at(self.path) != self.stamp:
+        """Raise :class:`Unresolvable` if the file is no longer the one whose content was known.
+
+        A blob may have been put once more meanwhile, by another thread or program: it has to be what it is called.
+        """
+        if self.stamp is None or _stamp_at(self.path) == self.stamp:
+            return
+        if self.path.name == self.sha256 and self.path.exists():
+            self.require_sound()
+        else:
             raise Unresolvable(
                 f"{self.path} changed while it was read.", hint="Wait until it is written, and run it again."
             )
@@ -211,7 +219,11 @@ class Store:
             os.fsync(descriptor)
             os.fchmod(descriptor, 0o444)
             blob.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(path, blob)
+            with _held_folder(blob.parent):
+                if self._believed(blob, _hex(sha256), own=True) is None:
+                    os.replace(path, blob)
+                else:  # Put meanwhile by another, and who has the stamp of that must not think that it changed.
+                    os.unlink(path)
         if name:
             self.memo.write("INSERT OR REPLACE INTO names (sha256, name) VALUES (?, ?)", _hex(sha256), name)
         return blob
@@ -309,6 +321,17 @@ def _hex(sha256: str) -> str:
     if not _HEX.fullmatch(sha256):
         raise Unresolvable(f"{sha256!r} is not a sha256 in lowercase hex.")
     return sha256
+
+
+@contextmanager
+def _held_folder(folder: Path) -> Iterator[None]:
+    """*folder* against other threads and processes that hold it; the system lets go of it at a kill."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def stored_at(path: Path, sha256: str) -> StoredFile:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 from cpack_build.errors import UnsafeInput
 
-__all__ = ["check_http", "redact", "without_credentials", "without_secrets"]
+__all__ = ["check_http", "has_credentials", "redact", "without_credentials", "without_secrets"]
 
 _NAMES = "(?:access_?token|api_?key|auth|authorization|key|password|secret|sig|signature|token|x-amz-[a-z-]+)="
 _SECRET = re.compile(_NAMES, re.IGNORECASE)
@@ -27,6 +27,13 @@ def without_credentials(url: str) -> str:
 def without_secrets(document: bytes) -> bytes:
     """*document* with the values of secret query parameters in it, wherever they stand, replaced by ``removed``."""
     return _SECRET_IN_TEXT.sub(rb"\1removed", document)
+
+
+def has_credentials(text: str) -> bool:
+    """Whether some URL in *text* has a user, a password or a secret query parameter."""
+    if without_secrets(text.encode()) != text.encode():
+        return True
+    return any("@" in match["rest"].split("#", 1)[0].partition("/")[0] for match in _IN_TEXT.finditer(text))
 
 
 def redact(text: str) -> str:

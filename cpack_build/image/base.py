@@ -17,23 +17,28 @@ from cpack_build.image.layer import MTIME
 from cpack_build.lock.schema import BaseImage, ScratchBase
 from cpack_build.oci import tar
 from cpack_build.oci.filesystem import FileTree, file_tree
+from cpack_build.oci.pull import pull
 from cpack_build.oci.reference import Reference, parse_image_name
 from cpack_build.oci.sources import open_source
-from cpack_build.oci.types import Blob, BytesBlob, Image
+from cpack_build.oci.types import Blob, BytesBlob, Image, canonical_json
 from cpack_build.oci.uncompressed import uncompressed
 from cpack_build.progress import SILENT, Progress
 
 __all__ = ["Base", "known_base_layers", "open_locked_base"]
 
 _LAYER_COUNT = "base-layers"
+_ACCOUNTS = "base-accounts"
 
 
 @dataclass(frozen=True)
 class Base:
-    """A base image at hand: its *config* document and its uncompressed *layers*, with diff IDs as digests."""
+    """A base image at hand: its *config* document and its uncompressed *layers*, with diff IDs as digests.
+
+    What of its files is asked for at every build is remembered in *store*, by the diff IDs."""
 
     config: dict[str, object]
     layers: tuple[Blob, ...]
+    store: Store | None = None
 
     def files(self) -> FileTree:
         """The file system that the layers add up to; each is read once."""
@@ -42,8 +47,17 @@ class Base:
 
     def accounts(self) -> tuple[bytes, bytes]:
         """``/etc/passwd`` and ``/etc/group``."""
-        found = self.files().read(["etc/passwd", "etc/group"])
-        return found.get("etc/passwd", b""), found.get("etc/group", b"")
+        names = ("etc/passwd", "etc/group")
+        key = canonical_json([layer.descriptor.digest for layer in self.layers]).decode()
+        known = self.store.recall(_ACCOUNTS, key) if self.store is not None else None
+        if known is not None:
+            passwd, group = (text.encode("latin-1") for text in json.loads(known))
+            return passwd, group
+        found = self.files().read(names)
+        passwd, group = (found.get(name, b"") for name in names)
+        if self.store is not None:
+            self.store.remember(_ACCOUNTS, key, json.dumps([passwd.decode("latin-1"), group.decode("latin-1")]))
+        return passwd, group
 
     def interpreter_files(self, python: str) -> Iterator[tar.Entry]:
         """What of the base's files its Python *python* (``3.11``) needs to start."""
@@ -68,11 +82,11 @@ def open_locked_base(
     image_name = parse_image_name(name if name != "scratch" else pin.reference)
     if isinstance(image_name, Reference):
         image_name = replace(image_name, tag=None, digest=pin.digest)
-    source = open_source(image_name, mirrors=sources.mirrors, store=store)
+    source = open_source(image_name, mirrors=sources.mirrors, store=store, access=sources.registries)
     descriptor, _ = source.manifest(platform)
     if descriptor.digest != pin.digest:
         raise StaleLock("The lock", f"it pins the base {pin.digest}, and {name} is {descriptor.digest} now")
-    image = source.as_image(platform)
+    image = pull(source, platform, progress=progress).image
     config = json.loads(image.config.data)
     layers = []
     with progress.task(f"Base {pin.reference}", total=len(image.layers), unit="layers") as task:
@@ -80,7 +94,7 @@ def open_locked_base(
             layers.append(uncompressed(layer, diff_id, memo=store))
             task.advance(1)
     store.remember(_LAYER_COUNT, pin.digest, str(len(layers)))
-    return Base(config, tuple(layers))
+    return Base(config, tuple(layers), store)
 
 
 def known_base_layers(base: ScratchBase | BaseImage, *, store: Store) -> int:

@@ -25,6 +25,7 @@ from cpack_build.image.interpreter import archive_layer, runnable
 from cpack_build.image.layer import Recipe, TarLayer, text
 from cpack_build.image.loader import stored_cache
 from cpack_build.image.models import model_layer, shared_layer
+from cpack_build.image.overlaps import overlaps
 from cpack_build.image.trees import comfyui_layer, node_layer
 from cpack_build.image.wheels import Environment, StoredWheel, environment_entries, wheel_layer
 from cpack_build.lock.schema import (
@@ -95,6 +96,9 @@ def build(
             diff_ids=[layer.descriptor.digest for layer in every],
             base=base.config if base is not None else None,
         )
+        own = {recipe.inputs[0].sha256 for recipe in recipes if recipe.kind == "wheel"}
+        for note in overlaps(materials.wheels, own=own, store=store):
+            progress.note(note)
         yield Image(form.manifest(lock, config=config, layers=every), config, every)
 
 

@@ -81,11 +81,9 @@ def gather(
     service, wheels = wheels_of(lock.service), wheels_of(lock.python)
     archive = lock.interpreter if isinstance(lock.interpreter, ArchiveInterpreter) else None
     own_debs = lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
+    # The largest first: a model's hash takes longest, and needs one core while the others bring the rest.
+    by_size = sorted(lock.models, key=lambda item: -item.size)
     base = None
-    if isinstance(lock.base, BaseImage):
-        base = open_locked_base(
-            lock.base, platform=lock.platform, name=places.base, store=store, sources=sources, progress=progress
-        )
 
     model_places = places_of(sources, folders=places.models)
     with working(_PARALLEL, progress) as (pool, reports):
@@ -117,9 +115,14 @@ def gather(
             waiting = [pool.submit(work, item) for item in items]
             return lambda: tuple(future.result() for future in waiting)
 
+        models = each(model, by_size)
+        if isinstance(lock.base, BaseImage):
+            base = open_locked_base(
+                lock.base, platform=lock.platform, name=places.base, store=store, sources=sources, progress=reports
+            )
         service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
         system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
-        trees, models = each(tree, (lock.comfyui, *lock.custom_nodes)), each(model, lock.models)
+        trees = each(tree, (lock.comfyui, *lock.custom_nodes))
         interpreter_archive = None
         if archive is not None:
             interpreter_archive = download(
@@ -142,6 +145,6 @@ def gather(
             wheels=comfyui_wheels(),
             comfyui=comfyui,
             nodes=tuple(nodes),
-            models={item.sha256: file for item, file in zip(lock.models, models(), strict=True)},
+            models={item.sha256: file for item, file in zip(by_size, models(), strict=True)},
             documents=documents,
         )

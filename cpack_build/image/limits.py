@@ -12,22 +12,16 @@ from cpack_build.errors import Unresolvable
 from cpack_build.image.budget import FIXED, Allotment, allot
 from cpack_build.lock.schema import Lock
 from cpack_build.lock.wheels import wheels_of
+from cpack_build.oci.limits import REGISTRIES, RUNNABLE_LAYERS
 from cpack_build.oci.modellayer import layer_size
 
 __all__ = ["ENGINE_LAYERS", "REGISTRY_LAYER_BYTES", "Limit", "layer_count", "limits_of"]
 
-ENGINE_LAYERS = {"Docker's graph drivers": 125, "podman": 127}
-"""Layers in all. Source: moby ``layer/layer.go``, ``maxLayerDepth``; containers/storage overlay, 4.3."""
+ENGINE_LAYERS = {"Docker's graph drivers": RUNNABLE_LAYERS, "podman": 127}
+"""Layers in all. Source of the second: containers/storage overlay, podman 4.3."""
 
-REGISTRY_LAYER_BYTES = {
-    "Amazon ECR Public": 10_000 << 20,
-    "GitHub's container registry": 10 * 10**9,
-    "Amazon ECR": 52_000 << 20,
-    "Azure Container Registry": 200 << 30,
-}
-"""Bytes of one layer. Sources: docs.aws.amazon.com/AmazonECR/latest/public/public-service-quotas.html and
-…/userguide/service-quotas.html, docs.github.com "Working with the Container registry",
-learn.microsoft.com "Azure Container Registry service tiers"."""
+REGISTRY_LAYER_BYTES = {known.name: known.blob for known in REGISTRIES if known.blob is not None}
+"""Bytes of one layer, by the registry's name; the sources are there."""
 
 
 @dataclass(frozen=True)

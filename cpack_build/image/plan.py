@@ -47,6 +47,7 @@ SHARED = {
     "service": "images of this cpack-build with the same Python",
     "wheel": "images with this wheel and the same Python",
     "model": "every image with this model",
+    "models": "images with the same small models in this group",
     "wheels": "images with the same other wheels and Python",
     "comfyui": "images with the same ComfyUI and Python",
     "node": "images with the same commit of the node, and Python",
@@ -128,12 +129,12 @@ def _planned(part: Recipe | ModelLayer, lock: Lock, store: Store) -> PlannedLaye
     if remembered is None or (part.kind == "app" and isinstance(lock.base, BaseImage)):
         return PlannedLayer(part.kind, part.name, None, None)
     digest, _, length = remembered.partition(" ")
-    return PlannedLayer(part.kind, part.name, int(length), digest, _compressed(digest, int(length), lock, store))
+    return PlannedLayer(part.kind, part.name, int(length), digest, _compressed(part, digest, int(length), lock, store))
 
 
-def _compressed(diff_id: str, size: int, lock: Lock, store: Store) -> int | None:
+def _compressed(part: Recipe, diff_id: str, size: int, lock: Lock, store: Store) -> int | None:
     how = recorded_compression(lock)
-    return size if how.algorithm == "none" else known_size(diff_id, how, store=store)
+    return size if how.algorithm == "none" or part.kind == "models" else known_size(diff_id, how, store=store)
 
 
 @contextmanager

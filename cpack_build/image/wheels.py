@@ -27,10 +27,11 @@ from installer.utils import parse_entrypoints, parse_metadata_file
 from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
 from cpack_build.fetch.store import StoredFile
 from cpack_build.image.bytecode import Compiler, identity, sources_of
+from cpack_build.image.inflate import member_chunks
 from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, safe_path, symlink, text
 from cpack_build.oci import tar
 
-__all__ = ["Environment", "StoredWheel", "environment_entries", "wheel_layer"]
+__all__ = ["Environment", "StoredWheel", "environment_entries", "installed_files", "wheel_layer"]
 
 _CHUNK = 1 << 20
 _DOCUMENT_LIMIT = 64 << 20
@@ -127,6 +128,21 @@ def wheel_layer(
     hashes = [(wheel.filename, wheel.sha256) for wheel in wheels]
     key = key_of("wheels", environment.document, hashes, small, identity(compiler))
     return Recipe(kind, name, key, entries, inputs=tuple(wheel.file for wheel in wheels))
+
+
+def installed_files(wheel: StoredWheel, environment: Environment) -> dict[str, str]:
+    """Path in the image → hash of each file of *wheel*, by its RECORD, and what its entry points call."""
+    with _open(wheel) as archive:
+        dist_info = _dist_info(archive, wheel)
+        data = dist_info.removesuffix(".dist-info") + ".data/"
+        found = {
+            _target(name, data, wheel, environment)[0]: str(record.hash_)
+            for name, record in _records(archive, wheel, dist_info).items()
+            if record.hash_ is not None
+        }
+        for entry in _entry_points(archive, dist_info, wheel, environment):
+            found[entry.path] = _content_hash(entry)
+    return found
 
 
 def _content_hash(entry: tar.Entry) -> str:
@@ -313,11 +329,10 @@ class _Member:
             raise BadInput(f"{self.wheel}: RECORD uses the unknown hash {expected.name!r}.") from error
         try:
             count = 0
-            with self.archive.open(self.info) as file:
-                while chunk := file.read(_CHUNK):
-                    hasher.update(chunk)
-                    count += len(chunk)
-                    yield chunk
+            for chunk in member_chunks(self.archive, self.info):
+                hasher.update(chunk)
+                count += len(chunk)
+                yield chunk
             if count != self.size:
                 raise EOFError(f"it has {count} bytes, and {self.size} were announced")
         except _BROKEN as error:

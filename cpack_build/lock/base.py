@@ -19,6 +19,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.schema import BaseImage
 from cpack_build.oci.filesystem import file_tree
+from cpack_build.oci.pull import pull
 from cpack_build.oci.reference import Reference, parse_image_name
 from cpack_build.oci.sources import open_source
 from cpack_build.progress import SILENT, Progress
@@ -60,7 +61,7 @@ def open_base(
                 f"The base image {reference} is in a registry, and --offline forbids to ask it.",
                 hint="Name a local copy: --base oci:DIR, or --mirror NAME=oci:DIR.",
             )
-    source = open_source(name, mirrors=sources.mirrors, store=store)
+    source = open_source(name, mirrors=sources.mirrors, store=store, access=sources.registries)
     descriptor, _ = source.manifest(platform)
     source.config(platform)  # the platform is what it says
     shown = "layout"
@@ -71,8 +72,9 @@ def open_base(
         document = json.loads(zlib.decompress(base64.b64decode(known)))
         files = {path: base64.b64decode(content) for path, content in document["files"].items()}
         return Base(record, frozenset(document["paths"]), files)
+    image = pull(source, platform, progress=progress).image
     with progress.task(f"Reading {reference}"):
-        tree = file_tree(source.as_image(platform))
+        tree = file_tree(image)
         files = tree.read(path for path in tree.nodes if _WANTED.fullmatch(path))
     base = Base(record, frozenset(path for path in tree.nodes if _PYTHON.fullmatch(path)), files)
     document = {

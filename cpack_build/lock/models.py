@@ -21,12 +21,11 @@ from cpack_build.fetch.places import Folders, Place, Wanted, places_of
 from cpack_build.fetch.store import Store, StoredFile, stamp_of
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.lock.schema import Model
-from cpack_build.oci.modellayer import frame, hash_model, prove_layer
+from cpack_build.oci.modellayer import LAYER_MEMO, frame, hash_model, prove_layer
 from cpack_build.progress import SILENT, Progress, working
 
 __all__ = ["fetch_model", "is_layer_proved", "local_model", "lock_models", "safe_model_path"]
 
-_LAYER = "model-layer-1"
 _FILE = "model-file-1"
 _PARALLEL = max(4, os.cpu_count() or 1)
 """Models at once: more than cores, for some wait for a network."""
@@ -118,7 +117,7 @@ def fetch_model(
 
 def is_layer_proved(model: Model, file: StoredFile, *, store: Store) -> bool:
     """Whether this machine computed the digest of the model's layer from *file*, and the lock says the same."""
-    if store.recall(_LAYER, f"{model.sha256}:{model.size}") == model.layer_digest:
+    if store.recall(LAYER_MEMO, f"{model.sha256}:{model.size}") == model.layer_digest:
         found = store.find(model.sha256)
         return found is not None and (found.path, found.stamp) == (file.path, file.stamp)
     return _proved_by_layer(model, store=store) == file
@@ -216,7 +215,7 @@ def _find(
                 raise problem
         raise _not_found(path, entry, folders, done.problems)
     if done.framed is not None:
-        store.remember(_LAYER, f"{sha256}:{done.file.size}", f"sha256:{done.framed}")
+        store.remember(LAYER_MEMO, f"{sha256}:{done.file.size}", f"sha256:{done.framed}")
     return done.file
 
 
@@ -244,7 +243,7 @@ def _not_found(path: str, entry: ModelEntry, folders: Sequence[str], problems: S
 
 def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progress) -> StoredFile:
     """*path* if it has that hash; the layer's digest comes from the same read."""
-    if store.recall(_LAYER, f"{sha256}:{size}") is not None:
+    if store.recall(LAYER_MEMO, f"{sha256}:{size}") is not None:
         with progress.task(f"Hashing {path.name}", total=size) as task:
             file = store.adopt(path, on_read=task.advance)
         if file.sha256 != sha256:
@@ -253,7 +252,7 @@ def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progr
     proved = StoredFile(path.absolute(), sha256, size, stamp_of(path.stat()))
     with progress.task(f"Hashing {path.name}", total=size) as task:
         digest = hash_model(path, sha256, size, on_read=task.advance)
-    store.remember(_LAYER, f"{sha256}:{size}", digest)
+    store.remember(LAYER_MEMO, f"{sha256}:{size}", digest)
     proved.require_unchanged()
     store.remember_file(proved)
     return proved
@@ -261,9 +260,9 @@ def _proved(path: Path, sha256: str, size: int, *, store: Store, progress: Progr
 
 def _layer_digest(file: StoredFile, *, store: Store, progress: Progress) -> str:
     key = f"{file.sha256}:{file.size}"
-    if (known := store.recall(_LAYER, key)) is not None:
+    if (known := store.recall(LAYER_MEMO, key)) is not None:
         return known
     with progress.task(f"Hashing the layer of {file.path.name}", total=file.size) as task:
         digest = hash_model(file.path, file.sha256, file.size, on_read=task.advance)
-    store.remember(_LAYER, key, digest)
+    store.remember(LAYER_MEMO, key, digest)
     return digest

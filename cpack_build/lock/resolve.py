@@ -238,7 +238,7 @@ def _environment(
 
 
 def check_all_fresh(
-    locks: Sequence[Lock], pack: PackInput, settings: Settings, *, name: object = "The lock"
+    locks: Sequence[Lock], pack: PackInput, settings: Settings, *, frozen: bool = False, name: object = "The lock"
 ) -> tuple[Lock, ...]:
     """Those of *locks* that *settings* ask for, each fresh. Raises :class:`StaleLock`, also for one that lacks."""
     wanted = set(settings.platform) or {lock.platform for lock in locks}
@@ -247,16 +247,27 @@ def check_all_fresh(
         raise StaleLock(name, f"it is for {have}, not {' and '.join(lacking)}")
     chosen = tuple(lock for lock in locks if lock.platform in wanted)
     for lock in chosen:
-        check_fresh(lock, pack, settings, name=name)
+        check_fresh(lock, pack, settings, frozen=frozen, name=name)
     return chosen
 
 
-def check_fresh(lock: Lock, pack: PackInput, settings: Settings, *, name: object = "The lock") -> None:
-    """See that *lock* belongs to *pack*, *settings* and us. Raises :class:`StaleLock`, saying which not."""
+def check_fresh(
+    lock: Lock, pack: PackInput, settings: Settings, *, frozen: bool = False, name: object = "The lock"
+) -> None:
+    """See that *lock* belongs to *pack*, *settings* and us; when *frozen*, whatever the settings are.
+
+    Raises :class:`StaleLock`, saying which not.
+    """
     if lock.inputs.pack != pack.content_sha256:
         raise StaleLock(name, "the pack has changed since it was made")
-    if lock.inputs.settings != settings.digest():
-        raise StaleLock(name, "the settings (cpack.yaml or flags) have changed since it was made")
+    if frozen:
+        settings = settings.model_copy(update={"platform": (), "compression": None})
+    elif lock.inputs.settings != settings.digest():
+        raise StaleLock(
+            name,
+            "the settings (cpack.yaml or flags) have changed since it was made",
+            hint="Run `cpack-build lock` again, or build what it says all the same with --frozen.",
+        )
     if settings.platform and lock.platform not in settings.platform:
         raise StaleLock(name, f"it is for {lock.platform}, not {' and '.join(settings.platform)}")
     own = lock.compression

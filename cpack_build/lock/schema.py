@@ -361,7 +361,9 @@ def locks_to_bytes(locks: Sequence[Lock]) -> bytes:
 
 
 def _canonical(document: BaseModel) -> bytes:
-    return (json.dumps(document.model_dump(mode="json"), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+    # What is ``None`` is left out, so a field that is added later leaves the bytes of the locks that are in images.
+    plain = document.model_dump(mode="json", exclude_none=True)
+    return (json.dumps(plain, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def read_locks(data: bytes, *, name: object) -> tuple[Lock, ...]:

@@ -52,6 +52,11 @@ class Authorization:
         self._found: Found | None = None
 
     @property
+    def was_challenged(self) -> bool:
+        """Whether the registry has asked for anything."""
+        return self._challenge is not None
+
+    @property
     def problem(self) -> str:
         """Why no login was found where one might be."""
         return self._found.problem if self._found is not None else ""

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from cpack_build.errors import HashMismatch, ToolMissing, UsageError
-from cpack_build.oci.sources import BlobStore
+from cpack_build.oci.download import BlobStore
 from cpack_build.oci.types import (
     CONFIG,
     LAYER,
@@ -207,7 +207,7 @@ class _Compressed:
 def _as_wanted(layer: Blob, diff_id: str, compression: Compression, *, store: BlobStore, progress: Progress) -> Blob:
     own = layer.stored if isinstance(layer, Uncompressed) else layer
     kind = LAYER if own.descriptor.digest == diff_id else _KINDS.get(own.descriptor.media_type, "")
-    is_model = layer.descriptor.annotations.get("io.cpack.layer.kind") == "model"
+    is_model = layer.descriptor.annotations.get("io.cpack.layer.kind") in ("model", "models")
     wanted = LAYER if is_model else compression.media_type
     stays = isinstance(layer, Uncompressed) and kind in (LAYER, LAYER_GZIP, wanted)
     if kind == wanted or stays:

@@ -95,6 +95,11 @@ class Connection:
         return self._transport.requests
 
     @property
+    def was_challenged(self) -> bool:
+        """Whether the registry has asked who we are."""
+        return self._authorization.was_challenged
+
+    @property
     def root(self) -> str:
         """The registry's address: ``https://host/v2/``."""
         with self._lock:
@@ -239,8 +244,37 @@ class Connection:
             hint="Only https is followed.",
         )
 
+    def read(
+        self,
+        url: str,
+        *,
+        what: str,
+        limit: int,
+        ok: Iterable[int] = (200,),
+        headers: Mapping[str, str] | None = None,
+    ) -> tuple[requests.Response, bytes]:
+        """The answer to a GET with its whole body of at most *limit* bytes, asked for again when that breaks off.
+
+        Raises what :meth:`ask` does, and :class:`BadImage`.
+        """
+        for number in range(TRIES):
+            with self.ask("GET", url, what=what, ok=ok, headers=headers) as response:
+                try:
+                    return response, self._body(response, limit, what)
+                except Lost as lost:
+                    if number + 1 == TRIES:
+                        raise self.failure(f"{what}: {lost.reason}", "Run it again.") from lost
+            self.pause(number)
+        raise AssertionError("the last try returns or raises")
+
     def limited(self, response: requests.Response, limit: int, what: str) -> bytes:
         """The whole body, of at most *limit* bytes. Raises :class:`BadImage`, :class:`NetworkError`."""
+        try:
+            return self._body(response, limit, what)
+        except Lost as lost:
+            raise self.failure(f"{what}: {lost.reason}", "Run it again.") from lost
+
+    def _body(self, response: requests.Response, limit: int, what: str) -> bytes:
         import requests
 
         data = b""
@@ -250,12 +284,13 @@ class Connection:
                 if len(data) > limit:
                     raise BadImage(f"{self.reference}: {what}", f"has more than {limit} bytes")
         except requests.RequestException as error:
-            raise self.failure(f"{what}: {reason_of(error)}", "Run it again.") from error
+            raise Lost(reason_of(error)) from error
         return data
 
     def failure(self, problem: str, hint: str) -> NetworkError:
         """That *problem* occurred while this repository was spoken to."""
-        return NetworkError(f"{self._verb} {self.reference}: {problem}.", hint=hint)
+        name = self.reference if self.reference.repository else self.reference.registry
+        return NetworkError(f"{self._verb} {name}: {problem}.", hint=hint)
 
     def lost(self, lost: Lost, what: str) -> NetworkError:
         """That there was no connection, or no longer one."""
@@ -272,6 +307,8 @@ class Connection:
                 f"Registry {registry} has no {what} in {self.reference.repository}.",
                 hint="Check the name, tag and digest.",
             )
+        if status in (401, 403) and not self.reference.repository:
+            return self.failure(f"{what}: the registry refuses them ({told})", "Nothing was written. Check both.")
         if status in (401, 403):
             problem = self._authorization.problem
             return self.failure(

@@ -21,9 +21,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Credentials", "Found", "credentials_for", "find_credentials"]
+__all__ = [
+    "HELPER_SECONDS",
+    "Credentials",
+    "Found",
+    "credentials_for",
+    "find_credentials",
+    "helper_program",
+    "login_file",
+    "store_key",
+]
 
-_HELPER_SECONDS = 60
+HELPER_SECONDS = 60
 """A helper may ask the user to unlock a keyring."""
 _HELPER_LIMIT = 1 << 20
 _FILE_LIMIT = 16 << 20
@@ -76,10 +85,20 @@ def find_credentials(registry: str, *, repository: str = "", own: str | None = N
     return Found(None, problem)
 
 
+def login_file() -> Path:
+    """Where a new login is written: ``$REGISTRY_AUTH_FILE``, else Docker's ``config.json``."""
+    named = os.environ.get("REGISTRY_AUTH_FILE")
+    return Path(named) if named else _docker_file()
+
+
+def _docker_file() -> Path:
+    folder = os.environ.get("DOCKER_CONFIG")
+    return (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+
+
 def _files() -> list[Path]:
     named = os.environ.get("REGISTRY_AUTH_FILE")
-    folder = os.environ.get("DOCKER_CONFIG")
-    docker = (Path(folder) if folder else Path.home() / ".docker") / "config.json"
+    docker = _docker_file()
     runtime = os.environ.get("XDG_RUNTIME_DIR")
     config = os.environ.get("XDG_CONFIG_HOME")
     if named:
@@ -111,7 +130,7 @@ def _in_file(path: Path, registry: str, repository: str) -> Found:
         entry = auths.get(key) if isinstance(auths, dict) else None
         if helper:
             found = _ask_helper(helper, key, path)
-        elif document.get("credsStore") and (entry == {} or key == _store_key(registry)):
+        elif document.get("credsStore") and (entry == {} or key == store_key(registry)):
             found = _ask_helper(document["credsStore"], key, path)
         else:
             found = Found()
@@ -123,7 +142,8 @@ def _in_file(path: Path, registry: str, repository: str) -> Found:
     return Found(None, problem)
 
 
-def _store_key(registry: str) -> str:
+def store_key(registry: str) -> str:
+    """What the login of *registry* is kept under, by Docker's rules."""
     return "https://index.docker.io/v1/" if registry == "docker.io" else registry
 
 
@@ -147,19 +167,27 @@ def _decoded(entry: dict[str, Any]) -> Credentials | None:
     return Credentials(user, password) if colon and user else None
 
 
-def _ask_helper(name: object, key: str, path: Path) -> Found:
-    """Ask ``docker-credential-NAME get`` for *key*; only the name of a program of the PATH is taken."""
+def helper_program(name: object, path: Path) -> tuple[str | None, str]:
+    """The program of the credential helper that *path* names, or ``None`` and why; only one of the PATH is taken."""
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        return Found(None, f"{path} names a credential helper whose name is no program's")
+        return None, f"{path} names a credential helper whose name is no program's"
     program = shutil.which(f"docker-credential-{name}")
     if program is None:
-        return Found(None, f"{path} names the credential helper docker-credential-{name}, which is not here")
+        return None, f"{path} names the credential helper docker-credential-{name}, which is not here"
+    return program, ""
+
+
+def _ask_helper(name: object, key: str, path: Path) -> Found:
+    """Ask ``docker-credential-NAME get`` for *key*."""
+    program, problem = helper_program(name, path)
+    if program is None:
+        return Found(None, problem)
     try:
         done = subprocess.run(
-            [program, "get"], input=key.encode(), capture_output=True, timeout=_HELPER_SECONDS, check=False
+            [program, "get"], input=key.encode(), capture_output=True, timeout=HELPER_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
-        return Found(None, f"docker-credential-{name} did not answer within {_HELPER_SECONDS} seconds")
+        return Found(None, f"docker-credential-{name} did not answer within {HELPER_SECONDS} seconds")
     except OSError as error:
         return Found(None, f"docker-credential-{name} cannot be run: {error.strerror}")
     if done.returncode:

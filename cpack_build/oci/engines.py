@@ -16,9 +16,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from itertools import takewhile
 from tempfile import TemporaryFile
-from typing import ClassVar, Protocol
+from typing import BinaryIO, ClassVar, Protocol
 
-from cpack_build.errors import CpackError, EngineFailed, HashMismatch, StorageError, ToolMissing
+from cpack_build.errors import CpackError, EngineFailed, HashMismatch, StorageError, ToolMissing, Unresolvable
 from cpack_build.oci.archive import archive_size, stream_archive
 from cpack_build.oci.reference import EngineName, Reference
 from cpack_build.oci.types import Image
@@ -47,6 +47,12 @@ class Engine(Protocol):
 
     def image_id(self, name: Reference | str) -> str | None:
         """``sha256:<hex>`` of the image that the engine has under *name*, or ``None``."""
+
+    def save(self, name: Reference, file: BinaryIO) -> None:
+        """Write the engine's image *name* to *file*, as an archive that :mod:`cpack_build.oci.sources` reads.
+
+        Raises :class:`ToolMissing`, :class:`Unresolvable` where there is no such image, :class:`EngineFailed`.
+        """
 
     def command(self, *arguments: str) -> list[str]:
         """The command line that has the engine do *arguments* (``run``, ``--rm``, …)."""
@@ -112,6 +118,26 @@ class _CommandEngine:
             raise HashMismatch(
                 f"The image {name.familiar} in {self.title}", expected=image.id, actual=loaded, hint="Load it again."
             )
+
+    def save(self, name: Reference, file: BinaryIO) -> None:
+        self.require()
+        if self.image_id(name) is None:
+            raise Unresolvable(
+                f"{self.title} has no image {name.familiar}.", hint=f"See what `{self.program} images` shows."
+            )
+        done = subprocess.run(
+            self.command("save", name.tagged),
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        if done.returncode:
+            raise EngineFailed(
+                f"{self.title} did not save {name.familiar}: {_last_line(done.stderr)}",
+                hint=f"See `{self.program} info`, and that there is room for it.",
+            )
+        file.flush()
 
     def _present(self, image: Image) -> frozenset[str]:
         """Digests of layers that need not be sent because the engine has them."""

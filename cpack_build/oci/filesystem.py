@@ -14,14 +14,15 @@ import posixpath
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from cpack_build.errors import BadImage
 from cpack_build.oci.files import BoundedMember
-from cpack_build.oci.types import Blob, Image
+from cpack_build.oci.types import CHUNK, Blob, Image
 from cpack_build.oci.uncompressed import decompressed
 
-__all__ = ["FileTree", "Node", "file_tree", "read_files"]
+__all__ = ["FileTree", "Node", "file_tree", "read_files", "stream_members"]
 
 ENTRY_LIMIT = 3_000_000
 """Entries over all layers."""
@@ -231,6 +232,25 @@ def read_files(image: Image | FileTree, wanted: Iterable[str] | Callable[[str], 
     if not callable(wanted):
         return tree.read(wanted)
     return tree.read([path for path in sorted(tree.nodes) if wanted(path)])
+
+
+def stream_members(layer: Blob) -> Iterator[tuple[tarfile.TarInfo, Callable[[], Iterator[bytes]]]]:
+    """Each member of *layer* in its order, and a function that gives its content while it is the current one.
+
+    The layer is read once, to its end, where its digest is proved; until then nothing of it may be believed. Raises
+    :class:`BadImage`.
+    """
+    with _Layer(layer) as archive:
+        for number, member in enumerate(_each(archive)):
+            if number > ENTRY_LIMIT:
+                raise BadImage(f"Layer {layer.descriptor.digest}", f"has more than {ENTRY_LIMIT} files")
+            yield member, partial(_file_chunks, archive, member)
+
+
+def _file_chunks(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
+    file = archive.extractfile(member)
+    while file is not None and (chunk := file.read(CHUNK)):
+        yield chunk
 
 
 # -- members -----------------------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from cpack_build.errors import BadImage, HashMismatch, StorageError, UsageError, writing
-from cpack_build.oci import modellayer, tar
+from cpack_build.oci import modellayer
 from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.reference import Reference
 from cpack_build.oci.storage import PARTIAL, sync_directory, whole_file
@@ -280,7 +280,7 @@ def _clone(layer: ModelLayer, file: BinaryIO) -> bool:
         if modellayer.stamp(os.fstat(model.fileno())) != layer.proof:
             return _emptied(file)
     file.seek(modellayer.DATA_OFFSET + layer.size)
-    file.write(bytes(tar.padding(layer.size)) + tar.trailer())
+    file.write(modellayer.layer_tail(layer.size))
     return True
 
 

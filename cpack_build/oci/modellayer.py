@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -24,18 +25,24 @@ from cpack_build.oci.types import CHUNK, LAYER, Descriptor
 
 __all__ = [
     "DATA_OFFSET",
+    "LAYER_MEMO",
     "ModelFile",
     "ModelLayer",
     "entries",
     "frame",
     "hash_model",
     "layer_size",
+    "layer_tail",
     "model_path",
+    "prefix",
     "prove_layer",
+    "size_in",
     "stamp",
 ]
 
 DATA_OFFSET = 4096
+LAYER_MEMO = "model-layer-1"
+"""Under which the store remembers ``sha256:size`` of a model → the digest of its layer."""
 _DIRECTORIES = (tar.Entry("models", "directory", 0o755), tar.Entry("models/sha256", "directory", 0o755))
 
 
@@ -112,6 +119,28 @@ def layer_size(size: int) -> int:
     return DATA_OFFSET + size + tar.padding(size) + len(tar.trailer())
 
 
+def layer_tail(size: int) -> bytes:
+    """The bytes after the data of a model of *size* bytes."""
+    return bytes(tar.padding(size)) + tar.trailer()
+
+
+def size_in(head: bytes, sha256: str, length: int) -> int | None:
+    """The size of the model *sha256* whose layer of *length* bytes begins with *head* (:data:`DATA_OFFSET` bytes), or
+    ``None`` if those are not the first bytes of its universal layer."""
+    if len(head) != DATA_OFFSET:
+        return None
+    # The last block is the file's ustar header (field "size": 11 octal digits at 124); from 8 GiB on a record has it.
+    record = re.search(rb"\n?[0-9]+ size=([0-9]{1,19})\n", head)
+    field = head[DATA_OFFSET - tar.BLOCK + 124 :][:11]
+    if record is not None:
+        size = int(record.group(1))
+    elif re.fullmatch(rb"[0-7]{11}", field):
+        size = int(field, 8)
+    else:
+        return None
+    return size if layer_size(size) == length and head == prefix(sha256, size) else None
+
+
 def prove_layer(path: Path, sha256: str, size: int, *, digest: str, on_read: Callable[[int], object]) -> bool:
     """Whether the layer of the model at *path* has that *digest*: one read, one hash.
 
@@ -126,7 +155,7 @@ def prove_layer(path: Path, sha256: str, size: int, *, digest: str, on_read: Cal
             hasher.update(buffer[:length])
             count += length
             on_read(length)
-    hasher.update(bytes(tar.padding(size)) + tar.trailer())
+    hasher.update(layer_tail(size))
     return count == size and f"sha256:{hasher.hexdigest()}" == digest
 
 
@@ -157,7 +186,7 @@ def hash_model(path: Path, sha256: str, size: int, *, on_read: Callable[[int], o
         raise HashMismatch(f"Model {path}", expected=sha256, actual=file_hash.hexdigest())
     if count != size:
         raise Unresolvable(f"Model {path} has {count} bytes, but {size} were announced.", hint="Lock again.")
-    layer_hash.update(bytes(tar.padding(size)) + tar.trailer())
+    layer_hash.update(layer_tail(size))
     return "sha256:" + layer_hash.hexdigest()
 
 
@@ -195,4 +224,4 @@ class ModelLayer:
         if offset < DATA_OFFSET:
             yield prefix(self.sha256, self.size)[offset:]
         yield from ModelFile(self.path, self.size).chunks_from(min(max(offset - DATA_OFFSET, 0), self.size))
-        yield (bytes(tar.padding(self.size)) + tar.trailer())[max(0, offset - DATA_OFFSET - self.size) :]
+        yield layer_tail(self.size)[max(0, offset - DATA_OFFSET - self.size) :]

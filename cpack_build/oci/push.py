@@ -15,11 +15,11 @@ from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from cpack_build.errors import Cancelled, HashMismatch, UsageError
+from cpack_build.errors import Cancelled, UsageError
 from cpack_build.oci.connection import Access, Connection
-from cpack_build.oci.limits import check_blobs
-from cpack_build.oci.reference import Reference, is_digest
-from cpack_build.oci.registry import ACCEPT
+from cpack_build.oci.limits import RUNNABLE_LAYERS, check_limits
+from cpack_build.oci.manifests import has_manifest, put_manifest
+from cpack_build.oci.reference import Reference
 from cpack_build.oci.types import Blob, BytesBlob, Image, ImageIndex
 from cpack_build.oci.upload import PIECE, upload
 from cpack_build.progress import SILENT, Progress, Task
@@ -51,6 +51,8 @@ class Pushed:
     requests: int = 0
     changed: bool = True
     """``False`` when the name stood for this image already."""
+    is_referrer: bool = False
+    """That the registry has understood that it refers to another (its ``subject``)."""
 
 
 def push(
@@ -63,15 +65,16 @@ def push(
     memo: Memo | None = None,
     piece: int = PIECE,
     blob_limit: int | None = None,
+    layer_limit: int | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Pushed, ...]:
     """Give *image* to each of *references*, one after the other.
 
     *mount_from* are repositories that may have its blobs; those of *references* are looked in as well. With *dry_run*
-    the registries are only asked what they have, and ``sent`` is what would be. *blob_limit* in bytes takes the place
-    of what is known of a registry (0: none). Raises :class:`UsageError`,
-    :class:`HashMismatch`, :class:`NetworkError`, :class:`UnsafeInput`; the names then stand for what they stood for.
+    the registries are only asked what they have, and ``sent`` is what would be. *blob_limit* in bytes and *layer_limit*
+    take the place of what is known of a registry (0: none). Raises :class:`UsageError`, :class:`HashMismatch`,
+    :class:`NetworkError`, :class:`UnsafeInput`; the names then stand for what they stood for.
     """
     for reference in references:
         if reference.digest not in (None, image.digest):
@@ -79,7 +82,9 @@ def push(
                 f"{reference}: the image is {image.digest}, so that it cannot be pushed under another digest.",
                 hint="Leave the @… out.",
             )
-        check_blobs((image.config, *image.layers), reference, limit=blob_limit)
+        check_limits(image, reference, blob_limit=blob_limit, layer_limit=layer_limit)
+    if references and len(image.layers) > RUNNABLE_LAYERS:
+        progress.note(f"The image has {len(image.layers)} layers; Docker runs {RUNNABLE_LAYERS} on its graph drivers.")
     done: list[Pushed] = []
     known = list(mount_from)
     for reference in references:
@@ -162,7 +167,7 @@ class _Push:
 
     def is_there(self) -> bool:
         """Whether the name stands for this manifest already."""
-        return self._has_manifest(self._version)
+        return has_manifest(self._connection, self._version, self._manifest.descriptor)
 
     def run(self, *, jobs: int, dry_run: bool) -> Pushed:
         digest = self._manifest.descriptor.digest
@@ -172,43 +177,20 @@ class _Push:
         if self.is_there():
             return Pushed(named, present=total, requests=self.requests, changed=False)
         counts = {"sent": 0, "mounted": 0, "present": 0}
-        if self._version != digest and self._has_manifest(digest):
+        if self._version != digest and has_manifest(self._connection, digest, self._manifest.descriptor):
             counts["present"] = total
         else:
             with self._progress.task(f"Pushing {self._reference}", total=total) as task:
                 counts |= self._send(list(blobs.values()), task, jobs=jobs, dry_run=dry_run)
-        if not dry_run:
-            self._put_manifest()
-        return Pushed(named, counts["sent"], counts["mounted"], counts["present"], requests=self.requests)
-
-    # -- manifests -----------------------------------------------------------------------------------------------------
-
-    def _has_manifest(self, version: str) -> bool:
-        url = f"{self._connection.base}manifests/{version}"
-        what = f"manifest {version}"
-        with self._connection.ask("HEAD", url, what=what, ok=(200, 404), headers={"Accept": ACCEPT}) as response:
-            if response.status_code == 404:
-                return False
-            own = self._manifest.descriptor
-            size = response.headers.get("Content-Length", str(own.size))
-            return response.headers.get("Docker-Content-Digest") == own.digest and size == str(own.size)
-
-    def _put_manifest(self) -> None:
-        manifest = self._manifest
-        own = manifest.descriptor
-        what = f"manifest {own.digest}"
-        url = f"{self._connection.base}manifests/{self._version}"
-        headers = {"Content-Type": own.media_type}
-        response = self._connection.ask("PUT", url, what=what, ok=(201,), headers=headers, body=manifest.data)
-        response.close()
-        told = response.headers.get("Docker-Content-Digest", "")
-        if is_digest(told) and told != own.digest:
-            raise HashMismatch(
-                f"What {self._reference} has stored as {what}",
-                expected=own.digest,
-                actual=told,
-                hint="Tell the registry's owner.",
-            )
+        is_referrer = not dry_run and put_manifest(self._connection, self._version, self._manifest)
+        return Pushed(
+            named,
+            counts["sent"],
+            counts["mounted"],
+            counts["present"],
+            requests=self.requests,
+            is_referrer=is_referrer,
+        )
 
     # -- blobs ---------------------------------------------------------------------------------------------------------
 
@@ -259,8 +241,7 @@ class _Push:
         if dry_run:
             advance(own.size)
             return "sent"
-        title = own.annotations.get("io.cpack.model.path") or own.annotations.get("io.cpack.layer.name") or own.digest
-        with self._progress.task(title, total=own.size) as task:
+        with self._progress.task(own.title, total=own.size) as task:
             left = own.size
 
             def moved(count: int) -> None:

@@ -8,17 +8,29 @@ Specification: distribution-spec v1.1, "Pull".
 
 from __future__ import annotations
 
+import http.client
+import re
+import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from cpack_build.oci.connection import TRIES, Access, Connection, reason_of
-from cpack_build.oci.documents import DOCUMENT_LIMIT, INDEX_TYPES, MANIFEST_TYPES
+from cpack_build.oci.connection import TRIES, Access, Connection
+from cpack_build.oci.documents import DOCUMENT_LIMIT
+from cpack_build.oci.manifests import ACCEPT
 from cpack_build.oci.origins import Document
 from cpack_build.oci.reference import Reference, is_digest
 from cpack_build.oci.types import CHUNK, Descriptor
 
-__all__ = ["ACCEPT", "RegistryOrigin"]
+if TYPE_CHECKING:
+    import requests
 
-ACCEPT = ", ".join((INDEX_TYPES[0], MANIFEST_TYPES[0], INDEX_TYPES[1], MANIFEST_TYPES[1]))
+__all__ = ["RegistryOrigin"]
+
+_GAIN = 64 << 10
+"""Bytes that a connection must have brought for its break to be no failure in a row."""
+_PATIENCE = 60.0
+"""Seconds in which :data:`_LEAST` bytes must come."""
+_LEAST = 16 << 10
 
 
 class RegistryOrigin:
@@ -36,44 +48,96 @@ class RegistryOrigin:
         what = f"manifest {version}"
         connection = self._connection
         url = f"{connection.base}manifests/{version}"
-        with connection.ask("GET", url, what=what, headers={"Accept": ACCEPT}) as response:
-            data = connection.limited(response, DOCUMENT_LIMIT, what)
-            kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
+        response, data = connection.read(url, what=what, limit=DOCUMENT_LIMIT, headers={"Accept": ACCEPT})
+        kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
         promised = self.reference.digest
         told = response.headers.get("Docker-Content-Digest", "")
         return Document(data, kind, promised or (told if is_digest(told) else None))
 
     def manifest(self, descriptor: Descriptor) -> Iterator[bytes]:
-        return self._stream(f"manifests/{descriptor.digest}", descriptor, accept=descriptor.media_type or ACCEPT)
+        path = f"manifests/{descriptor.digest}"
+        return self._stream(path, descriptor, 0, descriptor.size, accept=descriptor.media_type or ACCEPT)
 
-    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
-        return self._stream(f"blobs/{descriptor.digest}", descriptor, accept="*/*")
+    def blob(self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+        end = descriptor.size if stop is None else min(stop, descriptor.size)
+        return self._stream(f"blobs/{descriptor.digest}", descriptor, start, end, accept="*/*")
 
-    def _stream(self, path: str, descriptor: Descriptor, *, accept: str) -> Iterator[bytes]:
-        """The body at *path*; a connection that breaks is taken up where it broke."""
-        import requests
+    def _stream(self, path: str, descriptor: Descriptor, start: int, end: int, *, accept: str) -> Iterator[bytes]:
+        """Bytes *start* to *end* of the body at *path*; a connection that breaks is taken up where it broke.
 
+        What is sent beyond the end of the whole comes, too, for whoever wants to see that there is more.
+        """
         connection = self._connection
         what = descriptor.digest
-        done = 0
-        for attempt in range(TRIES):
-            headers = {"Accept": accept, **({"Range": f"bytes={done}-"} if done else {})}
-            response = connection.ask("GET", connection.base + path, what=what, ok=(200, 206), headers=headers)
-            skip = done if response.status_code != 206 else 0
-            before = done
-            try:
-                with response:
-                    for chunk in response.iter_content(CHUNK):
-                        fresh = chunk[skip:]
-                        skip -= len(chunk) - len(fresh)
-                        done += len(fresh)
-                        if fresh:
-                            yield fresh
-                if done >= descriptor.size:
-                    return
-                reason = "the connection ended early"
-            except requests.RequestException as error:
-                reason = reason_of(error)
-            if attempt + 1 == TRIES:
+        done, since, failures = start, start, 0
+        ranges = True
+        while True:
+            asked = {"Accept": accept}
+            if ranges and (done or end < descriptor.size):
+                asked["Range"] = f"bytes={done}-{end - 1 if end < descriptor.size else ''}"
+            with connection.ask(
+                "GET", connection.base + path, what=what, ok=(200, 206, 416), headers=asked
+            ) as response:
+                skip = _unwanted(response, done)
+                reason = "it answers with another range than the one asked for"
+                if skip is None:
+                    ranges = False
+                else:
+                    reason = "the connection ended early"
+                    try:
+                        for chunk in _pieces(response):
+                            fresh = chunk[skip:]
+                            skip -= len(chunk) - len(fresh)
+                            if end < descriptor.size:
+                                fresh = fresh[: end - done]
+                            done += len(fresh)
+                            if fresh:
+                                yield fresh
+                            if done >= end < descriptor.size:
+                                return
+                    except _Broken as broken:
+                        reason = broken.reason
+            if done >= end:
+                return
+            failures = 1 if done - since >= _GAIN else failures + 1
+            since = done if failures == 1 else since
+            if failures >= TRIES:
                 raise connection.failure(f"{what}: {reason} after {done} of {descriptor.size} bytes", "Run it again.")
-            connection.pause(attempt if done == before else 0)
+            connection.pause(failures - 1)
+
+
+class _Broken(Exception):
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+def _unwanted(response: requests.Response, start: int) -> int | None:
+    """How many bytes of the answer come before *start*; ``None`` if it has another part of the whole."""
+    if response.status_code == 200:
+        return start
+    told = re.match(r"bytes ([0-9]{1,19})-", response.headers.get("Content-Range", ""))
+    # Without a Content-Range the hash will tell.
+    return 0 if response.status_code == 206 and (told is None or int(told.group(1)) == start) else None
+
+
+def _pieces(response: requests.Response) -> Iterator[bytes]:
+    """The body as it comes. Raises :class:`_Broken`, also for one that only drips."""
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+    began, count = time.monotonic(), 0
+    while True:
+        try:
+            chunk = response.raw.read1(CHUNK, decode_content=False)
+        except ReadTimeoutError as error:
+            raise _Broken("no answer in time") from error
+        except (HTTPError, OSError, http.client.HTTPException) as error:
+            raise _Broken("the connection broke") from error
+        if not chunk:
+            return
+        yield chunk
+        count += len(chunk)
+        if count >= _LEAST:
+            began, count = time.monotonic(), 0
+        elif time.monotonic() - began > _PATIENCE:
+            raise _Broken(f"fewer than {_LEAST >> 10} KiB came in {_PATIENCE:.0f} seconds")

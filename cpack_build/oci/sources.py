@@ -9,9 +9,8 @@ Specification: OCI image-spec v1.1, image-index.md, manifest.md, descriptor.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cpack_build.errors import BadImage, Unresolvable, UsageError
@@ -24,6 +23,7 @@ from cpack_build.oci.documents import (
     prove,
     proved,
 )
+from cpack_build.oci.download import BlobStore, Ranged, download
 from cpack_build.oci.files import FolderFiles
 from cpack_build.oci.origins import Document, LayoutOrigin, Origin, open_archive
 from cpack_build.oci.reference import (
@@ -31,6 +31,7 @@ from cpack_build.oci.reference import (
     EngineName,
     ImageName,
     LayoutName,
+    Reference,
     is_digest,
     parse_image_name,
     parse_reference,
@@ -40,29 +41,10 @@ from cpack_build.oci.types import MANIFEST, Blob, BytesBlob, Descriptor, FileBlo
 if TYPE_CHECKING:
     from cpack_build.oci.transport import Access
 
-__all__ = ["BlobStore", "ImageSource", "Mirror", "open_source"]
+__all__ = ["ImageSource", "Kept", "Mirror", "open_source"]
 
 _DOCUMENT_COUNT = 16
 """Indexes that one image name may lead through: enough for any real image, and no loop runs for long."""
-
-
-class _Stored(Protocol):
-    @property
-    def path(self) -> Path: ...
-
-
-class BlobStore(Protocol):
-    """What is needed of ``fetch.store.Store``: verified files by hash, and a memory for what was computed."""
-
-    def find(self, sha256: str) -> _Stored | None: ...
-
-    def put(
-        self, chunks: Iterable[bytes], *, what: object, sha256: str | None = None, size: int | None = None
-    ) -> _Stored: ...
-
-    def recall(self, kind: str, key: str) -> str | None: ...
-
-    def remember(self, kind: str, key: str, value: str) -> None: ...
 
 
 class Mirror(Protocol):
@@ -106,16 +88,28 @@ def open_source(
 
     plain = place.startswith("http://")
     target = parse_reference(place.removeprefix("https://").removeprefix("http://") + version)
-    return ImageSource(str(name), RegistryOrigin(target, plain=plain, access=access), store)
+    origin = RegistryOrigin(target, plain=plain, access=access)
+    return ImageSource(str(name), origin, None if store is None else Kept(store, origin), reference=target)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """That the blobs of an image go through *store*, and are taken up in the middle where they broke."""
+
+    store: BlobStore
+    origin: Ranged
 
 
 class ImageSource:
     """One name's images, one for each platform: what it gives is verified, or an error comes instead of its end."""
 
-    def __init__(self, name: str, origin: Origin, store: BlobStore | None = None) -> None:
+    def __init__(
+        self, name: str, origin: Origin, kept: Kept | None = None, *, reference: Reference | None = None
+    ) -> None:
         self.name = name
+        self.reference = reference
+        self.kept = kept
         self._origin = origin
-        self._store = store
         self._found: dict[str, tuple[Descriptor, bytes]] = {}
 
     def manifest(self, platform: str) -> tuple[Descriptor, bytes]:
@@ -148,17 +142,14 @@ class ImageSource:
 
     def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """The bytes of a blob of this image; :class:`HashMismatch` at its end if they are not its own."""
-        what = f"{self.name}: blob {descriptor.digest}"
-        if self._store is None:
-            yield from proved(self._origin.blob(descriptor), descriptor, what)
-            return
-        stored = self._store.find(descriptor.digest) or self._store.put(
-            proved(self._origin.blob(descriptor), descriptor, what),
-            what=what,
-            sha256=descriptor.digest,
-            size=descriptor.size,
-        )
-        yield from FileBlob(descriptor, stored.path).chunks()
+        what = self.called(descriptor)
+        if self.kept is None:
+            return proved(self._origin.blob(descriptor), descriptor, what)
+        return download(self.kept.origin, descriptor, self.kept.store, what=what).blob.chunks()
+
+    def called(self, descriptor: Descriptor) -> str:
+        """What errors call a blob of this image."""
+        return f"{self.name}: blob {descriptor.digest}"
 
     def _config(self, platform: str, parsed: tuple[Descriptor, tuple[Descriptor, ...]]) -> BytesBlob:
         descriptor, layers = parsed
@@ -201,11 +192,12 @@ class ImageSource:
     def _document(self, descriptor: Descriptor) -> Document:
         limited(self.name, descriptor)
         what = f"{self.name}: manifest {descriptor.digest}"
-        stored = self._store.find(descriptor.digest) if self._store is not None else None
+        store = self.kept.store if self.kept is not None else None
+        stored = store.find(descriptor.digest) if store is not None else None
         chunks = FileBlob(descriptor, stored.path).chunks() if stored else self._origin.manifest(descriptor)
         data = b"".join(proved(chunks, descriptor, what))
-        if self._store is not None and stored is None:
-            self._store.put([data], what=what, sha256=descriptor.digest)
+        if store is not None and stored is None:
+            store.put([data], what=what, sha256=descriptor.digest)
         return Document(data, descriptor.media_type)
 
 

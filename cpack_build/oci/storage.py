@@ -19,16 +19,19 @@ PARTIAL = ".cpack-partial-"
 
 
 @contextmanager
-def whole_file(path: Path, *, directory: Path | None = None, place: object = None) -> Iterator[BinaryIO]:
+def whole_file(
+    path: Path, *, directory: Path | None = None, place: object = None, mode: int = 0o644
+) -> Iterator[BinaryIO]:
     """A file that appears as *path*, synced, when the context ends well, and not at all otherwise.
 
     It is written aside in *directory* (by default beside *path*; it must be on the same file system). An existing
-    *path* is replaced at the end. *place* is what errors name, if not *path*. Raises :class:`StorageError`.
+    *path* is replaced at the end. *place* is what errors name, if not *path*; *mode* has the file's permission bits.
+    Raises :class:`StorageError`.
     """
     place = place or path
     aside = (directory or path.parent) / f"{PARTIAL}{secrets.token_hex(8)}"
     with writing(place):
-        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file

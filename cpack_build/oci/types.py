@@ -19,11 +19,13 @@ from typing import Any, Protocol, runtime_checkable
 __all__ = [
     "CHUNK",
     "CONFIG",
+    "EMPTY",
     "INDEX",
     "LAYER",
     "LAYER_GZIP",
     "LAYER_ZSTD",
     "MANIFEST",
+    "TITLE",
     "Blob",
     "BytesBlob",
     "Descriptor",
@@ -42,6 +44,10 @@ CONFIG = "application/vnd.oci.image.config.v1+json"
 LAYER = "application/vnd.oci.image.layer.v1.tar"
 LAYER_GZIP = LAYER + "+gzip"
 LAYER_ZSTD = LAYER + "+zstd"
+
+EMPTY = "application/vnd.oci.empty.v1+json"
+TITLE = "org.opencontainers.image.title"
+"""The annotation with a file's name (annotations.md)."""
 
 CHUNK = 1 << 20
 """Bytes moved at a time."""
@@ -69,9 +75,13 @@ class Descriptor:
     @property
     def shown(self) -> str:
         """What it is, for people: the model or packages of a layer where its annotations say so."""
-        names = (self.annotations.get(key) for key in ("io.cpack.model.path", "io.cpack.layer.name"))
-        name = next(filter(None, names), None)
-        return f"The layer of {name}" if name else f"The blob {self.digest}"
+        return f"The blob {self.digest}" if self.title == self.digest else f"The layer of {self.title}"
+
+    @property
+    def title(self) -> str:
+        """The same in short: the model, packages or file, else the digest."""
+        names = (self.annotations.get(key) for key in ("io.cpack.model.path", "io.cpack.layer.name", TITLE))
+        return next(filter(None, names), self.digest)
 
     def to_json(self) -> dict[str, Any]:
         document: dict[str, Any] = {"mediaType": self.media_type, "digest": self.digest, "size": self.size}

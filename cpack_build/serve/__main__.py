@@ -43,10 +43,11 @@ def _end(number: int, frame: object) -> NoReturn:
 
 
 def _point_at(folders: Folders) -> None:
-    """Have Python's temporary files, BentoML's home and its metrics lie in *folders*."""
+    """Have Python's temporary files and BentoML's home lie in *folders*, and its metrics in memory."""
     os.environ["TMPDIR"] = str(folders.scratch)
     os.environ["BENTOML_HOME"] = str(folders.bentoml)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folders.metrics)
+    # Counters of several processes would lie in mapped files, and a disk that is full would end this one (SIGBUS).
+    os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")
     if not os.access(os.environ.get("HOME", "/nonexistent"), os.W_OK):
         os.environ["HOME"] = str(folders.root)
@@ -87,6 +88,7 @@ async def _serve_http(server: Any, settings: Settings) -> int:
     from cpack_build.serve.routes import make_routes
     from cpack_build.serve.service import make_service
 
+    _keep_metrics_in_memory()
     # Ours is the limit that is told and takes the request back; BentoML's is behind it.
     service = await asyncio.to_thread(make_service, server, name="cpack", timeout=settings.timeout + 60)
     _configure_logging(quiet=settings.json_log)
@@ -166,6 +168,13 @@ def _zombies() -> list[int]:
                 if state == "Z" and int(parent) == os.getpid():
                     found.append(int(entry.name))
     return found
+
+
+def _keep_metrics_in_memory() -> None:
+    from bentoml._internal.configuration.containers import BentoMLContainer
+    from bentoml._internal.server.metrics.prometheus import PrometheusClient
+
+    BentoMLContainer.metrics_client.set(PrometheusClient(multiproc=False))
 
 
 def _configure_logging(*, quiet: bool) -> None:

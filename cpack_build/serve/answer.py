@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import mimetypes
 import re
 import shutil
 import tempfile
@@ -21,11 +20,11 @@ import zipfile
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
-from urllib.parse import quote
 
-from cpack_build.errors import PromptRefused, RunError
+from cpack_build.errors import NodeFailed, PromptRefused, RunError
 from cpack_build.serve.exchange import Produced
-from cpack_build.serve.kept import Kept, Result
+from cpack_build.serve.kept import Keeper, Result
+from cpack_build.serve.media import disposition, media_type
 from cpack_build.workflow import Workflow
 
 if TYPE_CHECKING:
@@ -38,40 +37,11 @@ __all__ = [
     "choose_file",
     "describe_error",
     "describe_result",
-    "media_type",
     "names_of",
 ]
 
 _IN_MEMORY = 4 << 20
 _BLOCK = 1 << 18
-_INLINE = re.compile(r"(image/(?!svg)|audio/|video/)")
-# An image has no /etc/mime.types, and what Python itself knows depends on its version.
-_TYPES = {
-    ".avif": "image/avif",
-    ".flac": "audio/flac",
-    ".glb": "model/gltf-binary",
-    ".jpg": "image/jpeg",
-    ".json": "application/json",
-    ".m4a": "audio/mp4",
-    ".md": "text/markdown",
-    ".mkv": "video/x-matroska",
-    ".mp3": "audio/mpeg",
-    ".mp4": "video/mp4",
-    ".ogg": "audio/ogg",
-    ".opus": "audio/ogg",
-    ".png": "image/png",
-    ".txt": "text/plain",
-    ".wav": "audio/wav",
-    ".webm": "video/webm",
-    ".webp": "image/webp",
-    ".zip": "application/zip",
-}
-
-
-def media_type(path: Path) -> str:
-    """The media type of the file at *path*, by its suffix."""
-    suffix = path.suffix.lower()
-    return _TYPES.get(suffix) or mimetypes.types_map.get(suffix, "application/octet-stream")
 
 
 def names_of(files: Sequence[Produced]) -> list[str]:
@@ -139,24 +109,31 @@ def _quality(text: str) -> float:
 
 
 async def answer_with_files(
-    files: Sequence[Produced], *, accept: str, title: str, scratch: Path, kept: Kept | None = None
+    files: Sequence[Produced], *, accept: str, title: str, scratch: Path, keeper: Keeper, links_first: bool = False
 ) -> Response:
-    """The response for *files*; *title* names the zip, *scratch* is where it is made, *kept* holds what links name."""
+    """The response for *files*; *title* names the zip, *scratch* is where it is made, *keeper* holds what links name.
+
+    With *links_first* a caller who names no media type is given links.
+    """
+    if links_first and not _accepted(accept):
+        from starlette.responses import JSONResponse
+
+        return JSONResponse(describe_result(await keeper.put(files, names_of(files))))
     chosen = choose_file(files, accept)
     names = names_of(files)
     if chosen is not None:
         name = names[list(files).index(chosen)]
         return await _respond(chosen.path.open("rb"), kind=media_type(chosen.path), name=name)
     bundle = choose_bundle(accept)
-    if bundle == "links" and kept is not None:
+    if bundle == "links":
         from starlette.responses import JSONResponse
 
-        return JSONResponse(describe_result(await kept.put(files, names)))
+        return JSONResponse(describe_result(await keeper.put(files, names)))
     if bundle == "multipart":
         boundary = uuid.uuid4().hex
         body = await asyncio.to_thread(_multipart, files, names, scratch, boundary)
         return await _respond(body, kind=f"multipart/mixed; boundary={boundary}", name="")
-    if bundle in ("base64", "links"):
+    if bundle == "base64":
         return await _respond(await asyncio.to_thread(_base64, files, names, scratch), kind="application/json", name="")
     archive = await asyncio.to_thread(_zip, files, names, scratch)
     return await _respond(archive, kind="application/zip", name=f"{title}.zip")
@@ -192,7 +169,7 @@ def _multipart(files: Sequence[Produced], names: Sequence[str], scratch: Path, b
     for file, name in zip(files, names, strict=True):
         head = {
             "Content-Type": media_type(file.path),
-            "Content-Disposition": _disposition("attachment", name),
+            "Content-Disposition": disposition(media_type(file.path), name),
             "Content-Length": str(file.path.stat().st_size),
         }
         lines = "".join(f"{key}: {value}\r\n" for key, value in head.items())
@@ -218,12 +195,6 @@ def _base64(files: Sequence[Produced], names: Sequence[str], scratch: Path) -> I
     return body
 
 
-def _disposition(how: str, name: str) -> str:
-    plain = re.sub(r'[^\x20-\x7e]|["\\]', "_", name)
-    value = f'{how}; filename="{plain}"'
-    return value if plain == name else f"{value}; filename*=utf-8''{quote(name)}"
-
-
 async def _respond(file: IO[bytes], *, kind: str, name: str) -> Response:
     from starlette.responses import Response, StreamingResponse
 
@@ -231,7 +202,7 @@ async def _respond(file: IO[bytes], *, kind: str, name: str) -> Response:
     file.seek(0)
     headers = {"content-length": str(size), "x-content-type-options": "nosniff"}
     if name:
-        headers["content-disposition"] = _disposition("inline" if _INLINE.match(kind) else "attachment", name)
+        headers["content-disposition"] = disposition(kind, name)
     if size <= _IN_MEMORY:
         with file:
             return Response(file.read(), headers=headers, media_type=kind)
@@ -267,6 +238,8 @@ def describe_error(error: RunError, workflow: Workflow) -> tuple[int, dict[str, 
     status = error.status
     if isinstance(error, PromptRefused) and not body.get("parameters"):
         status = 500  # nothing that the caller gave is at fault: a model or a node is missing
+    if type(error) is NodeFailed and any(item.node_id == error.node_id for item in workflow.interface.inputs):
+        status = 422  # an interface node only reads what it was given, such as a picture that is none
     return status, body
 
 

@@ -93,22 +93,16 @@ class Client:
         given = {**(values or {}), **more}
         files = {name: value for name, value in given.items() if isinstance(value, Path)}
         with _open_all(files) as opened:
-            body: dict[str, Any]
-            if files:
-                plain = {key: value for key, value in given.items() if key not in files}
-                fields = {key: value if isinstance(value, str) else json.dumps(value) for key, value in plain.items()}
-                body = {"data": fields, "files": opened}
-            else:
-                body = {"json": given}
+            body: dict[str, Any] = {"data": form_fields(given), "files": opened} if files else {"json": given}
             with self._asked("POST", "/generate/stream", stream=True, **body) as answer:
                 for event, data in _events(answer):
                     if event == "result":
                         return Generated({item["name"]: self._fetch(item["url"]) for item in data["outputs"]})
                     if event == "error":
-                        raise _error(int(data.get("status", 500)), data)
+                        raise failure(int(data.get("status", 500)), data)
                     if on_progress is not None:
                         on_progress(event, data)
-        raise NetworkError(f"{self._url} ended the stream without a result.", hint="Its log may say why; try again.")
+        raise cut_short(self._url)
 
     def _fetch(self, path: str) -> bytes:
         with self._asked("GET", path) as answer:
@@ -121,16 +115,10 @@ class Client:
             answer = self._session.request(method, self._url + path, timeout=self._timeout, **options)
             if answer.status_code != 200:
                 with answer:
-                    try:
-                        document = answer.json()
-                    except ValueError:
-                        document = {}
-                raise _error(answer.status_code, document if isinstance(document, dict) else {})
+                    raise refusal(answer.status_code, answer.content)
             return answer
         except requests.RequestException as error:
-            raise NetworkError(
-                f"{self._url} does not answer ({type(error).__name__}).", hint="Is the service running there?"
-            ) from None
+            raise silence(self._url, error) from None
 
 
 @contextlib.contextmanager
@@ -142,18 +130,57 @@ def _open_all(files: Mapping[str, Path]) -> Iterator[dict[str, Any]]:
 def _events(answer: requests.Response) -> Iterator[tuple[str, dict[str, Any]]]:
     import requests
 
-    name = ""
+    reader = EventReader()
     try:
         for line in answer.iter_lines(chunk_size=None):
-            if line.startswith(b"event: "):
-                name = line[7:].decode()
-            elif line.startswith(b"data: "):
-                yield name, json.loads(line[6:])
+            if (event := reader.feed(line)) is not None:
+                yield event
     except requests.RequestException as error:
         raise NetworkError(f"The stream broke ({type(error).__name__}).", hint="Try again.") from None
 
 
-def _error(status: int, document: Mapping[str, Any]) -> RunError:
+class EventReader:
+    """Reads server-sent events (HTML Standard, 9.2) whose data is one line of JSON."""
+
+    def __init__(self) -> None:
+        self._name = ""
+
+    def feed(self, line: bytes) -> tuple[str, dict[str, Any]] | None:
+        """Take the next *line*, without its end; the event that it completes, if it does."""
+        if line.startswith(b"event: "):
+            self._name = line[7:].decode()
+        elif line.startswith(b"data: "):
+            return self._name, json.loads(line[6:])
+        return None
+
+
+def form_fields(given: Mapping[str, Any]) -> dict[str, str]:
+    """The values of *given* that are no files, as fields of a form."""
+    plain = {key: value for key, value in given.items() if not isinstance(value, Path)}
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in plain.items()}
+
+
+def silence(url: str, error: Exception) -> NetworkError:
+    """What to raise when *url* cannot be asked."""
+    return NetworkError(f"{url} does not answer ({type(error).__name__}).", hint="Is the service running there?")
+
+
+def cut_short(url: str) -> NetworkError:
+    """What to raise when the stream of *url* ends before its result."""
+    return NetworkError(f"{url} ended the stream without a result.", hint="Its log may say why; try again.")
+
+
+def refusal(status: int, body: bytes) -> RunError:
+    """What to raise for an answer with *status* and *body*."""
+    try:
+        document = json.loads(body)
+    except ValueError:
+        document = {}
+    return failure(status, document if isinstance(document, dict) else {})
+
+
+def failure(status: int, document: Mapping[str, Any]) -> RunError:
+    """What to raise for the service's error *document*."""
     details = [
         f"{'.'.join(str(part) for part in item.get('loc', ()))}: {item.get('msg', '')}"
         for item in document.get("detail") or ()

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +45,7 @@ class _Job:
     unseen: int = 0  # times in a row that ComfyUI knew nothing of it
     watch: Watch | None = None
     began: Callable[[], None] | None = None
+    submitted: bool = False
     started: bool = False
     position: int | None = None
 
@@ -109,7 +110,8 @@ class Client:
         job = _Job(str(uuid.uuid4()), address, asyncio.get_running_loop().create_future(), watch=watch, began=began)
         self._jobs[job.prompt_id] = job
         try:
-            await self._submit(job, prompt)
+            await self._while_it_lives(job, self._submit(job, prompt))
+            job.submitted = True
             if watch is not None and not job.started:
                 await self._tell_positions()
             await job.done
@@ -122,6 +124,16 @@ class Client:
                 job.done.exception()  # seen, even where another error came first
         return job.outputs
 
+    async def _while_it_lives(self, job: _Job, work: Coroutine[Any, Any, None]) -> None:
+        """Await *work*, or the error that ends *job*: a ComfyUI that is lost may never answer."""
+        asking = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait((asking, job.done), return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                asking.result()
+        finally:
+            asking.cancel()
+
     async def _submit(self, job: _Job, prompt: Mapping[str, Any]) -> None:
         import aiohttp
 
@@ -133,14 +145,13 @@ class Client:
         except aiohttp.ClientConnectorError:
             raise EngineUnavailable(self._engine.trouble or "it does not answer") from None
         except aiohttp.ClientConnectionError:
-            # It took the prompt and ended at once; how is known in a moment.
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(asyncio.shield(job.done), _CONNECT_SECONDS)
+            # It took the prompt and ended at once; how is known in a moment, and told by job.done then.
+            await asyncio.sleep(_CONNECT_SECONDS)
             raise EngineDied("the connection to it broke") from None
         except (aiohttp.ClientError, ValueError) as error:
-            raise RunError(f"ComfyUI's answer to the prompt is unreadable: {type(error).__name__}.") from None
+            raise _unreadable("the prompt", error) from None
         if not isinstance(body, dict):
-            raise RunError(f"ComfyUI answered the prompt with status {status} and no object.")
+            raise RunError(f"ComfyUI answered the prompt with status {status} and no object.", status=502)
         if status != 200:
             raise _refusal(body, prompt)
         given = body.get("prompt_id")
@@ -192,7 +203,9 @@ class Client:
                     await self._look_up()
                     async for message in socket:
                         if message.type is aiohttp.WSMsgType.TEXT:
-                            self._on_event(json.loads(message.data), address)
+                            event = json.loads(message.data)
+                            if isinstance(event, dict):
+                                self._on_event(event, address)
                         elif message.type is aiohttp.WSMsgType.BINARY:
                             self._on_frame(message.data)
             except (aiohttp.ClientError, OSError, ValueError):
@@ -265,7 +278,7 @@ class Client:
         """Ask ComfyUI about each prompt that has not ended, in case its events were lost."""
         import aiohttp
 
-        jobs = [job for job in self._jobs.values() if job.address == self._engine.address]
+        jobs = [job for job in self._jobs.values() if job.submitted and job.address == self._engine.address]
         if not jobs:
             return
         try:
@@ -275,17 +288,27 @@ class Client:
             for job in jobs:
                 if job.prompt_id in waiting:
                     job.unseen = 0
-                    continue
-                async with self._http.get(f"{job.address}/history/{job.prompt_id}") as response:
-                    entry = (await response.json()).get(job.prompt_id)
-                if entry is not None:
-                    _finish_from_history(job, entry)
-                    continue
-                job.unseen += 1  # once may be the moment between the queue and the history
-                if job.unseen > 2:
-                    _finish(job, EngineDied("it no longer knows this request"))
+                else:
+                    await self._look_up_ended(job)
         except (aiohttp.ClientError, ValueError, TypeError, AttributeError, LookupError):
             return  # asked again soon
+
+    async def _look_up_ended(self, job: _Job) -> None:
+        import aiohttp
+
+        try:
+            async with self._http.get(f"{job.address}/history/{job.prompt_id}") as response:
+                response.raise_for_status()
+                entry = (await response.json()).get(job.prompt_id)
+            if entry is not None:
+                return _finish_from_history(job, entry)
+        except aiohttp.ClientError:
+            raise
+        except (ValueError, TypeError, AttributeError) as error:
+            return _finish(job, _unreadable("a question for the result", error))
+        job.unseen += 1  # once may be the moment between the queue and the history
+        if job.unseen > 2:
+            _finish(job, EngineDied("it no longer knows this request"))
 
     async def _notice_death(self) -> None:
         while True:
@@ -318,12 +341,14 @@ class Client:
                     if response.status == 413:
                         raise RunError(f"The file {name} is larger than ComfyUI takes.", status=413)
                     if response.status != 200:
-                        raise RunError(f"ComfyUI did not take the file {name} (status {response.status}).")
+                        raise RunError(f"ComfyUI did not take the file {name} (status {response.status}).", status=502)
                     answer = await response.json()
+                    where = str(answer.get("subfolder") or "")
+                    return f"{where}/{answer['name']}" if where else str(answer["name"])
         except aiohttp.ClientConnectionError:
             raise EngineUnavailable(self._engine.trouble or "it does not answer") from None
-        where = answer.get("subfolder") or ""
-        return f"{where}/{answer['name']}" if where else str(answer["name"])
+        except (aiohttp.ClientError, ValueError, AttributeError, LookupError, TypeError) as error:
+            raise _unreadable(f"the file {name}", error) from None
 
     async def fetch(self, reference: Mapping[str, str], target: Path) -> bool:
         """Write the file that *reference* (``filename, subfolder, type``) names to *target*; False if there is none."""
@@ -337,12 +362,15 @@ class Client:
                 if response.status == 404:
                     return False
                 if response.status != 200:
-                    raise RunError(f"ComfyUI did not give the output {target.name} (status {response.status}).")
+                    text = f"ComfyUI did not give the output {target.name} (status {response.status})."
+                    raise RunError(text, status=502)
                 with target.open("wb") as file:
                     async for chunk in response.content.iter_chunked(1 << 18):
                         file.write(chunk)
         except aiohttp.ClientConnectionError:
             raise EngineDied(self._engine.trouble or "it does not answer") from None
+        except aiohttp.ClientError as error:
+            raise _unreadable(f"a question for the output {target.name}", error) from None
         return True
 
     async def free_memory(self) -> None:
@@ -404,6 +432,10 @@ def _finish(job: _Job, error: RunError | None = None) -> None:
             job.done.set_result(None)
         else:
             job.done.set_exception(error)
+
+
+def _unreadable(what: str, error: Exception) -> RunError:
+    return RunError(f"ComfyUI's answer to {what} is unreadable: {type(error).__name__}.", status=502)
 
 
 def _finish_from_history(job: _Job, entry: Mapping[str, Any]) -> None:

@@ -31,9 +31,11 @@ __all__ = ["AttachedComfyUI", "ChildComfyUI", "Engine", "command_line", "make_en
 
 _PROBE_SECONDS = 0.1
 _BACKOFF_SECONDS = (0.5, 1, 2, 4, 8, 15, 30)
+_HINT_AFTER = 2  # failures in a row
 _HEALTHY_SECONDS = 60  # a child that lived this long starts the backoff anew
 _TERM_SECONDS = 3
 _LONGEST_LINE = 1 << 16  # characters
+_STORAGE_KEYS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"})
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -115,7 +117,7 @@ class ChildComfyUI(Engine):
         self.input_path = str(folders.input)
 
     async def _keep(self) -> None:
-        device = choose_device(self._python, self._settings.comfyui_args)
+        device = choose_device(self._python, self._settings.comfyui_args, environ=os.environ)
         self.log(f"ComfyUI runs {device.why}.")
         loop = asyncio.get_running_loop()
         failures = 0
@@ -129,6 +131,11 @@ class ChildComfyUI(Engine):
             delay = _BACKOFF_SECONDS[min(failures, len(_BACKOFF_SECONDS)) - 1] if failures else 0
             self._tell(None, why)
             self.log(f"ComfyUI: {why}. It is started again in {delay:g} s.")
+            if failures == _HINT_AFTER and not device.cpu and not self.losses:
+                self.log(
+                    "ComfyUI has never answered. If the lines above blame the GPU, its driver may not fit this image's "
+                    "PyTorch; CPACK_COMFYUI_ARGS='[\"--cpu\"]' does without the GPU."
+                )
             await asyncio.sleep(delay)
 
     async def _run(self, *, cpu: bool) -> str:
@@ -245,7 +252,10 @@ def _known_options(folder: Path) -> frozenset[str]:
 
 def _child_environment(environ: Mapping[str, str], folders: Folders) -> dict[str, str]:
     """*environ* for ComfyUI: what it writes goes under our folders, and nothing is installed while it runs."""
-    child = {name: value for name, value in environ.items() if name not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
+    left_out = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CPACK_TOKEN", "CPACK_WEBHOOK_SECRET"}
+    if environ.get("CPACK_OUTPUT_URL"):
+        left_out |= _STORAGE_KEYS  # custom nodes are third-party code
+    child = {name: value for name, value in environ.items() if name not in left_out}
     child["TMPDIR"] = str(folders.scratch)
     child["PYTHONUNBUFFERED"] = "1"
     if not os.access(child.get("HOME", "/nonexistent"), os.W_OK):

@@ -6,8 +6,9 @@ or run, so the decision costs no time.
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,14 +26,23 @@ class Device:
     why: str
 
 
-def choose_device(python: Path, arguments: Sequence[str], *, dev: Path = Path("/dev")) -> Device:
-    """The device for the ComfyUI whose interpreter is *python* and whose further arguments are *arguments*."""
+# The variables by which a program's GPUs are chosen; set to nothing or to -1 they hide all of them.
+_HIDING = {"cuda": ("CUDA_VISIBLE_DEVICES",), "hip": ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES")}
+
+
+def choose_device(
+    python: Path, arguments: Sequence[str], *, environ: Mapping[str, str], dev: Path = Path("/dev")
+) -> Device:
+    """The device for the ComfyUI whose interpreter is *python*, with *arguments* and *environ*."""
     for argument in arguments:
         if argument.split("=")[0] in _CHOICES:
             return Device(cpu=False, why=f"as {argument} says")
     built_for = _torch_accelerator(python)
     if built_for == "none":
         return Device(cpu=True, why="on the CPU: the PyTorch in ComfyUI's environment is built without GPU support")
+    for name in _HIDING.get(built_for, ()):
+        if environ.get(name, "0").strip() in ("", "-1"):
+            return Device(cpu=True, why=f"on the CPU: {name} hides every GPU")
     found = [name for pattern in ("nvidia[0-9]*", "dxg", "kfd", "accel/accel*") for name in sorted(dev.glob(pattern))]
     if built_for == "xpu":
         found += sorted(dev.glob("dri/renderD*"))
@@ -40,6 +50,8 @@ def choose_device(python: Path, arguments: Sequence[str], *, dev: Path = Path("/
         return Device(
             cpu=True, why="on the CPU: no GPU is visible here (with Docker and an NVIDIA GPU, run with --gpus all)"
         )
+    if not any(os.access(path, os.R_OK | os.W_OK) for path in found):
+        return Device(cpu=True, why=f"on the CPU: this user may not use {found[0]}")
     return Device(cpu=False, why=f"on the GPU at {found[0]}")
 
 

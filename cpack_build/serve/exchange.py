@@ -154,7 +154,8 @@ class Exchange:
         for number, output in enumerate(self._outputs):
             if self._folder is not None:
                 paths = self._written(number)
-                paths += [path for path in self._reported_here(reported.get(output.node_id)) if path not in paths]
+                here = self._reported_here(output, reported.get(output.node_id))
+                paths += [path for path in here if path not in paths]
             else:
                 paths = await self._fetch(number, output, reported.get(output.node_id))
             found += [Produced(output, path) for path in paths]
@@ -168,19 +169,21 @@ class Exchange:
         entries = sorted((self._folder / str(number)).rglob("*"))
         return [path for path in entries if path.is_file() and not path.is_symlink()]
 
-    def _reported_here(self, ui: Mapping[str, Any] | None) -> list[Path]:
+    def _reported_here(self, output: Output, ui: Mapping[str, Any] | None) -> list[Path]:
         found = []
         for reference in _references(ui):
             folder = self._engine.temp_dir if reference["type"] == "temp" else self._engine.output_dir
             if folder is None:
                 continue
             path = folder / reference["subfolder"] / reference["filename"]
-            if path.is_file() and path.resolve().is_relative_to(folder.resolve()):
-                found.append(path)
+            if not (path.is_file() and path.resolve().is_relative_to(folder.resolve())):
+                raise _missing(output)
+            found.append(path)
         return found
 
     async def _fetch(self, number: int, output: Output, ui: Mapping[str, Any] | None) -> list[Path]:
         references = list(_references(ui))
+        told = bool(references)
         if not references and output.kind == "text":  # writes where it is told, and reports nothing
             references = [{"filename": f"cpack-{self._id}-{number}_0001.txt", "subfolder": "", "type": "output"}]
         found = []
@@ -189,6 +192,8 @@ class Exchange:
             target.parent.mkdir(parents=True)
             if await self._client.fetch(reference, target):
                 found.append(target)
+            elif told:
+                raise _missing(output)
         if not found and output.kind == "file":
             raise RunError(
                 f"The output '{output.name}' ({output.node_class}) is written to a folder of ComfyUI's machine.",
@@ -204,6 +209,13 @@ class Exchange:
         for folder in (self._folder, self._fetched):
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+
+
+def _missing(output: Output) -> RunError:
+    return RunError(
+        f"The output '{output.name}' ({output.node_class}) is missing: ComfyUI told of a file that is not there.",
+        status=502,
+    )
 
 
 def _references(ui: Mapping[str, Any] | None) -> Iterator[dict[str, str]]:

@@ -32,7 +32,6 @@ class Folders:
     scratch: Path
     kept: Path
     bentoml: Path
-    metrics: Path
 
 
 def prepare_folders(root: Path, inputs: Path) -> Folders:
@@ -49,13 +48,11 @@ def prepare_folders(root: Path, inputs: Path) -> Folders:
         scratch=root / "scratch",
         kept=root / "kept",
         bentoml=root / "bentoml",
-        metrics=root / "bentoml" / "prometheus",
     )
     try:
         for left_over in (
             folders.scratch,
             folders.kept,
-            folders.metrics,
             folders.output / "cpack",
             folders.input / "cpack",
         ):
@@ -66,7 +63,6 @@ def prepare_folders(root: Path, inputs: Path) -> Folders:
             folders.temp,
             folders.user,
             folders.scratch,
-            folders.metrics,
             folders.kept,
         ):
             folder.mkdir(parents=True, exist_ok=True)

@@ -17,30 +17,44 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from cpack_build.errors import RunError
 from cpack_build.serve.exchange import Produced
 
-__all__ = ["Kept", "Result", "sweep"]
+__all__ = ["Keeper", "Kept", "Result", "sweep"]
 
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
 class Result:
-    """The *files* of a finished request, under the *names* that a caller sees. *size* is bytes."""
+    """The *files* of a finished request, under the *names* that a caller sees. *size* is bytes.
+
+    *links* tell where the files are when that is not this server.
+    """
 
     id: str
     files: tuple[Produced, ...]
     names: tuple[str, ...]
     size: int
     until: float
+    links: tuple[str, ...] = ()
 
     def url(self, name: str) -> str:
-        """Where the file *name* is, as a path on this server."""
+        """Where the file *name* is: a URL, or a path on this server."""
         from urllib.parse import quote
 
+        if self.links:
+            return self.links[self.names.index(name)]
         return f"/outputs/{self.id}/{quote(name, safe='')}"
+
+
+class Keeper(Protocol):
+    """A place for results."""
+
+    async def put(self, files: Sequence[Produced], names: Sequence[str]) -> Result:
+        """Keep *files* under *names*. Raises :class:`RunError` when it cannot."""
 
 
 class Kept:

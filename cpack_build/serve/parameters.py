@@ -93,12 +93,17 @@ class Parameters:
         self._most = max_upload_mib << 20
         self._inputs = interface.inputs
         self._by_name = {item.name: item for item in interface.inputs}
-        self._defaults = defaults
+        self.defaults = defaults
         self._scratch = scratch
         self._remote = remote
         # A parameter may be called anything; a field of a model may not. So fields are numbered and names are aliases.
         self._fields = {f"input_{number}": item for number, item in enumerate(interface.inputs)}
         self.model = self._model()
+
+    @property
+    def required(self) -> list[str]:
+        """The names of the parameters that every request must give."""
+        return [self._fields[name].name for name, field in self.model.model_fields.items() if field.is_required()]
 
     def values(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The values by parameter name that were given, from the model's *fields*."""
@@ -151,7 +156,7 @@ class Parameters:
             annotation = Annotated[annotation, WithJsonSchema({"type": "number"})]
         default: Any = item.default
         if item.type in FILE_TYPES:
-            required = item.name not in self._defaults and not item.linked
+            required = item.name not in self.defaults and not item.linked
             default = None
             options["json_schema_extra"] = _drop_default
         else:
@@ -164,6 +169,7 @@ class Parameters:
 
     async def _read(self, request: Request) -> dict[str, Any]:
         from starlette.exceptions import HTTPException
+        from starlette.formparsers import MultiPartException
         from starlette.requests import Request
 
         content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -177,8 +183,9 @@ class Parameters:
             return await self._read_json(bounded)
         try:
             return await self._read_form(bounded)
-        except HTTPException as error:
-            raise _Wrong((), f"The form cannot be read: {error.detail}") from None
+        except (HTTPException, MultiPartException) as error:  # the one in an application, the other in a mere route
+            why = error.detail if isinstance(error, HTTPException) else error.message
+            raise _Wrong((), f"The form cannot be read: {why}") from None
 
     async def _read_form(self, request: Request) -> dict[str, Any]:
         from starlette.datastructures import UploadFile
@@ -218,7 +225,7 @@ class Parameters:
         for name, value in list(given.items()):
             item = self._by_name.get(name)
             if item is not None and item.type in FILE_TYPES:
-                if value is None and name in self._defaults:
+                if value is None and name in self.defaults:
                     del given[name]
                 else:
                     given[name] = await self._from_text(request, item, value)

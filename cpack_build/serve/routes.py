@@ -1,11 +1,12 @@
-"""Our own routes, before BentoML's: the stream, the tasks, the kept outputs, and the page for people."""
+"""Our own routes, before BentoML's: the stream, the tasks, the kept outputs, the API's document, the page."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpack_build.serve.answer import media_type
+from cpack_build.serve.media import media_type
+from cpack_build.serve.openapi import describe
 from cpack_build.serve.service import Server
 from cpack_build.serve.streaming import stream
 
@@ -44,6 +45,11 @@ def make_routes(server: Server) -> list[BaseRoute]:
         headers = {"x-content-type-options": "nosniff", "content-security-policy": "sandbox"}
         return FileResponse(path, media_type=media_type(path), filename=name, headers=headers)
 
+    document = describe(server.workflow.interface, defaults=server.parameters.defaults, token=server.has_token)
+
+    async def docs(request: Request) -> Response:
+        return JSONResponse(document)
+
     async def page(request: Request) -> Response:
         return FileResponse(_PAGE / "index.html", headers=_PAGE_HEADERS)
 
@@ -56,6 +62,7 @@ def make_routes(server: Server) -> list[BaseRoute]:
     return [
         Route("/", page),
         *(Route(f"/page/{name}", static(name, kind)) for name, kind in _PAGE_FILES.items()),
+        Route("/docs.json", docs),
         Route("/generate/stream", generate_stream, methods=["POST"]),
         Route("/generate_task/submit", server.tasks.submit, methods=["POST"]),
         Route("/generate_task/status", server.tasks.status),

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from cpack_build.errors import EngineUnavailable, OutOfMemory, RunError, WorkflowError
+from cpack_build.errors import EngineUnavailable, OutOfMemory, RunError, UsageError, WorkflowError
 from cpack_build.serve.answer import answer_with_error, answer_with_files, describe_error, describe_result, names_of
 from cpack_build.serve.client import Client, Outputs, Watch
 from cpack_build.serve.comfyui import Engine
@@ -25,7 +25,7 @@ from cpack_build.serve.exchange import Exchange, Inbox, Produced, shipped_file
 from cpack_build.serve.folders import Folders
 from cpack_build.serve.front import request_id
 from cpack_build.serve.gate import Gate
-from cpack_build.serve.kept import Kept, Result, sweep
+from cpack_build.serve.kept import Keeper, Kept, Result, sweep
 from cpack_build.serve.metrics import Metrics
 from cpack_build.serve.parameters import Parameters, refusal, request_folder
 from cpack_build.serve.remote import Remote
@@ -42,17 +42,22 @@ if TYPE_CHECKING:
 __all__ = ["Server", "make_service"]
 
 _SWEEP_SECONDS = 60
+_WARM_UP_AGAIN_SECONDS = 10
 
 
 @dataclass
 class _Backend:
-    """One ComfyUI. *busy*: requests that were given to it; *running*: 1 while it works on one of them."""
+    """One ComfyUI. *busy*: requests that were given to it; *running*: 1 while it works on one of them.
+
+    *warm*: the address at which it has run the workflow once, where that is asked for.
+    """
 
     engine: Engine
     client: Client
     inbox: Inbox
     busy: int = 0
     running: int = 0
+    warm: str | None = None
 
 
 class Server:
@@ -75,9 +80,11 @@ class Server:
         self.folders = folders
         self._log = log
         self._timeout = settings.timeout
+        self._warm_up = settings.warm_up
         self._retry_out_of_memory = settings.retry_out_of_memory
         self._output_most = settings.output_mib << 20 if settings.server is None else None
         self.workflow_file = settings.workflow_file
+        self.has_token = bool(settings.token)
         self._inputs = settings.app / "input"
         self._shipped = {
             item.name: path
@@ -92,23 +99,40 @@ class Server:
             max_upload_mib=settings.max_upload_mib,
             remote=remote,
         )
+        if settings.warm_up and (lacking := self.parameters.required):
+            raise UsageError(
+                f"The workflow cannot be warmed up: it has no value of its own for {', '.join(lacking)}.",
+                hint="Give the interface node a value and pack it again, or leave CPACK_WARM_UP out.",
+            )
         self.gate = Gate(settings.max_requests)
         self.metrics = Metrics()
         self.kept = Kept(folders.kept, seconds=settings.keep_seconds, most=settings.keep_mib << 20)
+        self.keeper: Keeper = self.kept
+        if settings.output_url:
+            from cpack_build.serve.bucket import Bucket
+
+            self.keeper = Bucket(settings.output_url, seconds=settings.keep_seconds, log=log)
         webhook = Webhook(remote, secret=settings.webhook_secret, log=log)
         self.tasks = Tasks(self, seconds=settings.keep_seconds, webhook=webhook)
         self._chores: list[asyncio.Task[None]] = []
 
     async def ready(self) -> bool:
-        """Whether a ComfyUI answers: all are asked at once, and none is waited for longer than its client does."""
-        return any(await asyncio.gather(*(backend.client.answers() for backend in self._backends)))
+        """Whether a ComfyUI answers, and has warmed up if it should.
+
+        All are asked at once, and none is waited for longer than its client does.
+        """
+        there = [backend for backend in self._backends if not self._warm_up or self._is_warm(backend)]
+        return any(await asyncio.gather(*(backend.client.answers() for backend in there)))
+
+    def _is_warm(self, backend: _Backend) -> bool:
+        return backend.engine.address is not None and backend.warm == backend.engine.address
 
     async def start(self) -> None:
         """Start ComfyUI and the client; returns at once."""
         for backend in self._backends:
             await backend.engine.start()
             await backend.client.start()
-            self._chores.append(asyncio.create_task(self._check_nodes(backend)))
+            self._chores.append(asyncio.create_task(self._greet(backend)))
         self._chores.append(asyncio.create_task(self._tidy()))
 
     async def stop(self) -> None:
@@ -170,7 +194,12 @@ class Server:
         try:
             async with self._produced(request, given) as files:
                 return await answer_with_files(
-                    files, accept=accept, title="outputs", scratch=self.folders.scratch, kept=self.kept
+                    files,
+                    accept=accept,
+                    title="outputs",
+                    scratch=self.folders.scratch,
+                    keeper=self.keeper,
+                    links_first=self.keeper is not self.kept,
                 )
         except RunError as error:
             self._note(error)
@@ -182,7 +211,7 @@ class Server:
         """Run the workflow, keep its files: the result, and the last event, ``result`` or ``error``, with its data."""
         try:
             async with self._produced(request, given, watch=watch) as files:
-                result = await self.kept.put(files, names_of(files))
+                result = await self.keeper.put(files, names_of(files))
                 return result, "result", describe_result(result)
         except RunError as error:
             self._note(error)
@@ -204,9 +233,7 @@ class Server:
         """The files that the workflow gives, for as long as the block runs. Raises :class:`RunError`."""
         try:
             backend = self._least_busy()
-            exchange = Exchange(
-                backend.engine, backend.client, backend.inbox, workflow=self.workflow, scratch=self.folders.scratch
-            )
+            exchange = self._exchange(backend)
             backend.busy += 1
             try:
                 yield await self._in_time(self._run(backend, exchange, given, watch))
@@ -222,6 +249,11 @@ class Server:
             folder = request_folder(request)
             if folder is not None:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _exchange(self, backend: _Backend) -> Exchange:
+        return Exchange(
+            backend.engine, backend.client, backend.inbox, workflow=self.workflow, scratch=self.folders.scratch
+        )
 
     async def _in_time(self, work: Coroutine[Any, Any, list[Produced]]) -> list[Produced]:
         try:
@@ -293,21 +325,45 @@ class Server:
                 for folder in (self.folders.output, self.folders.temp):
                     await asyncio.to_thread(sweep, folder, most=self._output_most)
 
-    async def _check_nodes(self, backend: _Backend) -> None:
-        """Each time ComfyUI has started, say which of the workflow's nodes it lacks: requests will fail on them."""
+    async def _greet(self, backend: _Backend) -> None:
+        """Each time ComfyUI has started, say which of the workflow's nodes it lacks, and warm it up if asked to."""
         import aiohttp
 
-        wanted = sorted({node["class_type"] for node in self.workflow.nodes.values()})
         while True:
-            if backend.engine.address is not None:
+            if (address := backend.engine.address) is not None:
                 with contextlib.suppress(aiohttp.ClientError):
-                    missing = [name for name in wanted if not await backend.client.knows(name)]
-                    if missing:
-                        self._log(
-                            f"ComfyUI does not know these nodes of the workflow: {', '.join(missing)}. The log above "
-                            "says which custom node could not be loaded."
-                        )
+                    await self._check_nodes(backend)
+                if self._warm_up and not await self._warmed(backend):
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await asyncio.wait_for(backend.engine.changed(), _WARM_UP_AGAIN_SECONDS)
+                    continue
+                if address != backend.engine.address:
+                    continue
             await backend.engine.changed()
+
+    async def _check_nodes(self, backend: _Backend) -> None:
+        wanted = sorted({node["class_type"] for node in self.workflow.nodes.values()})
+        missing = [name for name in wanted if not await backend.client.knows(name)]
+        if missing:
+            self._log(
+                f"ComfyUI does not know these nodes of the workflow: {', '.join(missing)}. The log above says which "
+                "custom node could not be loaded."
+            )
+
+    async def _warmed(self, backend: _Backend) -> bool:
+        """Run the workflow once with its own values; whether it ran."""
+        address, began = backend.engine.address, time.perf_counter()
+        exchange = self._exchange(backend)
+        try:
+            await self._in_time(self._run(backend, exchange, {}, None))
+        except RunError as error:
+            self._log(f"The warm-up failed, so the service is not ready: {error}")
+            return False
+        finally:
+            exchange.close()
+        backend.warm = address
+        self._log(f"The workflow was warmed up in {time.perf_counter() - began:.1f} s.")
+        return True
 
 
 async def _disconnected(request: Request) -> None:

@@ -26,7 +26,9 @@ class Settings:
     that is written to. *max_requests* is how many may be under way before 429 is answered; *keep_seconds* and
     *keep_mib* bound the results of links and tasks, *output_mib* what other nodes leave in ComfyUI's output folder.
     *url_hosts* are the hosts that files may be fetched from (``*`` for any, none by default), *url_private* lets them
-    be private addresses. *token* is asked for as ``Authorization: Bearer`` when it is set.
+    be private addresses. *output_url* (``s3://bucket/prefix``) is where outputs go instead of into answers. *token* is
+    asked for as ``Authorization: Bearer`` when it is set. *warm_up* runs the workflow
+    once with its own values each time that ComfyUI has started, before the service says that it is ready.
     """
 
     app: Path
@@ -47,9 +49,11 @@ class Settings:
     output_mib: int = 4096
     url_hosts: tuple[str, ...] = ()
     url_private: bool = False
+    output_url: str = ""
     token: str = ""
     webhook_secret: str = ""
     retry_out_of_memory: bool = False
+    warm_up: bool = False
     json_log: bool = False
 
     @classmethod
@@ -86,9 +90,11 @@ class Settings:
             output_mib=int(_number(environ, "CPACK_OUTPUT_MIB", default=4096, low=1)),
             url_hosts=tuple(environ.get("CPACK_URL_HOSTS", "").lower().replace(",", " ").split()),
             url_private=_flag(environ, "CPACK_URL_PRIVATE"),
+            output_url=environ.get("CPACK_OUTPUT_URL", ""),
             token=environ.get("CPACK_TOKEN", ""),
             webhook_secret=environ.get("CPACK_WEBHOOK_SECRET", ""),
             retry_out_of_memory=_flag(environ, "CPACK_RETRY_OUT_OF_MEMORY"),
+            warm_up=_flag(environ, "CPACK_WARM_UP"),
             json_log=_choice(environ, "CPACK_LOG", "text", "json") == "json",
         )
 

@@ -135,6 +135,8 @@ class Tasks:
         if task.status == "failed":
             status = int(task.outcome.get("status", 500))
             return JSONResponse(dict(task.outcome), status_code=status)
+        if task.result is not None and task.result.links:
+            return JSONResponse(dict(task.outcome))
         if task.result is None or self._server.kept.get(task.result.id) is None:
             return JSONResponse({"error": f"task {task.id} was {task.status}; it has no result"}, status_code=410)
         return await answer_with_files(
@@ -142,7 +144,7 @@ class Tasks:
             accept=request.headers.get("accept", "*/*"),
             title="outputs",
             scratch=self._server.folders.scratch,
-            kept=self._server.kept,
+            keeper=self._server.kept,
         )
 
     async def cancel(self, request: Request) -> Response:

@@ -24,7 +24,7 @@ import demo  # noqa: E402
 
 from bench.measure import BenchError, Row  # noqa: E402
 
-SUBJECTS = sorted(path.stem for path in HERE.glob("*.py") if not path.stem.startswith("__") and path.stem != "measure")
+SUBJECTS = sorted({path.stem for path in HERE.glob("[a-z]*.py")} - {"measure", "scene"})
 
 
 def main() -> int:

@@ -54,6 +54,8 @@ class Run:
     cpu_seconds: float
     peak_mb: float
     stdout: str
+    written_mb: float = 0
+    """What it gave the disk to write (getrusage(2), ``ru_oublock``), in MB."""
 
 
 def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None = None, cwd: Path | None = None) -> Run:
@@ -61,7 +63,7 @@ def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None 
     began = time.monotonic()
     process = subprocess.Popen(
         list(map(str, command)),
-        env={**os.environ, **(environment or {})},
+        env={**_environment(), **(environment or {})},
         cwd=cwd,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -74,7 +76,14 @@ def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None 
     seconds = time.monotonic() - began
     if process.returncode:
         raise BenchError(f"{' '.join(map(str, command))} ended with {process.returncode}:\n{said[-2000:]}")
-    return Run(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6, said)
+    return Run(
+        seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6, said, usage.ru_oublock * 512 / 1e6
+    )
+
+
+def _environment() -> dict[str, str]:
+    """This process's, but with bytecode kept from run to run, as for an installed program."""
+    return {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
 
 
 def cpack_build(*arguments: str | Path, home: Path, environment: Mapping[str, str] | None = None) -> Run:

@@ -90,7 +90,7 @@ def test_completion_knows_the_verbs() -> None:
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, env=os.environ | environment
     )
-    assert done.stdout.split() == ["plain,inspect"]
+    assert done.stdout.split() == ["plain,init", "plain,inspect"]
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pty
+import re
 import subprocess
 import sys
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cpack_build.cli.terminal import Terminal, amount, printable
+from cpack_build.cli.terminal import Terminal, amount, printable, speed
 from tests.cli.calling import Caller
 from tests.cpack.packs import make_pack, snapshot
 
@@ -88,6 +89,34 @@ def test_amounts_are_short_and_their_units_agree() -> None:
     assert amount(1_500, 2_000_000, "B") == "0.0/2.0 MB"
     assert amount(3, 7, "wheels") == "3/7 wheels"
     assert amount(2_500_000_000, None, "B") == "2.5 GB"
+
+
+def test_rates_and_times_left_are_short() -> None:
+    assert speed(None, None) == ""
+    assert speed(12_300_000, None) == "12.3 MB/s"
+    assert speed(12_300_000, 65.2) == "12.3 MB/s, 1:05 left"
+    assert speed(1, 3 * 3600 + 61) == "1 B/s, 3:01:01 left"
+
+
+def test_events_and_bars_tell_how_fast_it_is_and_how_long_it_will_take(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with Terminal(mode="json").progress.task("Fetching", total=1000) as task:
+        for _ in range(2):
+            time.sleep(0.25)
+            task.advance(100)
+    events = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    [*_, told] = [event for event in events if event["event"] == "advance"]
+    assert 0 < told["rate"] <= 400
+    assert told["left"] == pytest.approx(800 / told["rate"], rel=0.1)
+    program = (
+        "from cpack_build.cli.terminal import Terminal\n"
+        "import time\n"
+        "with Terminal().progress.task('title', total=10_000_000) as task:\n"
+        "    time.sleep(0.3); task.advance(4_000_000); time.sleep(0.3); task.advance(1)\n"
+    )
+    shown = _on_a_terminal([sys.executable, "-c", program])
+    assert re.search(r"[0-9.]+ MB/s, 0:0[0-9] left", shown)
 
 
 def test_what_a_terminal_would_obey_is_written_out() -> None:

@@ -49,7 +49,13 @@ def test_a_pack_of_comfy_pack_0_4_is_read(path: Path) -> None:
     assert [item.name for item in pack.inputs] == ["input/example.png"]
     assert pack.open_member("input/example.png") == b"not really a picture"
     assert b"".join(pack.stream_member("input/example.png")) == b"not really a picture"
-    assert set(pack.documents()) == {"snapshot.json", "workflow_api.json", "workflow.json", "input/example.png"}
+    assert set(pack.documents()) == {
+        "snapshot.json",
+        "workflow_api.json",
+        "workflow.json",
+        "input/example.png",
+        "cpack.yaml",
+    }
     assert [item.name for item in pack.served().interface.inputs] == ["photo"]
 
 

@@ -107,3 +107,37 @@ def test_many_threads_open_a_new_memo_at_once(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(use, range(8)))
+
+
+def test_a_blob_that_is_put_again_while_it_is_read_is_unchanged(store: Store) -> None:
+    file = store.put([b"abc"], what="x")
+    store.put([b"abc"], what="x")
+    file.require_unchanged()
+    file.path.chmod(0o644)
+    file.path.write_bytes(b"abd")
+    with pytest.raises(HashMismatch):
+        file.require_unchanged()
+
+
+def test_what_was_made_and_is_damaged_is_no_longer_found(store: Store) -> None:
+    file = store.put([b"abc"], what="x")
+    assert store.find_sound(file.sha256) == file
+    file.path.chmod(0o644)
+    file.path.write_bytes(b"abd")
+    assert store.find_sound(file.sha256) is None
+    assert not file.path.exists()
+
+
+def test_a_blob_that_several_put_at_once_stays_the_one_that_it_was(tmp_path: Path) -> None:
+    """What both environments of an image need may be downloaded for both at once."""
+    store, together = Store(tmp_path), threading.Barrier(8)
+
+    def chunks() -> Iterator[bytes]:
+        yield b"content"
+        together.wait(30)
+
+    with ThreadPoolExecutor(8) as pool:
+        stored = list(pool.map(lambda _: store.put(chunks(), what="x"), range(8)))
+    assert len({file.stamp for file in stored}) == 1
+    for file in stored:
+        file.require_unchanged()

@@ -12,7 +12,7 @@ from cpack_build.fetch.store import Store
 from cpack_build.image.build import FORMATS
 from cpack_build.lock.form import require_revision
 from cpack_build.lock.schema import IMAGE_REVISIONS
-from tests.image.golden.building import GOLDEN, INPUTS, described, golden_lock
+from tests.image.golden.building import GOLDEN, INPUTS, LOCK, described, golden_lock
 
 RECORDED: dict[str, Any] = json.loads(GOLDEN.read_text())
 WHAT_TO_DO = """
@@ -72,6 +72,14 @@ def test_a_change_of_one_byte_is_told_with_its_entry_and_what_to_do(built: dict[
     entries[3] = entries[3].replace(" 0644 ", " 0755 ").replace(" 0755 ", " 0700 ")
     with pytest.raises(AssertionError, match=r"'comfyui', an entry differs[\s\S]*tests\.image\.golden record"):
         test_a_layer_of_each_kind_has_the_bytes_that_were_promised("comfyui", changed)
+
+
+def test_a_lock_that_was_written_is_written_the_same_again() -> None:
+    """It is in its image. A field that is added to the lock is ``None`` by default, and then left out."""
+    was, now = LOCK.read_text().splitlines(), golden_lock().to_bytes().decode().splitlines()
+    for old, new in zip(was, now, strict=False):
+        assert old == new, told("Of the lock, a line", old, new)
+    assert len(was) == len(now)
 
 
 def test_the_golden_is_of_a_revision_that_can_be_built(tmp_path: Path) -> None:

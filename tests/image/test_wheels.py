@@ -15,7 +15,9 @@ import pytest
 from uv import find_uv_bin
 
 from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
+from cpack_build.fetch.store import Store
 from cpack_build.image import wheels
+from cpack_build.image.overlaps import overlaps
 from cpack_build.image.wheels import Environment, environment_entries, wheel_layer
 from cpack_build.oci import tar
 from tests.making import make_wheel, read_back, record_hash
@@ -96,6 +98,26 @@ def test_of_two_wheels_with_one_path_the_later_name_has_it(tmp_path: Path) -> No
     members = read_back(wheel_layer("wheels", "all", environment(), wheels[::-1]).entries())
     path = f"opt/comfyui/lib/python{MINOR}/site-packages/shared/__init__.py"
     assert members[path].data == b"beta"
+
+
+def test_two_wheels_that_fight_over_a_path_are_told_with_the_winner_once_and_again(tmp_path: Path) -> None:
+    same = {"space/__init__.py": b""}
+    alpha = make_wheel(tmp_path, "alpha", {**same, "shared/a.py": b"1", "shared/b.py": b"1"})
+    script = b"[console_scripts]\ntool = %s:main\n"
+    beta = make_wheel(tmp_path, "beta", {**same, "shared/a.py": b"2", "shared/b.py": b"2",
+                                         "beta-1.0.dist-info/entry_points.txt": script % b"beta"})  # fmt: skip
+    heavy = make_wheel(tmp_path, "zeta", {**same, "zeta-1.0.dist-info/entry_points.txt": script % b"zeta"})
+    expected = [
+        "alpha-1.0-py3-none-any.whl and beta-1.0-py3-none-any.whl both have shared/a.py and 1 more files, and they "
+        "differ: the image has those of beta-1.0-py3-none-any.whl.",
+        "zeta-1.0-py3-none-any.whl and beta-1.0-py3-none-any.whl both have bin/tool, and they differ: the image has "
+        "those of beta-1.0-py3-none-any.whl.",
+    ]
+    store = Store(tmp_path / "store")
+    assert overlaps([heavy, beta, alpha], own={heavy.sha256}, store=store) == expected
+    for wheel in (alpha, beta, heavy):
+        wheel.path.unlink()
+    assert overlaps([alpha, heavy, beta], own={heavy.sha256}, store=store) == expected
 
 
 def test_a_file_that_differs_from_record_is_a_hash_mismatch(tmp_path: Path) -> None:

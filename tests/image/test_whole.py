@@ -13,13 +13,17 @@ import pytest
 
 from cpack_build.errors import BadInput, HashMismatch
 from cpack_build.fetch.store import Store
+from cpack_build.image.base import Base
 from cpack_build.image.build import build
+from cpack_build.image.layer import text
+from cpack_build.image.plan import plan
 from cpack_build.lock.wheels import wheels_of
 from cpack_build.oci.engines import DockerEngine
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.reference import parse_reference
 from tests.engines import Docker
 from tests.image.small import gathered, make_parts
+from tests.oci.images import BrokenBlob, layer
 
 
 @pytest.mark.docker
@@ -44,6 +48,22 @@ def test_an_image_of_300_models_runs_on_an_engine_with_few_layers(docker: Docker
     finally:
         docker("rmi", "--force", "cpack-many:v1", check=False)
     assert not [path for path in store.root.rglob("*") if path.name in {model.sha256 for model in lock.models}]
+
+
+def test_a_plan_of_many_models_is_what_is_built_then(tmp_path: Path) -> None:
+    lock = make_parts(tmp_path, models=range(1, 901, 3))
+    store = Store(tmp_path / "store")
+    materials = gathered(tmp_path, lock, store=store)
+    before = plan(lock, documents=materials.documents, store=store)
+    assert {layer.kind for layer in before if layer.is_known} == {"model"}
+    assert sum(layer.kind == "models" for layer in before) == 16
+    with build(lock, materials, store=store) as image:
+        below = len(image.layers) - len(before)
+        built = [layer.descriptor for layer in image.layers[below:]]
+    after = plan(lock, documents=materials.documents, store=store)
+    assert [(one.digest, one.size) for one in after[:-1]] == [(one.digest, one.size) for one in built[:-1]]
+    kinds = [one.annotations["io.cpack.layer.kind"] for one in built]
+    assert kinds == [layer.kind for layer in before]
 
 
 def test_a_build_killed_at_any_of_50_moments_leaves_nothing_wrong(tmp_path: Path) -> None:
@@ -83,6 +103,15 @@ def test_a_file_that_changes_after_it_was_hashed_spoils_no_later_build(tmp_path:
     fresh = Store(tmp_path / "fresh")
     with build(lock, gathered(tmp_path, lock, store=fresh), store=fresh) as image:
         assert image.digest == after
+
+
+def test_the_base_s_accounts_are_read_from_its_layers_once(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    whole = layer([text("etc/passwd", b"root:x:0:0::/root:/bin/sh\n"), text("etc/group", b"caf\xe9:x:1:\n")])
+    expected = (b"root:x:0:0::/root:/bin/sh\n", b"caf\xe9:x:1:\n")
+    assert Base({}, (whole,), store).accounts() == expected
+    unread = BrokenBlob(whole.descriptor, b"", AssertionError("read again"))
+    assert Base({}, (unread,), Store(tmp_path / "store")).accounts() == expected
 
 
 def test_a_flipped_bit_in_the_store_never_gets_into_an_image(tmp_path: Path) -> None:

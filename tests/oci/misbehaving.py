@@ -12,6 +12,7 @@ import re
 import socket
 import ssl
 import struct
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ from threading import Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 from uuid import uuid4
+
+from cpack_build.oci.types import INDEX, Image
 
 
 @dataclass
@@ -37,6 +40,16 @@ class Fault:
     """Take so many bytes of the body, keep them, and break the connection."""
     forget: bool = False
     """Answer rightly, but to nobody: the connection breaks instead."""
+    send: int | None = None
+    """Answer rightly, but with so many bytes of the body, and break the connection."""
+    stall: bool = False
+    """Having sent so many bytes, send no more, and wait for the client to hang up."""
+    spoil: bool = False
+    """Answer with a body of the right size whose last byte is another."""
+    drip: bool = False
+    """Answer rightly, a byte every hundredth of a second."""
+    whole: bool = False
+    """Answer with the whole body though a range is asked for."""
 
 
 @dataclass
@@ -59,6 +72,8 @@ class Misbehaving:
     fault: Callable[[Request], Fault | None] = lambda request: None
     minimum: int = 0
     """``OCI-Chunk-Min-Length``."""
+    has_referrers: bool = False
+    """Whether it keeps the list of what refers to a manifest, as distribution-spec 1.1 has it."""
     remembers: bool = True
     """Whether an upload that was cut can be asked for and gone on with."""
     blobs: dict[tuple[str, str], bytes] = field(default_factory=dict)
@@ -72,6 +87,13 @@ class Misbehaving:
     def uploaded(self) -> int:
         """Bytes of bodies that were taken."""
         return sum(request.taken for request in self.seen if request.method in ("PATCH", "PUT"))
+
+    def hold(self, image: Image, name: str = "x", version: str = "v1") -> None:
+        """Have *image* as if it had been pushed."""
+        for blob in (image.config, *image.layers):
+            self.blobs[name, blob.descriptor.digest] = b"".join(blob.chunks())
+        for key in (version, image.digest):
+            self.manifests[name, key] = (image.manifest.media_type, image.manifest.data)
 
     def methods(self, part: str = "") -> list[str]:
         """The methods of the requests whose path holds *part*."""
@@ -179,8 +201,22 @@ class _Handler(BaseHTTPRequestHandler):
         for key, value in given.items():
             self.send_header(key, value)
         self.end_headers()
-        if self.command != "HEAD":
-            self.wfile.write(body)
+        if self.command == "HEAD":
+            return
+        if self._fault.spoil and body:
+            body = body[:-1] + bytes([body[-1] ^ 1])
+        if self._fault.drip:
+            for index in range(len(body)):
+                self.wfile.write(body[index : index + 1])
+                self.wfile.flush()
+                time.sleep(0.01)
+            return
+        self.wfile.write(body[: self._fault.send])
+        if self._fault.send is not None:
+            self.wfile.flush()
+            if self._fault.stall:
+                self.rfile.read(1)
+            raise _Broken
 
     def _error(self, status: int, code: str) -> None:
         for _ in self._body():
@@ -196,6 +232,8 @@ class _Handler(BaseHTTPRequestHandler):
             raise _Broken
         if found := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path):
             self._manifest(*found.groups())
+        elif found := re.fullmatch(r"/v2/(.+)/referrers/([^/]+)", path):
+            self._referrers(*found.groups())
         elif found := re.fullmatch(r"/v2/(.+)/blobs/uploads/", path):
             self._begin(found.group(1))
         elif found := re.fullmatch(r"/v2/(.+)/blobs/uploads/([^/]+)", path):
@@ -205,23 +243,40 @@ class _Handler(BaseHTTPRequestHandler):
             if data is None:
                 self._error(404, "BLOB_UNKNOWN")
             else:
-                self._answer(200, {"Docker-Content-Digest": found.group(2)}, data)
+                self._blob(found.group(2), data)
         else:
             self._error(404, "NAME_UNKNOWN")
+
+    def _blob(self, digest: str, data: bytes) -> None:
+        """RFC 9110, section 14: one range of bytes."""
+        asked = re.fullmatch(r"bytes=([0-9]+)-([0-9]*)", self.request_.headers.get("range", ""))
+        headers = {"Docker-Content-Digest": digest}
+        if asked is None or self._fault.whole or self.command == "HEAD":
+            self._answer(200, headers, data)
+            return
+        start, end = int(asked.group(1)), min(int(asked.group(2) or len(data)), len(data) - 1)
+        if start >= len(data):
+            self._answer(416, {"Content-Range": f"bytes */{len(data)}"})
+            return
+        headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+        self._answer(206, headers, data[start : end + 1])
 
     def _manifest(self, name: str, version: str) -> None:
         if self.request_.method == "PUT":
             data = b"".join(self._body())
             document = json.loads(data)
-            for part in (document["config"], *document["layers"]):
+            parts = (document["config"], *document["layers"]) if "layers" in document else ()
+            for part in parts:
                 if (name, part["digest"]) not in self.state.blobs:
                     self._error(404, "MANIFEST_BLOB_UNKNOWN")
                     return
             digest = "sha256:" + hashlib.sha256(data).hexdigest()
             for key in (version, digest):
                 self.state.manifests[name, key] = (self.request_.headers["content-type"], data)
-            location = f"/v2/{name}/manifests/{digest}"
-            self._answer(201, {"Location": location, "Docker-Content-Digest": digest})
+            headers = {"Location": f"/v2/{name}/manifests/{digest}", "Docker-Content-Digest": digest}
+            if self.state.has_referrers and "subject" in document:
+                headers["OCI-Subject"] = document["subject"]["digest"]
+            self._answer(201, headers)
             return
         found = self.state.manifests.get((name, version))
         if found is None:
@@ -229,6 +284,21 @@ class _Handler(BaseHTTPRequestHandler):
             return
         digest = "sha256:" + hashlib.sha256(found[1]).hexdigest()
         self._answer(200, {"Content-Type": found[0], "Docker-Content-Digest": digest}, found[1])
+
+    def _referrers(self, name: str, subject: str) -> None:
+        if not self.state.has_referrers:
+            self._error(404, "NAME_UNKNOWN")
+            return
+        entries = {}
+        for (repository, _), (kind, data) in self.state.manifests.items():
+            document = json.loads(data)
+            if repository == name and document.get("subject", {}).get("digest") == subject:
+                digest = "sha256:" + hashlib.sha256(data).hexdigest()
+                entries[digest] = {
+                    "mediaType": kind, "digest": digest, "size": len(data), "artifactType": document["artifactType"]
+                }  # fmt: skip
+        index = {"schemaVersion": 2, "mediaType": INDEX, "manifests": list(entries.values())}
+        self._answer(200, {"Content-Type": INDEX}, json.dumps(index).encode())
 
     def _begin(self, name: str) -> None:
         mount, source = self.request_.query.get("mount"), self.request_.query.get("from")

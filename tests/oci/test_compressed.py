@@ -132,6 +132,8 @@ def test_models_stay_as_they_are_and_the_image_id_too(store: Store, tmp_path: Pa
     assert packed.digest != image.digest
     assert [layer.descriptor.media_type for layer in packed.layers] == [LAYER_ZSTD, LAYER]
     assert packed.layers[1] is model
+    shared = BytesBlob(LAYER, PLAIN.data, {"io.cpack.layer.kind": "models"})
+    assert compressed_image(image_of([shared]), parse_compression("zstd"), store=store).layers == (shared,)
     listed = json.loads(packed.manifest.data)["layers"]
     assert listed == [layer.descriptor.to_json() for layer in packed.layers]
     assert listed[1]["annotations"]["io.cpack.model.path"] == "models/m.safetensors"

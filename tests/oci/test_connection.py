@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from cpack_build.errors import NetworkError, UnsafeInput, UsageError
+from cpack_build.fetch.http import Sources
+from cpack_build.fetch.store import Store
+from cpack_build.lock.base import open_base
 from cpack_build.oci.connection import Access, Connection
 from cpack_build.oci.push import push
 from cpack_build.oci.reference import parse_reference
 from tests import need
-from tests.oci.images import small_image
+from tests.oci.images import image_of, small_image, text_layer
 from tests.oci.misbehaving import Misbehaving, run_misbehaving
 
 NAME = "registry.test"
@@ -89,3 +92,18 @@ def test_nothing_leads_from_tls_to_none() -> None:
     for url in ("http://r.example/y", "http://localhost/y", "ftp://r.example/", "https:///x"):
         with pytest.raises(UnsafeInput):
             connection.allowed(url, "leads to")
+
+
+def test_a_base_image_comes_from_such_a_registry_as_well(certificate: Path, tmp_path: Path) -> None:
+    """What lock and image build upon is pulled as everything else is."""
+    image = image_of([text_layer({"usr/bin/python3.11": "x"})], architecture="amd64")
+    store = Store(tmp_path / "store")
+    with run_misbehaving(certificate=certificate) as fake:
+        fake.hold(image)
+        name = f"{target(fake)}/x:v1"
+        with pytest.raises(NetworkError, match="TLS failed"):
+            open_base(name, platform="linux/amd64", store=store, sources=Sources())
+        for access in (Access(ca=tmp_path / "cert.pem"), Access(frozenset({target(fake)}))):
+            base = open_base(name, platform="linux/amd64", store=store, sources=Sources(registries=access))
+            assert base.record.digest == image.digest
+            assert "usr/bin/python3.11" in base.paths

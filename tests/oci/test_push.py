@@ -16,7 +16,7 @@ import pytest
 from cpack_build.errors import Cancelled, CpackError, HashMismatch, NetworkError, UnsafeInput, UsageError
 from cpack_build.fetch.store import Store
 from cpack_build.oci.layout import write_layout
-from cpack_build.oci.limits import blob_limit
+from cpack_build.oci.limits import REGISTRIES, limits_of
 from cpack_build.oci.modellayer import ModelLayer, hash_model
 from cpack_build.oci.push import push
 from cpack_build.oci.reference import LayoutName, parse_reference
@@ -500,7 +500,7 @@ def test_a_blob_too_large_for_a_registry_is_told_before_any_byte_moves(fake: Mis
     layer = replace(model_layer(tmp_path, 10), size=11_000 << 20)
     image = image_of([layer])
     with pytest.raises(
-        UsageError, match=rf"models/model \({layer.digest}\) has 11000 MiB, and public.ecr.aws takes 10000"
+        UsageError, match=rf"models/model \({layer.digest}\) has 11000 MiB, and Amazon ECR Public takes 10000"
     ):
         push(image, [parse_reference("public.ecr.aws/x/y:1")])
     for limit in (0, 12_000 << 20):
@@ -509,8 +509,30 @@ def test_a_blob_too_large_for_a_registry_is_told_before_any_byte_moves(fake: Mis
     with pytest.raises(UsageError, match="takes 5 MiB"):
         push(image, [parse_reference(f"{fake.host}/x:1")], blob_limit=5 << 20)
     assert len(fake.seen) == before
-    assert blob_limit("123456789012.dkr.ecr.eu-west-1.amazonaws.com") == 52_000 << 20
-    assert blob_limit("evil.example") is None
+
+
+def test_more_layers_than_a_registry_takes_are_told_before_any_byte_moves(fake: Misbehaving) -> None:
+    image = image_of([text_layer({f"a{index}": ""}) for index in range(501)])
+    with pytest.raises(UsageError, match="the image has 501 layers, and Amazon ECR takes 500"):
+        push(image, [parse_reference("123456789012.dkr.ecr.eu-west-1.amazonaws.com/x:1")])
+    with pytest.raises(UsageError, match="takes 500"):
+        push(image, [parse_reference(f"{fake.host}/x:1")], layer_limit=500)
+    assert not fake.seen
+
+
+def test_every_limit_that_is_known_has_a_source_and_only_its_own_hosts() -> None:
+    hosts = {
+        "123456789012.dkr.ecr.eu-west-1.amazonaws.com": "Amazon ECR",
+        "public.ecr.aws": "Amazon ECR Public",
+        "me.azurecr.io": "Azure Container Registry",
+        "ghcr.io": "GitHub's container registry",
+        "swr.eu-west-101.myhuaweicloud.com": "Huawei SWR",
+    }
+    found = {host: limits_of(host) for host in hosts}
+    assert {host: known.name for host, known in found.items() if known} == hosts
+    assert {known.name for known in REGISTRIES} == set(hosts.values())
+    assert all(known.source and (known.blob or known.layers) for known in REGISTRIES)
+    assert not any(limits_of(host) for host in ("evil.example", "ghcr.io.evil.example", "xpublic.ecr.aws"))
 
 
 def test_the_layout_on_disk_has_the_digest_that_was_pushed(fake: Misbehaving, tmp_path: Path) -> None:

@@ -249,8 +249,9 @@ def test_a_failing_node_is_named_without_the_images_inside(service: Service) -> 
 
 def test_a_file_that_is_no_picture_fails_by_the_parameter_it_came_with(service: Service) -> None:
     answer = service.generate(files={"photo": ("x.png", b"no picture")})
-    assert answer.status_code == 500
+    assert answer.status_code == 422
     assert answer.json()["node"]["title"] == "photo"
+    assert answer.json()["parameters"] == ["photo"]
     assert str(service.data) not in answer.text
 
 

@@ -168,7 +168,33 @@ def test_the_cpu_is_chosen_where_machine_or_pytorch_have_no_gpu(
     if torch is not None:
         (packages / "torch").mkdir(parents=True)
         (packages / "torch" / "version.py").write_text(torch)
-    assert choose_device(tmp_path / "env" / "bin" / "python", arguments, dev=dev).cpu is cpu
+    assert choose_device(tmp_path / "env" / "bin" / "python", arguments, environ={}, dev=dev).cpu is cpu
+
+
+@pytest.mark.parametrize(
+    ("environ", "cpu"),
+    [
+        ({"CUDA_VISIBLE_DEVICES": ""}, True),
+        ({"CUDA_VISIBLE_DEVICES": "-1"}, True),
+        ({"CUDA_VISIBLE_DEVICES": "0"}, False),
+        ({"HIP_VISIBLE_DEVICES": ""}, False),
+        ({}, False),
+    ],
+)
+def test_a_gpu_that_the_environment_hides_is_none(environ: dict[str, str], cpu: bool, tmp_path: Path) -> None:
+    dev, torch = tmp_path / "dev", tmp_path / "env/lib/python3.11/site-packages/torch"
+    dev.mkdir()
+    (dev / "nvidia0").touch()
+    torch.mkdir(parents=True)
+    (torch / "version.py").write_text("cuda: Optional[str] = '12.8'\nhip = None\n")
+    assert choose_device(tmp_path / "env/bin/python", (), environ=environ, dev=dev).cpu is cpu
+
+
+def test_a_gpu_that_this_user_may_not_use_is_none(tmp_path: Path) -> None:
+    (tmp_path / "nvidia0").symlink_to("nowhere")  # root may use any file that is there
+    device = choose_device(tmp_path / "env/bin/python", (), environ={}, dev=tmp_path)
+    assert device.cpu
+    assert "nvidia0" in device.why
 
 
 def test_folders_are_made_once_and_inputs_follow_the_pack(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -22,7 +23,7 @@ from PIL import Image
 
 from cpack_build.serve.comfyui import _forward
 from tests.serve.running import Engine, children, free_port, is_running, serving, wait_for, write_app
-from tests.serve.workflows import EVERYTHING_INPUTS, everything, node, picture
+from tests.serve.workflows import EVERYTHING_INPUTS, everything, node, picture, upscale
 
 
 def crashing() -> dict[str, object]:
@@ -54,6 +55,142 @@ def test_comfyui_that_is_killed_is_noticed_and_started_again(own_standin: Engine
         wait_for(lambda: "it was ended by SIGKILL" in service.log, "the log to say how it ended")
         service.wait_ready()
         assert children(service.process.pid) != [child]
+
+
+def test_killed_it_fails_what_ran_and_what_waited_and_both_are_told_why(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", everything(), inputs=EVERYTHING_INPUTS)
+    with serving(app, tmp_path, engine=own_standin) as service:
+        answers: list[requests.Response] = []
+        asking = [
+            threading.Thread(target=lambda size=size: answers.append(service.generate(seconds=500, size=size)))  # type: ignore[misc]
+            for size in (50, 51)
+        ]
+        for thread in asking:
+            thread.start()
+
+        def both() -> bool:
+            queue = requests.get(f"{service.comfyui}/queue", timeout=60).json()
+            return bool(queue["queue_running"] and queue["queue_pending"])
+
+        wait_for(both, "one to run and one to wait")
+        (child,) = children(service.process.pid)
+        os.kill(child, signal.SIGKILL)
+        for thread in asking:
+            thread.join(60)
+        assert [answer.status_code for answer in answers] == [502, 502]
+        assert all("SIGKILL (often: out of memory)" in answer.json()["error"] for answer in answers)
+        service.wait_ready()
+        assert service.generate(accept="text/plain", caption="again").text == "again"
+        assert not service.leftovers()
+
+
+def out_of_memory(times: int) -> dict[str, object]:
+    return {
+        "1": node("CPackInputString", "caption", value="x"),
+        "2": node("StandinOutOfMemory", "Sample", value=["1", 0], times=times),
+        "3": node("CPackOutputTextFile", "note", text=["2", 0], filename_prefix="p", file_extension=".txt"),
+    }
+
+
+def test_without_memory_a_request_is_run_once_more_where_that_is_asked_for(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", out_of_memory(1))
+    with serving(app, tmp_path, engine=own_standin, CPACK_RETRY_OUT_OF_MEMORY="1") as service:
+        assert service.generate(caption="second").text == "second"
+        assert "run once more" in service.log
+
+
+def test_without_memory_a_request_fails_by_its_node_and_comfyui_lives(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", out_of_memory(2))
+    with serving(app, tmp_path, engine=own_standin) as service:
+        for _ in range(2):
+            answer = service.generate(caption="x")
+            assert (answer.status_code, answer.json()["type"]) == (500, "OutOfMemory")
+            assert answer.json()["node"]["title"] == "Sample"
+        assert service.generate(caption="third").text == "third"
+
+
+def test_warmed_up_it_is_ready_only_after_the_workflow_ran(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", out_of_memory(1))
+    with serving(app, tmp_path, engine=own_standin, wait=False, CPACK_WARM_UP="1") as service:
+        # The first run fails, so it is not ready though ComfyUI answers; the second is ten seconds later.
+        wait_for(lambda: "The warm-up failed" in service.log, "the first warm-up to fail")
+        assert service.get("/readyz").status_code == 503
+        assert service.get("/livez").status_code == 200
+        service.wait_ready()
+        assert "was warmed up" in service.log
+        (child,) = children(service.process.pid)
+        os.kill(child, signal.SIGKILL)
+        wait_for(lambda: service.get("/readyz").status_code == 503, "/readyz to say that ComfyUI is gone")
+        wait_for(lambda: service.log.count("The warm-up failed") == 2, "the new one to be warmed up, too")
+        assert not service.leftovers()
+
+
+def test_a_workflow_without_values_of_its_own_cannot_be_warmed_up(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", upscale())
+    with serving(app, tmp_path, engine=own_standin, wait=False, CPACK_WARM_UP="1") as service:
+        assert service.process.wait(60) == 2
+        assert "no value of its own for photo" in service.log
+
+
+def test_without_space_a_request_says_so_and_the_next_is_served(own_standin: Engine, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root, to mount a small file system")
+    app = write_app(tmp_path / "app", everything(), inputs=EVERYTHING_INPUTS)
+    data = tmp_path / "data"
+    data.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "none", str(data)], check=True)
+    try:
+        with serving(app, tmp_path, engine=own_standin) as service:
+            answer = service.generate(files={"photo": ("x.png", os.urandom(6 << 20))})
+            assert answer.status_code == 507, answer.text
+            assert "no space" in answer.json()["error"]
+            filler = data / "filler"
+            with contextlib.suppress(OSError), filler.open("wb") as file:
+                while True:
+                    file.write(bytes(4096))
+                    file.flush()
+            # Now it is the nodes that cannot write.
+            answer = service.generate(accept="image/png", size=501)
+            assert answer.status_code in (500, 507), answer.text
+            assert service.get("/livez").status_code == 200
+            filler.unlink()
+            assert service.generate(accept="image/png").status_code == 200
+            assert not service.leftovers()
+            assert "Traceback" not in re.sub(r"\[comfyui\].*\n", "", service.log)
+    finally:
+        subprocess.run(["umount", str(data)], check=True)
+
+
+def test_told_to_stop_under_load_it_loses_no_result_that_it_began_to_send(own_standin: Engine, tmp_path: Path) -> None:
+    app = write_app(tmp_path / "app", everything(), inputs=EVERYTHING_INPUTS)
+    answers: list[requests.Response | requests.RequestException] = []
+
+    def ask(number: int) -> None:
+        while True:
+            try:
+                answers.append(service.generate(accept="image/png", size=32 + number))
+            except requests.ConnectionError:
+                return  # it listens no more
+            except requests.RequestException as error:
+                answers.append(error)
+                return
+            if answers[-1].status_code != 200:  # type: ignore[union-attr]
+                return
+
+    with serving(app, tmp_path, engine=own_standin, CPACK_SHUTDOWN_SECONDS="60") as service:
+        asking = [threading.Thread(target=ask, args=(number,)) for number in range(8)]
+        for thread in asking:
+            thread.start()
+        wait_for(lambda: len(answers) > 20, "some answers")
+        service.process.send_signal(signal.SIGTERM)
+        for thread in asking:
+            thread.join(60)
+        assert service.process.wait(60) == 0
+    assert all(isinstance(answer, requests.Response) for answer in answers), answers
+    assert {answer.status_code for answer in answers} <= {200, 503}  # type: ignore[union-attr]
+    for answer in answers:
+        if answer.status_code == 200:  # type: ignore[union-attr]
+            Image.open(io.BytesIO(answer.content)).load()  # type: ignore[union-attr]
 
 
 def test_comfyui_that_hangs_is_not_called_ready(own_standin: Engine, tmp_path: Path) -> None:

@@ -17,14 +17,23 @@ from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import Base
-from cpack_build.image.budget import HEAVY
 from cpack_build.image.build import Materials, build, layers_of
 from cpack_build.image.bytecode import Compiler, Interpreter, Launch
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.interpreter import archive_layer
 from cpack_build.image.layer import Recipe, TarLayer
+from cpack_build.image.models import shared_layer
 from cpack_build.image.wheels import StoredWheel
-from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, BaseInterpreter, Deb, DebInterpreter, Lock, read_lock
+from cpack_build.lock.schema import (
+    ArchiveInterpreter,
+    BaseImage,
+    BaseInterpreter,
+    Deb,
+    DebInterpreter,
+    Lock,
+    Model,
+    read_lock,
+)
 from cpack_build.lock.wheels import wheels_of
 from cpack_build.oci import tar
 from cpack_build.oci.compressed import compressed_image, parse_compression
@@ -33,7 +42,18 @@ from cpack_build.oci.modellayer import prefix
 from cpack_build.oci.types import LAYER, Blob, BytesBlob, Image, digest_of
 from tests.fetch.repositories import make_repository
 
-__all__ = ["GOLDEN", "INPUTS", "LOCK", "SERVICE_CODE", "described", "golden_lock", "read_trees"]
+__all__ = [
+    "DOCUMENTS",
+    "GOLDEN",
+    "INPUTS",
+    "LOCK",
+    "SERVICE_CODE",
+    "STANDIN",
+    "described",
+    "golden_lock",
+    "materials_from",
+    "read_trees",
+]
 
 _HERE = Path(__file__).parent
 INPUTS = _HERE / "inputs"
@@ -44,8 +64,8 @@ SERVICE_CODE = {"cpack_build/__init__.py": b"", "cpack_build/serve/__main__.py":
 _BASE = BytesBlob(
     LAYER, b"".join(tar.stream([tar.Entry("etc/passwd", "file", content=tar.BytesContent(b"root:x:0:0::/:/\n"))]))
 )
-_DOCUMENTS = {"workflow_api.json": b"{}", "snapshot.json": b"{}"}
-_STANDIN = r"""
+DOCUMENTS = {"workflow_api.json": b"{}", "snapshot.json": b"{}"}
+_COMPILER = r"""
 import hashlib, struct, sys
 read, write = sys.stdin.buffer.read, sys.stdout.buffer.write
 write(struct.pack("<II", 3, 11))
@@ -99,9 +119,7 @@ def described(inputs: Path, store: Store, *, workers: int = 2) -> dict[str, Any]
     """What the golden images are: their IDs, the digests of their manifests plain and compressed, and of each layer its
     digest and its entries as lines of text."""
     lock = golden_lock()
-    with _repositories() as repositories:
-        trees = {name: _tree(name, *made, store) for name, made in repositories.items()}
-        materials = _materials(lock, inputs, trees)
+    with materials_from(inputs, store) as materials:
         base = Base(
             {"config": {"Env": ["PATH=/base/bin", "KEPT=1"]}, "history": [{"created_by": "the base"}]}, (_BASE,)
         )
@@ -120,14 +138,34 @@ def described(inputs: Path, store: Store, *, workers: int = 2) -> dict[str, Any]
         with build(over, Materials(**above), store=store, workers=workers) as image:
             found["images"]["over a base"] = _summary(image, store, workers)
             found["layers"]["app over a base"] = _layer(image.layers[-1])
-        with Compiler(Interpreter("3.11", "a stand-in", _standin), store) as compiler:
+        with Compiler(STANDIN, store) as compiler:
             for part in layers_of(lock, materials, store=store, compiler=compiler):
                 if isinstance(part, Recipe) and part.kind != "app":
                     layer = part.measured(store)
                     found["layers"][f"{_name(layer)}, with bytecode"] = _layer(layer)
+        found["layers"]["models"] = _layer(_shared(inputs).measured(store))
         found["layers"]["interpreter archive"] = _layer(_archive(inputs, store))
         found["layers"]["model of 9 GiB, its first 4096 bytes"] = {"digest": digest_of(prefix("0" * 64, 9 << 30))}
     return found
+
+
+def _shared(inputs: Path) -> Recipe:
+    """A layer that two models share."""
+    models, files = [], {}
+    for name in ("tiny.safetensors", "python.tar"):
+        path = inputs / name
+        sha256, size = hashlib.sha256(path.read_bytes()).hexdigest(), path.stat().st_size
+        models.append(Model(path=name, sha256=sha256, size=size, layer_digest=digest_of(b""), sources=()))
+        files[sha256] = StoredFile(path, sha256, size)
+    return shared_layer(3, models, files)
+
+
+@contextmanager
+def materials_from(inputs: Path, store: Store) -> Iterator[Materials]:
+    """What :func:`golden_lock` names, from the folder *inputs*."""
+    with _repositories() as repositories:
+        trees = {name: _tree(name, *made, store) for name, made in repositories.items()}
+        yield _materials(golden_lock(), inputs, trees)
 
 
 def _materials(lock: Lock, inputs: Path, trees: dict[str, Tree]) -> Materials:
@@ -142,7 +180,7 @@ def _materials(lock: Lock, inputs: Path, trees: dict[str, Tree]) -> Materials:
         return tuple(
             StoredWheel(
                 wheel.name, wheel.version, wheel.filename, wheel.sha256, inputs / wheel.filename,
-                HEAVY if wheel.name == "heavy" else 1,
+                wheel.size or 0,
             )
             for wheel in wheels_of(environment)
         )  # fmt: skip
@@ -160,13 +198,16 @@ def _materials(lock: Lock, inputs: Path, trees: dict[str, Tree]) -> Materials:
         models={
             model.sha256: StoredFile(inputs / "tiny.safetensors", model.sha256, model.size) for model in lock.models
         },
-        documents=_DOCUMENTS,
+        documents=DOCUMENTS,
     )
 
 
 @contextmanager
 def _standin() -> Iterator[Launch]:
-    yield Launch((sys.executable, "-c", _STANDIN))
+    yield Launch((sys.executable, "-c", _COMPILER))
+
+
+STANDIN = Interpreter("3.11", "a stand-in", _standin)
 
 
 def _archive(inputs: Path, store: Store) -> TarLayer:

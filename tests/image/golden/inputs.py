@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from cpack_build.image.budget import HEAVY
 from cpack_build.lock.form import in_form
 from cpack_build.lock.schema import (
     Deb,
@@ -25,6 +26,7 @@ from cpack_build.lock.schema import (
 from cpack_build.lock.wheels import Wheel, pylock_text
 from cpack_build.oci.modellayer import hash_model
 from tests.image.golden.building import INPUTS, LOCK, SERVICE_CODE, read_trees
+from tests.image.test_loader import elf
 from tests.making import make_deb, member, record_hash
 
 __all__ = ["make_inputs"]
@@ -54,6 +56,7 @@ Architecture: all
 Maintainer: Nobody <nobody@x.example>
 Description: made for a test
 """
+_POSTINST = "#!/bin/sh\nupdate-alternatives --install /usr/bin/pager pager /bin/dash 50\n"
 _DEBS = {
     "base": [
         (member("./", tarfile.DIRTYPE, mode=0o755), b""),
@@ -61,7 +64,7 @@ _DEBS = {
         (member("./bin/dash", mode=0o755), b"#!dash\n"),
         (member("./bin/su", mode=0o4755), b"#!su\n"),
         (member("./etc/größe"), b"1\n"),
-        (member("./usr/lib/libtiny.so.1.0"), b"no ELF\n"),
+        (member("./usr/lib/libtiny.so.1.0"), elf("libtiny.so.1")),
         (member("./usr/lib/libtiny.so.1", tarfile.SYMTYPE, link="libtiny.so.1.0"), b""),
         (member("./usr/share/base-passwd/passwd.master"), b"root:*:0:0:root:/root:/bin/bash\n"),
         (member("./usr/share/base-passwd/group.master"), b"root:*:0:\n"),
@@ -85,7 +88,7 @@ def make_inputs() -> None:
     wheels = {name: _wheel(name, files) for name, files in _WHEELS.items()}
     debs = {}
     for name, members in _DEBS.items():
-        path = make_deb(INPUTS / f"{name}_1.0_all.deb", _CONTROL.format(name=name), members)
+        path = make_deb(INPUTS / f"{name}_1.0_all.deb", _CONTROL.format(name=name), members, postinst=_POSTINST)
         debs[name] = Deb(
             name=name, version="1.0", architecture="all", source="python3.11" if "python" in name else name,
             url=f"https://deb.example/{path.name}", sha256=_sha256(path), size=path.stat().st_size,
@@ -150,7 +153,8 @@ def _wheel(name: str, files: Mapping[str, bytes]) -> Wheel:
             entry = zipfile.ZipInfo(filename, (2020, 1, 1, 0, 0, 0))
             entry.external_attr = (0o100755 if filename.endswith(".sh") else 0o100644) << 16
             archive.writestr(entry, data)
-    return Wheel(name, "1.0", path.name, None, _sha256(path), path.stat().st_size)
+    size = HEAVY if name == "heavy" else path.stat().st_size  # it says so, and gets a layer of its own
+    return Wheel(name, "1.0", path.name, None, _sha256(path), size)
 
 
 def _archive(path: Path) -> None:

@@ -76,4 +76,36 @@ class StandinCrash:
         return (value,)
 
 
-NODE_CLASS_MAPPINGS = {"StandinFail": StandinFail, "StandinSleep": StandinSleep, "StandinCrash": StandinCrash}
+class OutOfMemoryError(RuntimeError):
+    """Called like PyTorch's."""
+
+
+class StandinOutOfMemory:
+    """Passes *value* on, but the first *times* that it runs in a process there is not enough memory."""
+
+    CATEGORY = "standin"
+    RETURN_TYPES = (ANY,)
+    FUNCTION = "run"
+    runs = 0
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"value": (ANY,), "times": ("INT", {"default": 1, "min": 0, "max": 1000})}}
+
+    @classmethod
+    def IS_CHANGED(cls, **values):
+        return float("nan")
+
+    def run(self, value, times):
+        StandinOutOfMemory.runs += 1
+        if StandinOutOfMemory.runs <= times:
+            raise OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return (value,)
+
+
+NODE_CLASS_MAPPINGS = {
+    "StandinFail": StandinFail,
+    "StandinSleep": StandinSleep,
+    "StandinCrash": StandinCrash,
+    "StandinOutOfMemory": StandinOutOfMemory,
+}

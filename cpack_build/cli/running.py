@@ -1,0 +1,219 @@
+"""``cpack-build run PACK``: restored to a workspace that is kept, ComfyUI started, the workflow run once.
+
+The flags are the workflow's own parameters, so they are known only when the pack has been read: ``--help`` after the
+pack lists them with their types, bounds and defaults."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cpack_build.cli.export import image_options
+from cpack_build.cli.options import Chosen, terminal_options
+from cpack_build.cli.parameters import parse_values, print_help
+from cpack_build.cli.restore import goal_of, restore_options, sources_of
+from cpack_build.cli.terminal import Terminal, amount
+
+if TYPE_CHECKING:
+    from cpack_build.progress import Task
+    from cpack_build.workflow.interface import Workflow
+
+__all__ = ["run", "run_pack"]
+
+
+class _Run(click.Command):
+    """``--help`` after SOURCE is the workflow's, not the verb's."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if args and not args[0].startswith("-") and set(args) & {"--help", "-h"}:
+            args = [*(word for word in args if word not in ("--help", "-h")), "--help-of-workflow"]
+        return super().parse_args(ctx, args)
+
+
+@click.command(
+    cls=_Run,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+    epilog="Example: cpack-build run upscale.cpack.zip --photo cat.png -o results    (exit codes: docs/exit-codes.md)",
+)
+@click.argument("source")
+@click.argument("values", nargs=-1, type=click.UNPROCESSED, metavar="[--NAME VALUE]...")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    default=".",
+    metavar="DIR",
+    help="Where its files go; by default here.",
+)
+@click.option("--trust", is_flag=True, help="Run the install.py of custom nodes.")
+@click.option("--offline", is_flag=True, help="Use what the pack, the image and this machine have; ask nobody.")
+@click.option("--help-of-workflow", is_flag=True, hidden=True)
+@restore_options
+@image_options
+@terminal_options
+def run(
+    source: str,
+    values: tuple[str, ...],
+    output: Path,
+    trust: bool,
+    offline: bool,
+    help_of_workflow: bool,
+    insecure: tuple[str, ...],
+    ca: Path | None,
+    terminal: Terminal,
+    **flags: Any,
+) -> None:
+    """Run the workflow of SOURCE, a pack or an image, once: with its parameters as flags, its files into DIR.
+
+    Its workspace is restored to a place that is kept, so the next run only starts ComfyUI. `cpack-build run SOURCE
+    --help` lists the workflow's own flags.
+    """
+    arguments = [*values, "--help"] if help_of_workflow else list(values)
+    chosen = sources_of(**flags)
+    run_pack(source, arguments, chosen=chosen, output=output, trust=trust, offline=offline, terminal=terminal)
+
+
+def run_pack(
+    source: str,
+    arguments: Sequence[str],
+    *,
+    chosen: Chosen,
+    output: Path,
+    trust: bool,
+    offline: bool,
+    terminal: Terminal,
+) -> None:
+    """Run the workflow of *source*, a pack or an image, with the values in *arguments*; its files go to *output*."""
+    from cpack_build.errors import UsageError
+    from cpack_build.fetch.store import Store
+    from cpack_build.restore.restoring import Options, restore
+    from cpack_build.workflow.interface import read_workflow
+
+    store = Store()
+    if any(word in ("--help", "-h") for word in arguments):
+        with _documents(source, chosen, store=store, terminal=terminal) as (name, documents):
+            print_help(source, read_workflow(documents["workflow_api.json"], name=f"{name}: workflow_api.json"))
+        return
+    with goal_of(source, chosen, store=store, offline=offline, terminal=terminal) as (goal, settings, sources):
+        if "workflow_api.json" not in goal.documents:
+            raise UsageError(f"{source} has no workflow to run.", hint="Pack it again with one.")
+        workflow = read_workflow(
+            json.loads(goal.documents["workflow_api.json"]), name=f"{goal.name}: workflow_api.json"
+        )
+        values = parse_values(workflow, arguments)
+        root = store.root / "workspaces" / f"{goal.name}-{goal.lock.sha256[:16]}"
+        done = restore(
+            goal,
+            root,
+            options=Options(
+                offline=offline,
+                model_folders=settings.models,
+                find_links=settings.python.find_links,
+                consent=lambda scripts: trust,
+            ),
+            store=store,
+            sources=sources,
+            progress=terminal.progress,
+        )
+        files, seconds = _run(workflow, values, root, goal.lock.comfyui_args, output, terminal)
+    terminal.result(
+        {
+            "files": [str(path) for path in files],
+            "seconds": round(seconds, 3),
+            "workspace": str(done.root),
+            "made": done.made,
+            "scripts_not_run": list(done.scripts),
+        }
+    )
+    for path in files:
+        terminal.say(f"{path}  {amount(path.stat().st_size, None, 'B')}")
+
+
+@contextlib.contextmanager
+def _documents(
+    source: str, chosen: Chosen, *, store: Any, terminal: Terminal
+) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """The workflow of *source*; a pack is not locked for that."""
+    from cpack_build.cpack.reader import read_pack
+    from cpack_build.restore.naming import pack_path
+
+    path = pack_path(source)
+    if path is not None:
+        pack = read_pack(path)
+        yield pack.name, {"workflow_api.json": pack.workflow_api}
+        return
+    with goal_of(source, chosen, store=store, offline=False, terminal=terminal) as (goal, _, _):
+        yield goal.name, {"workflow_api.json": json.loads(goal.documents["workflow_api.json"])}
+
+
+def _run(
+    workflow: Workflow,
+    values: Mapping[str, Any],
+    root: Path,
+    comfyui_args: tuple[str, ...],
+    output: Path,
+    terminal: Terminal,
+) -> tuple[list[Path], float]:
+    from tempfile import TemporaryDirectory
+
+    from cpack_build.errors import ToolMissing
+    from cpack_build.restore.environment import python_of
+
+    try:
+        from cpack_build.serve.once import run_once
+        from cpack_build.serve.settings import Settings
+    except ImportError as error:
+        raise ToolMissing(
+            f"The service's packages are not installed ({error.name}).", hint="Install cpack-build[serve]."
+        ) from None
+    with TemporaryDirectory(prefix="cpack-run-") as folder:
+        app = Path(folder) / "app"
+        app.mkdir()
+        (app / "input").symlink_to(root / "input")
+        given = {
+            "CPACK_APP": str(app),
+            "CPACK_DATA": str(Path(folder) / "data"),
+            "COMFYUI_DIR": str(root),
+            "COMFYUI_PYTHON": str(python_of(root)),
+            "CPACK_COMFYUI_ARGS": json.dumps(list(comfyui_args)),
+        }
+        settings = Settings.from_environment({**os.environ, "COMFYUI_SERVER": "", **given}, pid=0)
+        # ComfyUI's own lines belong to whoever asks for them, and never into the result.
+        talk = sys.stderr if terminal.verbose else open(os.devnull, "w")  # noqa: SIM115
+        begun = time.monotonic()
+        with contextlib.ExitStack() as opened:
+            if talk is not sys.stderr:
+                opened.enter_context(talk)
+            opened.enter_context(contextlib.redirect_stdout(talk))
+            task = opened.enter_context(
+                terminal.progress.task("Starting ComfyUI", unit="nodes", total=len(workflow.nodes))
+            )
+            files = run_once(
+                workflow,
+                values,
+                settings=settings,
+                output=output,
+                watch=_watcher(task, workflow),
+                log=lambda line: None,
+            )
+        return files, time.monotonic() - begun
+
+
+def _watcher(task: Task, workflow: Workflow) -> Any:
+    seen: set[str] = set()
+
+    def watch(event: str, data: Mapping[str, Any]) -> None:
+        nodes = data.get("nodes", []) if event == "cached" else [data["node"]] if event == "node" else []
+        new = set(nodes) - seen
+        seen.update(new)
+        task.advance(len(new))
+
+    return watch

@@ -1,0 +1,195 @@
+"""A model as an image of its own, made of the very layer that workflow images have it in, which is stored once.
+
+Such an image runs nothing; it is mounted, by Kubernetes as an image volume, by podman with ``--mount type=image``. Its
+tag stands for one manifest for each platform, since a runtime looks for its own, and both name the same layer, which
+has ModelPack's annotation for the file in it.
+
+Specification: OCI image-spec v1.1; CNCF ModelPack model-spec, annotations.md (``org.cncf.model.*``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from cpack_build.errors import UsageError
+from cpack_build.oci.connection import Connection
+from cpack_build.oci.manifests import has_manifest, put_manifest
+from cpack_build.oci.modellayer import DATA_OFFSET, model_path
+from cpack_build.oci.push import JOBS, Memo, Pushed, push
+from cpack_build.oci.reference import Reference, is_digest
+from cpack_build.oci.tar import BLOCK, trailer
+from cpack_build.oci.transport import Access
+from cpack_build.oci.types import (
+    CONFIG,
+    INDEX,
+    LAYER,
+    MANIFEST,
+    TITLE,
+    Blob,
+    BytesBlob,
+    Descriptor,
+    Image,
+    Seekable,
+    canonical_json,
+)
+from cpack_build.progress import SILENT, Progress
+
+__all__ = ["ModelImage", "model_images", "push_models"]
+
+_PLATFORMS = ("amd64", "arm64")
+_TAG = re.compile(r"[^A-Za-z0-9_.-]+")
+
+
+@dataclass(frozen=True)
+class ModelImage:
+    """One model: its *tag*, the *index* that it stands for, and an image for each platform."""
+
+    sha256: str
+    tag: str
+    index: BytesBlob
+    images: tuple[Image, ...]
+
+
+def model_images(image: Image) -> tuple[ModelImage, ...]:
+    """The models of *image*, each as an image of its own, from the bottom."""
+    layers = {layer.descriptor.digest: layer for layer in image.layers if _model_of(layer.descriptor)}
+    return tuple(_model_image(layer) for layer in layers.values())
+
+
+def push_models(
+    models: Sequence[ModelImage],
+    place: Reference,
+    *,
+    access: Access | None = None,
+    mount_from: Sequence[Reference] = (),
+    memo: Memo | None = None,
+    jobs: int = JOBS,
+    blob_limit: int | None = None,
+    progress: Progress = SILENT,
+) -> tuple[Pushed, ...]:
+    """Give each of *models* to the repository *place*, under its own tag; layers are mounted from *mount_from*.
+
+    Raises :class:`UsageError`, and what :func:`~cpack_build.oci.push.push` does.
+    """
+    if place.tag or place.digest:
+        raise UsageError(f"{place}: each model gets a tag of its own there.", hint=f"Write {place.name}.")
+    return tuple(
+        _push_one(
+            model,
+            place,
+            access=access,
+            mount_from=mount_from,
+            memo=memo,
+            jobs=jobs,
+            blob_limit=blob_limit,
+            progress=progress,
+        )
+        for model in models
+    )
+
+
+def _push_one(
+    model: ModelImage,
+    place: Reference,
+    *,
+    access: Access | None,
+    mount_from: Sequence[Reference],
+    memo: Memo | None,
+    jobs: int,
+    blob_limit: int | None,
+    progress: Progress,
+) -> Pushed:
+    own = model.index.descriptor
+    named = replace(place, tag=model.tag, digest=own.digest)
+    connection = Connection(place, verb="Pushing", actions="pull,push", access=access)
+    if has_manifest(connection, model.tag, own):
+        total = sum(blob.descriptor.size for blob in model.images[0].layers)
+        return Pushed(named, present=total, requests=connection.request_count, changed=False)
+    done: list[Pushed] = []
+    for image in model.images:
+        target = replace(place, digest=image.digest)
+        done += push(
+            image,
+            [target],
+            access=access,
+            mount_from=mount_from,
+            memo=memo,
+            jobs=jobs,
+            blob_limit=blob_limit,
+            progress=progress,
+        )
+    put_manifest(connection, model.tag, model.index)
+    first, *_ = done  # The others have the same layer, which is there by then.
+    requests = connection.request_count + sum(one.requests for one in done)
+    return Pushed(named, first.sent, first.mounted, first.present, requests=requests)
+
+
+def _model_image(layer: Blob) -> ModelImage:
+    sha256 = _model_of(layer.descriptor)
+    path = layer.descriptor.annotations.get("io.cpack.model.path", "") or sha256
+    name = path.rpartition("/")[2]
+    annotations = {**layer.descriptor.annotations, "org.cncf.model.filepath": model_path(sha256)}
+    annotated = _Annotated(replace(layer.descriptor, annotations=annotations), layer)
+    images = tuple(_platform_image(annotated, sha256, name, architecture) for architecture in _PLATFORMS)
+    entries = [
+        {**image.manifest.descriptor.to_json(), "platform": {"architecture": architecture, "os": "linux"}}
+        for architecture, image in zip(_PLATFORMS, images, strict=True)
+    ]
+    document = {
+        "schemaVersion": 2,
+        "mediaType": INDEX,
+        "manifests": entries,
+        "annotations": {TITLE: name, "io.cpack.model.sha256": sha256},
+    }
+    slug = _TAG.sub("-", name).strip("-.")[:100] or "model"
+    return ModelImage(sha256, f"{slug}-{sha256[:12]}", BytesBlob(INDEX, canonical_json(document)), images)
+
+
+def _platform_image(layer: _Annotated, sha256: str, name: str, architecture: str) -> Image:
+    config = {
+        "architecture": architecture,
+        "os": "linux",
+        "config": {"Labels": {"io.cpack.model.sha256": sha256}},
+        "rootfs": {"type": "layers", "diff_ids": [layer.descriptor.digest]},
+        "history": [{"created_by": f"cpack-build: model {name}"}],
+    }
+    blob = BytesBlob(CONFIG, canonical_json(config))
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": MANIFEST,
+        "config": blob.descriptor.to_json(),
+        "layers": [layer.descriptor.to_json()],
+        "annotations": {TITLE: name, "io.cpack.model.sha256": sha256},
+    }
+    return Image(BytesBlob(MANIFEST, canonical_json(manifest)), blob, (layer,))
+
+
+@dataclass(frozen=True)
+class _Annotated:
+    """A layer with other annotations."""
+
+    descriptor: Descriptor
+    layer: Blob
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]:
+        """The bytes from *offset* on, by going there if the layer can."""
+        if isinstance(self.layer, Seekable):
+            yield from self.layer.chunks_from(offset)
+            return
+        for chunk in self.layer.chunks():
+            fresh = chunk[offset:]
+            offset -= len(chunk) - len(fresh)
+            if fresh:
+                yield fresh
+
+    def chunks(self) -> Iterator[bytes]:
+        return self.layer.chunks()
+
+
+def _model_of(own: Descriptor) -> str:
+    """The model whose universal layer this says to be, or nothing."""
+    sha256 = own.annotations.get("io.cpack.model.sha256", "")
+    fits = own.media_type == LAYER and own.size % BLOCK == 0 and own.size >= DATA_OFFSET + len(trailer())
+    return sha256 if fits and is_digest(f"sha256:{sha256}") else ""

@@ -1,0 +1,119 @@
+"""Pulling an image whole: every blob of it into the store, several at once, and nothing that is here already.
+
+The image that comes back is read from the store: files, and recipes over the models that it has. How one blob comes is
+:mod:`cpack_build.oci.download`'s.
+
+Specification: distribution-spec v1.1, "Pull".
+"""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from cpack_build.errors import StorageError
+from cpack_build.oci.download import BlobStore, Received, download, missing_bytes
+from cpack_build.oci.sources import ImageSource, Kept
+from cpack_build.oci.types import Descriptor, FileBlob, Image
+from cpack_build.progress import SILENT, Progress, working
+
+__all__ = ["JOBS", "Pulled", "pull", "pull_blob"]
+
+JOBS = 4
+"""Blobs under way at once."""
+_MARGIN = 64 << 20
+"""Bytes that the disk is to keep free."""
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """An image that lies on this machine now. *received* are bytes of blobs from the registry, *present* those of blobs
+    that were here or are streamed from models that were."""
+
+    image: Image
+    received: int = 0
+    present: int = 0
+
+
+def pull(
+    source: ImageSource, platform: str, *, jobs: int = JOBS, dry_run: bool = False, progress: Progress = SILENT
+) -> Pulled:
+    """The image of *source* for *platform*, with every blob here; that of a folder or file as it lies there.
+
+    With *dry_run* no layer is asked for, and *received* is what would come. Raises :class:`Unresolvable`,
+    :class:`BadImage`, :class:`HashMismatch`, :class:`NetworkError`, :class:`StorageError`; what came whole by then, and
+    the beginnings of the rest, are not asked for again.
+    """
+    image = source.as_image(platform)
+    kept = source.kept
+    if kept is None:
+        return Pulled(image, present=image.size)
+    layers = {layer.descriptor.digest: layer.descriptor for layer in image.layers}
+    needed = sum(missing_bytes(own, kept.store) for own in layers.values())
+    if dry_run:
+        return Pulled(image, needed, max(0, image.size - needed))
+    _check_space(kept.store, needed)
+    got: dict[str, Received] = {}
+    total = sum(own.size for own in layers.values())
+    if layers:
+        with progress.task(f"Pulling {source.name}", total=total) as task, working(jobs, progress) as (pool, reports):
+            lock = threading.Lock()
+
+            def advance(count: int) -> None:
+                with lock:
+                    task.advance(count)
+
+            largest = sorted(layers.values(), key=lambda own: (-own.size, own.digest))
+            results = pool.map(lambda own: _one(source, kept, own, advance=advance, progress=reports), largest)
+            got = {own.digest: result for own, result in zip(largest, results, strict=True)}
+    received = sum(one.count for one in got.values())
+    here = replace(image, layers=tuple(got[layer.descriptor.digest].blob for layer in image.layers))
+    return Pulled(here, received, max(0, image.size - received))
+
+
+def pull_blob(source: ImageSource, descriptor: Descriptor, *, progress: Progress = SILENT) -> FileBlob:
+    """One blob of *source*, a registry's, as a file of the store. Raises what :func:`pull` does."""
+    assert source.kept is not None
+    _check_space(source.kept.store, missing_bytes(descriptor, source.kept.store))
+    blob = _one(source, source.kept, descriptor, advance=lambda count: None, progress=progress).blob
+    assert isinstance(blob, FileBlob)
+    return blob
+
+
+def _one(
+    source: ImageSource, kept: Kept, own: Descriptor, *, advance: Callable[[int], object], progress: Progress
+) -> Received:
+    with progress.task(own.title, total=own.size) as task:
+        left = own.size
+
+        def moved(count: int) -> None:
+            nonlocal left
+            left -= count
+            task.advance(count)
+            advance(count)
+
+        result = download(
+            kept.origin,
+            own,
+            kept.store,
+            what=source.called(own),
+            moved=moved,
+            waiting=lambda: progress.note(f"Waiting for another program that receives {own.shown.lower()}."),
+        )
+        moved(left)  # What was here already was not counted.
+        return result
+
+
+def _check_space(store: BlobStore, needed: int) -> None:
+    """Better told now than after hours."""
+    place = store.root
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if needed and needed + _MARGIN > free:
+        raise StorageError(
+            f"{store.root} has room for {free >> 20} MiB, and {needed >> 20} MiB are to come.",
+            hint="Free some space, or name another disk with CPACK_HOME, and run it again.",
+        )

@@ -1,0 +1,437 @@
+"""The stage: a lock, and a pack or an image, become a workspace.
+
+First everything is looked at: which files of each part are there, which are missing, and where something else lies.
+Something else is never touched without a word, so nothing is written until it is known that all can be. Then each part
+is completed, every file under its name only when it is whole and proved. A second run finds most of it there; a run
+that was killed leaves what it has done to the next.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from cpack_build.cpack.reader import Pack
+from cpack_build.errors import HashMismatch, Occupied
+from cpack_build.fetch.http import Sources
+from cpack_build.fetch.store import Store
+from cpack_build.lock.models import safe_model_path
+from cpack_build.lock.schema import GitTree, Lock, Model, RegistryNode
+from cpack_build.progress import SILENT, Progress
+from cpack_build.restore.artifact import Artifact
+from cpack_build.restore.checkout import head_of, make_checkout
+from cpack_build.restore.folder import OWN, Folder
+from cpack_build.restore.models import How, bring_model, is_model_there, place_model
+from cpack_build.restore.names import check_names, folds_case
+from cpack_build.restore.origins import Origins
+from cpack_build.restore.packages import Packages
+from cpack_build.restore.parts import Pin, place_of
+from cpack_build.restore.scripts import Consent, run_scripts
+from cpack_build.restore.state import held, load_manifest, load_state, save_manifest, save_state, take_over
+from cpack_build.restore.trees import File, Manifest, Source
+
+__all__ = ["Goal", "Options", "Part", "Restored", "documents_of", "is_there", "restore", "tree_key"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is to be restored: the *lock*, the pack's *documents* by name, and what they came from."""
+
+    name: str
+    lock: Lock
+    documents: Mapping[str, bytes]
+    artifact: Artifact | None = None
+    pack: Pack | None = None
+
+
+@dataclass(frozen=True)
+class Options:
+    """How. *force* names paths that may be replaced, *models* is ``none`` to leave them out; the folders and indexes
+    are where things may be found."""
+
+    models: How | Literal["none"] = "link"
+    environment: bool = True
+    offline: bool = False
+    dry_run: bool = False
+    force: tuple[str, ...] = ()
+    model_folders: Sequence[str] = ()
+    find_links: Sequence[str] = ()
+    index_urls: Sequence[str] = ()
+    disabled_models: bool = False
+    """Also the models that the pack lists as not chosen, as far as it says their hashes."""
+    consent: Consent = field(default=lambda scripts: False)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the workspace: how many of its files were *there*, and how many were (or would be) *made*."""
+
+    kind: str
+    name: str
+    there: int
+    made: int
+    origin: str = ""
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What was done, or with ``dry_run`` would be. *notes* are for people."""
+
+    root: Path
+    parts: tuple[Part, ...]
+    notes: tuple[str, ...]
+    scripts: tuple[str, ...]
+    """``install.py`` files that were not run, for nobody said that they may."""
+
+    @property
+    def made(self) -> int:
+        return sum(part.made for part in self.parts)
+
+
+def restore(
+    goal: Goal, root: Path, *, options: Options, store: Store, sources: Sources, progress: Progress = SILENT
+) -> Restored:
+    """Make *root* the workspace of *goal*, or complete it.
+
+    Raises :class:`Occupied` before anything is written where something else is in the way, and what the sources raise;
+    whatever is raised, what was written is whole and the next run goes on from there.
+    """
+    if options.dry_run and not root.exists():
+        return _outlook(goal, root, options)
+    folder = Folder(root)
+    try:
+        with held(folder), ExitStack() as opened:
+            folder.sweep()
+            work = _Work(goal, folder, options, store, sources, progress, opened)
+            return work.run()
+    finally:
+        folder.close()
+
+
+@dataclass
+class _Tree:
+    """A tree, what of it is missing, and its source once that is open."""
+
+    name: str
+    prefix: str
+    pin: Pin
+    manifest: Manifest
+    missing: list[File]
+    source: Source | None
+
+
+class _Work:
+    """One run."""
+
+    def __init__(
+        self,
+        goal: Goal,
+        folder: Folder,
+        options: Options,
+        store: Store,
+        sources: Sources,
+        progress: Progress,
+        opened: ExitStack,
+    ) -> None:
+        self.goal, self.folder, self.options = goal, folder, options
+        self.store, self.sources, self.progress = store, sources, progress
+        self.state = load_state(folder)
+        self.notes: list[str] = []
+        self.parts: list[Part] = []
+        self.occupied: list[str] = []
+        self.origins = Origins(
+            goal.lock, pack=goal.pack, artifact=goal.artifact, aside=opened.enter_context(folder.aside()),
+            store=store, sources=sources, offline=options.offline, progress=progress, opened=opened,
+        )  # fmt: skip
+        self.packages = Packages(goal.lock, folder, origins=self.origins, store=store, progress=progress)
+        self.inputs = {name: data for name, data in goal.documents.items() if name.startswith("input/")}
+        self.models = {model.path: model for model in goal.lock.models} if options.models != "none" else {}
+        if options.disabled_models and goal.pack is not None:
+            self.models |= {model.path: model for model in _disabled(goal.pack)}
+
+    def run(self) -> Restored:
+        goal, folder = self.goal, self.folder
+        if not self.options.dry_run:
+            take_over(folder, goal.lock)
+        trees = self._look_at_trees()
+        check_names(
+            [f"{tree.prefix}{file.path}" for tree in trees for file in tree.manifest.files]
+            + [*self.inputs, *self.models],
+            windows=sys.platform == "win32", folding=folds_case(folder.root), what=goal.name,
+        )  # fmt: skip
+        documents = self._look_at_documents()
+        models = self._look_at_models()
+        venv = self._look_at_environment()
+        self._refuse_occupied()
+        if not self.options.dry_run:
+            for tree in trees:
+                self._write_tree(tree)
+            self._write_documents(documents)
+            self._write_models(models)
+        self._count(trees, documents, models)
+        if self.options.environment:
+            self._environment(venv)
+        scripts: tuple[str, ...] = ()
+        if not self.options.dry_run:
+            places = [(tree.name, tree.prefix) for tree in trees if tree.prefix]
+            consent = self.options.consent if self.options.environment else _never
+            scripts = run_scripts(folder, places, self.state, consent=consent)
+            self.state.complete = True
+            self._save()
+        return Restored(folder.root, tuple(self.parts), tuple(self.notes), scripts)
+
+    # -- looking -------------------------------------------------------------------------------------------------------
+
+    def _look_at_trees(self) -> list[_Tree]:
+        lock = self.goal.lock
+        found = []
+        for pin in (lock.comfyui, *lock.custom_nodes):
+            prefix, key = place_of(pin, lock), tree_key(pin, lock)
+            source = None
+            manifest = load_manifest(self.folder, key, pin.tree_sha256)
+            missing = self._missing(prefix, manifest) if manifest is not None else []
+            if manifest is None or missing:
+                source = self.origins.tree(pin)
+                manifest = source.manifest
+                missing = self._missing(prefix, manifest)
+                if not self.options.dry_run:
+                    save_manifest(self.folder, key, manifest)
+            found.append(_Tree(pin.name, prefix, pin, manifest, missing, source))
+        return found
+
+    def _missing(self, prefix: str, manifest: Manifest) -> list[File]:
+        """The files that are not there; what is something else is occupied, unless an input or a model has its path."""
+        missing = []
+        for file in manifest.files:
+            path = prefix + file.path
+            if path in self.inputs or path in self.models:
+                continue
+            state = is_there(self.folder, path, file)
+            if state is None or (state is False and self._may_replace(path)):
+                missing.append(file)
+        return missing
+
+    def _look_at_documents(self) -> dict[str, bytes]:
+        """Inputs, both workflows and the pack's own documents that are not there."""
+        missing = {}
+        for path, data in documents_of(self.goal).items():
+            expected = File(path, "100644", hashlib.sha256(data).hexdigest())
+            state = is_there(self.folder, path, expected)
+            if state is False and path.startswith(("user/", f"{OWN}/")):
+                continue  # a workflow that its owner went on drawing is theirs
+            if state is None or (state is False and self._may_replace(path)):
+                missing[path] = data
+        return missing
+
+    def _look_at_models(self) -> list[str]:
+        missing = []
+        for path, model in self.models.items():
+            state = is_model_there(self.folder, model, store=self.store)
+            if state is None or (state is False and self._may_replace(path)):
+                missing.append(path)
+        return missing
+
+    def _look_at_environment(self) -> bool:
+        """Whether the environment is to be made anew."""
+        if not self.options.environment:
+            return False
+        if self.packages.is_foreign(self.state) and not self._may_replace(".venv"):
+            return False
+        return self.packages.is_missing(self.state)
+
+    def _may_replace(self, path: str) -> bool:
+        if any(path == named or path.startswith(f"{named.rstrip('/')}/") for named in self.options.force):
+            return True
+        if path not in self.occupied:
+            self.occupied.append(path)
+        return False
+
+    def _refuse_occupied(self) -> None:
+        if self.occupied and not self.options.dry_run:
+            raise Occupied(self.folder.root, self.occupied)
+        self.notes += [f"Something else lies at {path}; it needs --force." for path in self.occupied]
+
+    # -- writing -------------------------------------------------------------------------------------------------------
+
+    def _write_tree(self, tree: _Tree) -> None:
+        with self.progress.task(tree.name, total=len(tree.missing), unit="files") as task:
+            for file in tree.missing:
+                assert tree.source is not None
+                path = tree.prefix + file.path
+                self._clear(path)
+                chunks = _proved(tree.source.read(file.path), file, tree.name)
+                if file.mode == "120000":
+                    self.folder.link(path, b"".join(chunks).decode("utf-8", "surrogateescape"))
+                else:
+                    self.folder.write(path, chunks, mode=file.permissions)
+                task.advance(1)
+        said = self.state.trees.setdefault(tree.name, {})
+        if tree.source is not None:
+            said["origin"] = tree.source.origin
+        if isinstance(tree.pin, GitTree):
+            said |= {"url": tree.pin.url, "commit": tree.pin.commit}
+            self._check_out(tree, said)
+        if isinstance(tree.pin, RegistryNode) and self.folder.status(f"{tree.prefix}.tracking") is None:
+            # ComfyUI-Manager's record of what it installed: the node is known as the registry's, also to `pack`.
+            listed = "\n".join(file.path for file in tree.manifest.files)
+            self.folder.write(f"{tree.prefix}.tracking", [listed.encode()])
+        self._save()
+
+    def _check_out(self, tree: _Tree, said: dict[str, object]) -> None:
+        """A ``.git`` at the commit, where git has it; one that is there stays."""
+        assert isinstance(tree.pin, GitTree)
+        work_tree = self.folder.root / tree.prefix if tree.prefix else self.folder.root
+        if self.folder.status(f"{tree.prefix}.git") is not None:
+            head = head_of(work_tree)
+            if head != tree.pin.commit:
+                self.notes.append(f"{tree.name} has a .git of its own, at {head}; it was left alone.")
+            return
+        commit = self.origins.commit(tree.pin)
+        if commit is None:
+            said["checkout"] = False
+            self.notes.append(
+                f"{tree.name} is no git checkout: {tree.pin.url} cannot be had here. Its commit is {tree.pin.commit}."
+            )
+            return
+        exclude = (f"/{OWN}/", "/.venv/", "*.pyc", "/models/", "/user/") if not tree.prefix else ("*.pyc",)
+        with self.folder.aside() as aside:
+            make_checkout(commit, work_tree, aside, url=tree.pin.url, exclude=exclude)
+            self.folder.move(aside.relative_to(self.folder.root).as_posix(), f"{tree.prefix}.git")
+        said["checkout"] = True
+
+    def _write_documents(self, missing: Mapping[str, bytes]) -> None:
+        for path, data in missing.items():
+            self._clear(path)
+            self.folder.write(path, [data])
+
+    def _write_models(self, missing: Sequence[str]) -> None:
+        for path in missing:
+            model = self.models[path]
+            file = bring_model(
+                model, artifact=self.goal.artifact, folders=self.options.model_folders, store=self.store,
+                sources=self.origins.outside, progress=self.progress,
+            )  # fmt: skip
+            self._clear(path)
+            how: How = "copy" if self.options.models == "copy" else "link"
+            self.state.models[path] = place_model(self.folder, path, file, how=how, store=self.store)
+            self._save()
+
+    def _environment(self, needed: bool) -> None:
+        wheels = self.packages.count
+        if not needed or self.options.dry_run:
+            made = wheels if needed else 0
+            self.parts.append(Part("environment", ".venv", wheels - made, made, self.state.environment))
+            return
+        self._clear(".venv")
+        self.state.environment = "making"
+        self._save()
+        origin = self.packages.make(self.options)
+        self.state.environment = origin
+        self._save()
+        self.parts.append(Part("environment", ".venv", 0, wheels, origin))
+
+    def _clear(self, path: str) -> None:
+        """Keep aside what lies at *path*, which may be replaced."""
+        if self.folder.status(path) is not None:
+            if path == ".venv" and self.state.environment == "making":
+                self.packages.discard()
+                return
+            kept = self.folder.set_aside(path)
+            self.notes.append(f"What was at {path} is in {kept} now.")
+
+    def _save(self) -> None:
+        self.state.name, self.state.lock_sha256 = self.goal.name, self.goal.lock.sha256
+        self.state.inputs = sorted(name.removeprefix("input/") for name in self.inputs)
+        self.state.left_out = [
+            *(["models"] if self.options.models == "none" else []),
+            *(["environment"] if not self.options.environment else []),
+        ]
+        save_state(self.folder, self.state)
+
+    def _count(self, trees: Sequence[_Tree], documents: Mapping[str, bytes], models: Sequence[str]) -> None:
+        for tree in trees:
+            kind = "comfyui" if not tree.prefix else "node"
+            origin = str(self.state.trees.get(tree.name, {}).get("origin", tree.source.origin if tree.source else ""))
+            there = len(tree.manifest.files) - len(tree.missing)
+            self.parts.append(Part(kind, tree.name, there, len(tree.missing), origin))
+        every = documents_of(self.goal)
+        self.parts.append(Part("files", "workflows and inputs", len(every) - len(documents), len(documents)))
+        for path in self.models:
+            made = path in models
+            self.parts.append(Part("model", path, not made, made, self.state.models.get(path, "")))
+
+
+def tree_key(pin: Pin, lock: Lock) -> str:
+    """What the manifest of *pin* is called in the workspace."""
+    return "ComfyUI" if pin == lock.comfyui else f"custom_nodes/{pin.name}"
+
+
+def is_there(folder: Folder, path: str, file: File) -> bool | None:
+    """Whether *file* lies at *path*: ``True``, ``None`` for nothing, ``False`` for something else."""
+    import stat
+
+    status = folder.status(path)
+    if status is None:
+        return None
+    hasher = hashlib.sha256()
+    if file.mode == "120000":
+        if not stat.S_ISLNK(status.st_mode):
+            return False
+        hasher.update(folder.target(path).encode("utf-8", "surrogateescape"))
+    elif not stat.S_ISREG(status.st_mode):
+        return False
+    else:
+        for chunk in folder.chunks(path):
+            hasher.update(chunk)
+    return hasher.hexdigest() == file.sha256
+
+
+def documents_of(goal: Goal) -> dict[str, bytes]:
+    """The files that come from the pack's documents, by their paths in the workspace."""
+    files = {name: data for name, data in goal.documents.items() if name.startswith("input/")}
+    if (drawing := goal.documents.get("workflow.json")) is not None:
+        files[f"user/default/workflows/{goal.name}.json"] = drawing
+    own = ("snapshot.json", "workflow_api.json", "workflow.json", "cpack.yaml")
+    return files | {f"{OWN}/{name}": goal.documents[name] for name in own if name in goal.documents}
+
+
+def _disabled(pack: Pack) -> Iterator[Model]:
+    """The models of *pack* that are not chosen and whose hash and size it knows."""
+    for entry in pack.snapshot.models:
+        if entry.disabled and entry.sha256 and entry.size is not None:
+            path = safe_model_path(entry.filename)
+            # Its layer is nobody's business: it is in no image.
+            yield Model(
+                path=path, sha256=entry.sha256, size=entry.size, layer_digest=f"sha256:{'0' * 64}", sources=entry.urls
+            )
+
+
+def _never(scripts: object) -> bool:
+    return False
+
+
+def _proved(chunks: Iterator[bytes], file: File, name: str) -> Iterator[bytes]:
+    hasher = hashlib.sha256()
+    for chunk in chunks:
+        hasher.update(chunk)
+        yield chunk
+    if hasher.hexdigest() != file.sha256:
+        raise HashMismatch(f"{name}: {file.path}", expected=file.sha256, actual=hasher.hexdigest())
+
+
+def _outlook(goal: Goal, root: Path, options: Options) -> Restored:
+    """What a restore to a folder that is not there would make, told from the lock alone."""
+    lock = goal.lock
+    parts = [Part("comfyui", "ComfyUI", 0, 1)]
+    parts += [Part("node", pin.name, 0, 1) for pin in lock.custom_nodes]
+    parts.append(Part("files", "workflows and inputs", 0, len(documents_of(goal))))
+    if options.models != "none":
+        parts += [Part("model", model.path, 0, 1) for model in lock.models]
+    if options.environment:
+        parts.append(Part("environment", ".venv", 0, 1))
+    return Restored(root, tuple(parts), (), ())

@@ -1,0 +1,44 @@
+"""``init``: a new workspace with its parts at pinned commits, locked like any other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests import need
+from tests.cli.calling import Caller
+from tests.fetch.repositories import git, make_repository
+from tests.restore.images import COMFYUI_FILES, COMFYUI_URL, NODE_FILES
+
+_NODE = "https://nodes.example/team/fancy"
+
+
+@pytest.mark.network
+def test_a_new_workspace_has_what_was_asked_for_and_is_locked(call: Caller, tmp_path: Path) -> None:
+    need.tool("apt-get")
+    commit = make_repository(tmp_path / "ComfyUI", {**COMFYUI_FILES, "requirements.txt": "# none\nsix==1.17.0\n"})
+    git(tmp_path / "ComfyUI", "tag", "v1")
+    node = make_repository(tmp_path / "fancy", {**NODE_FILES, "requirements.txt": "idna==3.10\n-e .\n"})
+    mirrors = ["--mirror", f"{COMFYUI_URL}={tmp_path / 'ComfyUI'}", "--mirror", f"{_NODE}={tmp_path / 'fancy'}"]
+    root = tmp_path / "new"
+    flags = ["--comfyui", "v1", "--no-manager", "--node", f"{_NODE}@{node}", *mirrors]
+    outcome = call("init", root, *flags, "--json")
+    assert outcome.code == 0, outcome
+    assert outcome.document["comfyui"] == commit
+    assert git(root / "custom_nodes/fancy", "rev-parse", "HEAD") == node
+    names = {path.name.split("-")[0] for path in root.glob(".venv/lib/*/site-packages/*.dist-info")}
+    assert {"six", "idna", "requests"} <= names
+    assert call("restore", "--verify", root).code == 0
+    again = call("init", root, *flags, "--json")
+    assert again.code == 0, again
+    assert again.document["made"] == 0
+
+
+def test_a_node_without_a_version_is_refused(call: Caller, tmp_path: Path) -> None:
+    make_repository(tmp_path / "ComfyUI", COMFYUI_FILES)
+    git(tmp_path / "ComfyUI", "tag", "v1")
+    mirror = f"{COMFYUI_URL}={tmp_path / 'ComfyUI'}"
+    outcome = call("init", tmp_path / "n", "--comfyui", "v1", "--mirror", mirror, "--no-manager", "--node", _NODE)
+    assert outcome.code == 2
+    assert "URL@COMMIT" in outcome.err
