@@ -42,7 +42,11 @@ def parse_yaml(data: bytes, *, name: str) -> Any:
     hint = "Save it again from the program that wrote it."
     try:
         text = data.decode("utf-8-sig")
+        depth = 0
         for event in yaml.parse(text, Loader=yaml.SafeLoader):
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEPTH_LIMIT:
+                raise BadInput(f"{name} is nested deeper than {DEPTH_LIMIT} levels.", hint=hint)
             if (anchor := getattr(event, "anchor", None)) is not None:
                 raise BadInput(f"{name} has a YAML anchor or alias, {anchor!r:.40}.", hint="Write it out in full.")
         document = _plain(yaml.safe_load(text), name)
