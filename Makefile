@@ -46,16 +46,20 @@ format: .venv/dev
 	$(VENV)/ruff check --fix .
 	$(VENV)/ruff format .
 
-bench: .venv/ready
+bench: .venv/dev
 	@$(VENV)/python examples/bench/__main__.py $(BENCH)
 
 docs: .venv/ready
 	$(VENV)/python docs/make.py
 
-# The service's own packages, pinned with hashes for every image (cpack_build/serve/requirements.txt).
+# The service's own packages, pinned with hashes for every image (cpack_build/serve/requirements.txt), as they were on
+# AS_OF. The date belongs to the release: who has the release has the same pins, whatever came out since.
+AS_OF ?= $(shell date -u +%Y-%m-%dT00:00:00Z)
 service-lock: .venv/ready
 	$(VENV)/uv pip compile --universal --python-version 3.10 --generate-hashes --no-header --no-annotate --quiet \
-		--output-file cpack_build/serve/requirements.txt cpack_build/serve/requirements.in
+		--exclude-newer $(AS_OF) --output-file cpack_build/serve/requirements.txt cpack_build/serve/requirements.in
+	@sed -i -e '/^# As of /d' -e '1i # As of $(AS_OF): `make service-lock` takes nothing newer.' \
+		cpack_build/serve/requirements.txt
 
 clean:
 	rm -rf .venv build dist .demo .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

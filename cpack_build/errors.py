@@ -17,6 +17,7 @@
     ├── ToolMissing                 7   an engine or program that is needed is not here or does not answer
     │   └── EngineFailed                it answers, but could not do what was asked
     ├── UnsafeInput                 8   refused for safety: a name that leaves its place, a forbidden URL, …
+    │   ├── NeedsTrust                  a stranger's code would run, and nobody has agreed to it
     │   └── Occupied                    what is there already would be replaced, and nobody said that it may
     ├── StorageError                9   the disk is full or cannot be written
     ├── RunError                    1   the service could not run the workflow for one request (``status``: HTTP)
@@ -48,6 +49,7 @@ __all__ = [
     "EngineFailed",
     "EngineUnavailable",
     "HashMismatch",
+    "NeedsTrust",
     "NetworkError",
     "NodeFailed",
     "NotAPack",
@@ -73,6 +75,8 @@ class CpackError(Exception):
     exit_code: ClassVar[int] = 1
     parts: tuple[CpackError, ...] = ()
     """The errors that this one is made of (:func:`together`)."""
+    detail: str = ""
+    """What another program said, in its own words: shown with ``-v``."""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
@@ -175,6 +179,18 @@ class UnsafeInput(CpackError):
     """Refused for safety."""
 
     exit_code = 8
+
+
+class NeedsTrust(UnsafeInput):
+    """Code that somebody else wrote would run on this machine: *runs* says which, one each."""
+
+    def __init__(self, runs: Sequence[str]) -> None:
+        self.runs = tuple(runs)
+        super().__init__(
+            "No index has a wheel of these for the image, and building them runs their code on this machine:"
+            + "".join(f"\n- {run}" for run in runs),
+            hint="Add --trust if you trust it, give wheels with --find-links, or leave them out with python.exclude.",
+        )
 
 
 class Occupied(UnsafeInput):

@@ -121,6 +121,29 @@ def check_answers(engine: Docker | Podman, image: str) -> None:
     assert (size, answered) == direct_pixels(engine, image, picture)
 
 
+def test_two_platforms_make_an_index_of_the_very_images_that_each_alone_makes(built: Built) -> None:
+    skopeo = need.tool("skopeo")
+    layout, lock = built.layout.with_name("both.oci"), built.layout.with_name("both.lock")
+    both = ("--platform", "linux/amd64,linux/arm64")
+    cpack_build("lock", built.example.pack, "-o", lock, *both, environment=built.environment)
+    result = cpack_build(
+        "image", built.example.pack, "-t", "example:1", "--output", f"oci:{layout}", "--lock", lock,
+        environment=built.environment,
+    )  # fmt: skip
+    shown = subprocess.run([skopeo, "inspect", "--raw", f"oci:{layout}:1"], check=True, capture_output=True).stdout
+    raw = json.loads(shown)
+    assert [entry["platform"]["architecture"] for entry in raw["manifests"]] == ["amd64", "arm64"]
+    digests = {image["platform"]: image["digest"] for image in result["images"]}
+    assert digests[built.result["platform"]] == built.result["digest"]
+    manifests = [json.loads((layout / "blobs" / "sha256" / digest[7:]).read_bytes()) for digest in digests.values()]
+    kinds = [
+        {layer["digest"]: layer["annotations"]["io.cpack.layer.kind"] for layer in manifest["layers"]}
+        for manifest in manifests
+    ]
+    # what depends on no platform is the same blob, bytecode and all
+    assert {kinds[0][digest] for digest in kinds[0].keys() & kinds[1].keys()} == {"model", "comfyui", "node"}
+
+
 @pytest.mark.docker
 def test_docker_runs_the_image_and_it_answers_with_comfyui_s_own_pixels(built: Built, docker: Docker) -> None:
     result = cpack_build(

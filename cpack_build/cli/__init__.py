@@ -25,7 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "pull": ("cpack_build.cli.pull:pull", "Pull an image or a pack from a registry."),
     "login": ("cpack_build.cli.login:login", "Log in to a registry."),
     "logout": ("cpack_build.cli.login:logout", "Forget the login of a registry."),
-    "run": ("cpack_build.cli.running:run", "Run a workflow once here, with its parameters as flags."),
+    "run": ("cpack_build.cli.running:run", "Run a workflow once here, or with --engine its image as a service."),
     "restore": ("cpack_build.cli.restore:restore", "Make a workspace of a pack or an image again, and check one."),
     "init": ("cpack_build.cli.init:init", "Make a new workspace: ComfyUI and nodes at pinned versions."),
     "unpack": ("cpack_build.cli.restore:unpack", "Restore a pack, with comfy-pack's flags."),

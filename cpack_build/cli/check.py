@@ -8,15 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpack_build.cli.lock import lock_beside, make_locks
+from cpack_build.cli.lock import make_locks
+from cpack_build.cli.lockfile import is_lock
+from cpack_build.cli.lockfile import lock_file as locks_at
 from cpack_build.cli.options import Chosen, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
+    from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
     from cpack_build.errors import CpackError
     from cpack_build.image.limits import Limit
     from cpack_build.lock.preflight import Preflight
+    from cpack_build.lock.risks import Risk
     from cpack_build.lock.schema import Lock
 
 __all__ = ["check"]
@@ -48,20 +52,28 @@ def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, term
     """
     from cpack_build.fetch.store import Store
     from cpack_build.image.limits import layer_count, limits_of
-    from cpack_build.lock.preflight import preflight
+    from cpack_build.lock.libraries import lacking
+    from cpack_build.lock.preflight import preflight, risks_of_pack
     from cpack_build.lock.target import driver_of
 
     missing: list[CpackError] = []
     stale: CpackError | None = None
     found: Preflight | None = None
     limits: list[Limit] = []
-    locks, settings, stale, missing = _locks_of(pack, lock_file, chosen, terminal)
+    read, locks, settings, stale, missing = _locks_of(pack, lock_file, chosen, terminal)
     lock = locks[0] if locks else None
     store = Store()
+    sources = chosen.sources(settings)
+    lacks, unseen = lacking(locks, store=store, find_links=settings.python.find_links)
+    risks: list[Risk] = []
+    if read is not None and not locks:  # what can be had is looked at all the same
+        risks = risks_of_pack(
+            read, exclude=settings.nodes.exclude, store=store, sources=sources, progress=terminal.progress
+        )
     if locks:
-        sources = chosen.sources(settings)
         found = preflight(
             *locks,
+            pack=read,
             store=store,
             sources=sources,
             models=settings.models,
@@ -69,79 +81,90 @@ def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, term
             progress=terminal.progress,
         )
         missing += found.missing
+        risks = list(found.risks)
         for one in locks:
             broken = limits_of(one, base_layers=_base_layers(one, settings, store, sources, missing))
             limits += [limit for limit in broken if limit not in limits]
     free = _free(store.root)
-    code = _code(missing, limits, stale, risky=strict and found is not None and bool(found.risks))
+    code = _code(missing, limits, stale, risky=strict and bool(risks))
+    is_fatal = any(limit.is_fatal for limit in limits)
     terminal.result(
         {
             "exit_code": code,
             "missing": [_told(error) for error in missing],
             "stale": None if stale is None else _told(stale),
-            "risks": [vars(risk) for risk in found.risks] if found else [],
+            "risks": [vars(risk) for risk in risks],
+            "libraries": [vars(one) for one in lacks],
+            "wheels_not_looked_at": list(unseen),
             "limits": [vars(limit) for limit in limits],
             "platforms": [one.platform for one in locks],
             "target": lock.target if lock else None,
             "driver": driver_of(lock.target) if lock else None,
-            "layers": layer_count(lock) if lock else None,
+            "layers": layer_count(lock) if lock and not is_fatal else None,
             "download_bytes": found.download if found else None,
             "downloads_of_unknown_size": found.unsized if found else None,
             "free_bytes": free,
+            "image_bytes_at_least": _image_bytes(lock) if lock else None,
         }
     )
     for error in (*missing, *([stale] if stale else [])):
         terminal.say(f"missing  {error.message}\n         {error.hint}".rstrip())
     for limit in limits:
         terminal.say(f"limit    {limit.message}")
-    for risk in found.risks if found else ():
+    for lack in lacks:
+        terminal.say(f"library  {lack}")
+    for risk in risks:
         place = f"{risk.owner}: {risk.path}" + (f":{risk.line}" if risk.line else "")
         terminal.say(f"risk     {place}: {risk.kind}: {risk.what}")
     if found is not None:
         more = f" and {found.unsized} files of unknown size" if found.unsized else ""
-        terminal.say(f"To download: {amount(found.download, None, 'B')}{more}; free: {amount(free, None, 'B')}.")
+        needed = f", and at least {amount(_image_bytes(lock), None, 'B')} where the image goes" if lock else ""
+        told = f"To download: {amount(found.download, None, 'B')}{more}, kept in {store.root}{needed}"
+        terminal.say(f"{told}; free: {amount(free, None, 'B')}.")
         if found.download > free:
             terminal.say(f"limit    {store.root} has not enough space. Name another disk with CPACK_HOME.")
-    risks = len(found.risks) if found else 0
-    terminal.say(
-        f"{pack}: {len(missing)} missing, {len(limits)} limits, {risks} risks" + (", stale." if stale else ".")
-    )
+    if unseen:
+        terminal.say(f"{len(unseen)} wheels are not here, and were not looked at for the libraries that they need.")
+    counts = f"{len(missing)} missing, {len(limits)} limits, {len(lacks)} libraries, {len(risks)} risks"
+    terminal.say(f"{pack}: {counts}" + (", stale." if stale else "."))
     if code:
         raise click.exceptions.Exit(code)
 
 
+def _image_bytes(lock: Lock) -> int:
+    """What the image of *lock* is at the least: packed files become larger when they are laid out."""
+    from cpack_build.lock.wheels import wheels_of
+
+    wheels = (*wheels_of(lock.service), *wheels_of(lock.python))
+    models = {model.sha256: model.size for model in lock.models}
+    return sum(wheel.size or 0 for wheel in wheels) + sum(deb.size for deb in lock.system) + sum(models.values())
+
+
 def _locks_of(
     pack: Path, lock_file: Path | None, chosen: Chosen, terminal: Terminal
-) -> tuple[tuple[Lock, ...], Settings, CpackError | None, list[CpackError]]:
-    """The locks to look at, the settings, why the lock at hand is stale, and what could not be resolved."""
+) -> tuple[Pack | None, tuple[Lock, ...], Settings, CpackError | None, list[CpackError]]:
+    """The pack, the locks to look at, the settings, why the lock at hand is stale, and what could not be resolved."""
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import CpackError, StaleLock
-    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.freshness import check_all_fresh
     from cpack_build.lock.schema import load_locks
 
-    if _is_lock(pack):
-        return load_locks(pack), chosen.alone(), None, []
+    if is_lock(pack):
+        return None, load_locks(pack), chosen.alone(), None, []
     read = read_pack(pack)
     settings = chosen.settings(read)
-    path = lock_file or lock_beside(pack)
+    path = locks_at(read, lock_file)
     stale: CpackError | None = None
-    if lock_file is not None or path.exists():
+    if lock_file is not None or path.data is not None:
         try:
-            return check_all_fresh(load_locks(path), read, settings, name=path), settings, None, []
+            return read, check_all_fresh(path.locks(), read, settings, name=path), settings, None, []
         except StaleLock as error:
             stale = error
     try:
-        return make_locks(read, settings, sources=chosen.sources(settings), terminal=terminal), settings, stale, []
+        made = make_locks(read, settings, sources=chosen.sources(settings), terminal=terminal)
+        return read, made, settings, stale, []
     except CpackError as error:
-        return (), settings, stale, list(error.parts or (error,))
-
-
-def _is_lock(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(64).lstrip()[:1] == b"{"
-    except OSError:
-        return False  # reading it as a pack says what is wrong
+        return read, (), settings, stale, list(error.parts or (error,))
 
 
 def _base_layers(lock: Lock, settings: Settings, store: Any, sources: Any, missing: list[CpackError]) -> int:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cpack_build.cli.lock import lock_beside
+from cpack_build.cli.lockfile import lock_beside
 from cpack_build.cli.options import terminal_options
 from cpack_build.cli.push import access_for
 from cpack_build.cli.terminal import Terminal, amount

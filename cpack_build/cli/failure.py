@@ -57,6 +57,9 @@ def report(error: BaseException, arguments: Sequence[str]) -> int:
         if sys.stderr.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb":
             title = f"\x1b[1;31m{title}\x1b[0m"
         _write(sys.stderr, f"{title} {printable(message)}" + (f"\n{printable(hint)}" if hint else ""))
+        for part in (known.parts or (known,)) if known is not None and verbose else ():
+            if part.detail:
+                _write(sys.stderr, printable(part.detail))
     return code
 
 

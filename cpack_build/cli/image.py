@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.delivery import choose, deliver
-from cpack_build.cli.lock import lock_beside, make_locks, write_locks
+from cpack_build.cli.lock import make_locks
+from cpack_build.cli.lockfile import LockFile
+from cpack_build.cli.lockfile import lock_file as locks_at
 from cpack_build.cli.options import (
     Chosen,
     documents_of,
@@ -69,7 +71,10 @@ __all__ = ["image"]
     "--frozen", is_flag=True, help="Build what the lock says, whatever the settings are now; the pack must be its own."
 )
 @click.option(
-    "--trust", is_flag=True, help="Run the Python of a lock that was made elsewhere, here, to compile bytecode with it."
+    "--trust",
+    is_flag=True,
+    help="Run here what others wrote: the Python of a lock that was made elsewhere, to compile bytecode with it, and "
+    "the build of packages that have no wheel.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @form_options
@@ -107,7 +112,7 @@ def image(
     read = read_pack(pack)
     read.served()
     settings = chosen.settings(read)
-    path = lock_file or lock_beside(pack)
+    path = locks_at(read, lock_file)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
     found = _find_locks(read, settings, path, must=locked or frozen or lock_file is not None, frozen=frozen)
     if found is not None:
@@ -128,12 +133,14 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        made = make_locks(read, form, sources=chosen.sources(settings), terminal=terminal)
+        made = make_locks(read, form, sources=chosen.sources(settings), trust=trust, terminal=terminal)
         found = tuple(in_form(lock, revision=format_revision) for lock in made)
-        write_locks(found, path)
+        path.write(found)
     how = compression_of(found[0], instead=compression) if targets else None
+    siblings = path.locks() if path.data is not None else found
     sources = chosen.sources(settings)
-    with _built(found, read, settings, sources=sources, trust=trust, terminal=terminal) as built:
+    with _built(found, read, settings, siblings=siblings, sources=sources, trust=trust, terminal=terminal) as built:
+        images = built.images if isinstance(built, ImageIndex) else (built,)
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
@@ -151,7 +158,7 @@ def image(
                 **({"compression": str(how), **done.document()} if targets else {}),
             }
         )
-        for one in built.images if isinstance(built, ImageIndex) else (built,):
+        for one in images:
             terminal.say(f"{one.id}  {amount(one.size, None, 'B')} in {len(one.layers)} layers, {one.platform}")
         if isinstance(built, ImageIndex):
             terminal.say(f"{built.digest}  {amount(built.size, None, 'B')}, the index of all of them")
@@ -187,15 +194,14 @@ def _document(built: Image | ImageIndex) -> dict[str, Any]:
 
 
 def _find_locks(
-    pack: Pack, settings: Settings, path: Path, *, must: bool, frozen: bool = False
+    pack: Pack, settings: Settings, file: LockFile, *, must: bool, frozen: bool = False
 ) -> tuple[Lock, ...] | None:
-    """The wanted locks at *path*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
-    from cpack_build.lock.resolve import check_all_fresh
-    from cpack_build.lock.schema import load_locks
+    """The wanted locks in *file*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
+    from cpack_build.lock.freshness import check_all_fresh
 
-    if not path.exists() and not must:
+    if file.data is None and not must:
         return None
-    return check_all_fresh(load_locks(path), pack, settings, frozen=frozen, name=path)
+    return check_all_fresh(file.locks(), pack, settings, frozen=frozen, name=file)
 
 
 def _base_of(lock: Lock) -> list[Reference]:
@@ -211,9 +217,17 @@ def _base_of(lock: Lock) -> list[Reference]:
 
 @contextmanager
 def _built(
-    locks: Sequence[Lock], pack: Pack, settings: Settings, *, sources: Sources, trust: bool, terminal: Terminal
+    locks: Sequence[Lock],
+    pack: Pack,
+    settings: Settings,
+    *,
+    siblings: Sequence[Lock],
+    sources: Sources,
+    trust: bool,
+    terminal: Terminal,
 ) -> Iterator[Image | ImageIndex]:
-    """The image, or for several platforms the index of images, for as long as the context lasts."""
+    """The image, or for several platforms the index of images, for as long as the context lasts. *siblings* are all
+    locks of the pack, for an interpreter that runs here."""
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.gather import gather
@@ -230,6 +244,7 @@ def _built(
                 places=places_of(settings),
                 store=store,
                 sources=sources,
+                siblings=siblings,
                 trust=trust,
                 progress=terminal.progress,
             )

@@ -70,7 +70,8 @@ def init(
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.lock.schema import Lock, read_lock
-    from cpack_build.restore.restoring import Goal, Options, restore
+    from cpack_build.restore.goal import Goal, Options
+    from cpack_build.restore.restoring import restore
 
     if not re.fullmatch(r"3\.[0-9]{1,2}", version):
         raise UsageError(f"--python {version!r} is no minor version.", hint="Write it as 3.11.")

@@ -116,6 +116,7 @@ def _document(pack: Pack, workflow: Workflow | None, problem: Exception | None) 
 
 
 def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, everything: bool) -> list[str]:
+    from cpack_build.cpack.reader import LOCK_FILES
     from cpack_build.lock.captured import CAPTURED, has_comfyui
 
     snapshot = pack.snapshot
@@ -161,7 +162,9 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
         lines += _table("Python packages", [(requirement, "", "") for requirement in snapshot.requirements])
     if pack.settings_text is not None:
         lines += ["  settings (cpack.yaml)", *(f"    {line}" for line in pack.settings_text.splitlines())]
-    unused = [name for name in pack.other if not name.startswith(CAPTURED)]
+    if "cpack.lock" in pack.sizes:
+        lines.append("  holds its own lock")
+    unused = [name for name in pack.other if not name.startswith(CAPTURED) and name not in LOCK_FILES]
     shown = unused if everything else unused[:_OTHER_SHOWN]
     if pack.extra:
         lines.append(f"  also in snapshot.json: {', '.join(sorted(pack.extra))} (--json shows it)")

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.lockfile import LockFile, lock_file
 from cpack_build.cli.options import Chosen, form_options, in_settings, pack_argument, settings_options, terminal_options
-from cpack_build.cli.terminal import Terminal, amount
+from cpack_build.cli.terminal import Terminal, amount, printable
 
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.errors import NeedsTrust
     from cpack_build.fetch.http import Sources
     from cpack_build.lock.schema import Lock
 
-__all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
+__all__ = ["lock", "make_locks"]
 
 
 @click.command(
@@ -28,22 +31,27 @@ __all__ = ["lock", "lock_beside", "make_locks", "write_locks"]
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="By default NAME.cpack.lock beside PACK."
 )
+@click.option("--into-pack", is_flag=True, help="Put the lock and its pylock.toml into PACK, where images find it.")
 @click.option(
     "--update",
     multiple=True,
     metavar="WHAT",
-    help="Resolve anew though the lock is fresh: a Python package, python, or all. May be given several times.",
+    help="Resolve anew though the lock is fresh: a Python package, python, system, nodes, models, service or all. May "
+    "be given several times.",
 )
 @form_options
 @click.option("--offline", is_flag=True, help="Ask nobody: resolve from what is in the caches and on this machine.")
+@click.option("--trust", is_flag=True, help="Build packages that have no wheel here, which runs their code.")
 @click.option("--dry-run", is_flag=True, help="Resolve everything, and write nothing.")
 @settings_options
 @terminal_options
 def lock(
     pack: Path,
     output: Path | None,
+    into_pack: bool,
     update: tuple[str, ...],
     offline: bool,
+    trust: bool,
     dry_run: bool,
     compression: str | None,
     format_revision: int | None,
@@ -53,36 +61,48 @@ def lock(
     """Pin every byte that the image of PACK needs: system packages, Python, wheels, git trees and models.
 
     A lock that is there and belongs to the pack and its settings stays as it is, and nobody is asked; --update says
-    what to resolve anew. Python packages keep the versions that an older lock of the pack gave them where they can.
+    what to resolve anew, and the rest stays. Python packages keep the versions that an older lock of the pack gave them
+    where they can.
     """
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import UsageError
     from cpack_build.lock.schema import locks_to_bytes
 
+    if into_pack and output is not None:
+        raise UsageError("--into-pack and --output name two places for one lock.", hint="Leave one of them out.")
     read = read_pack(pack)
     from cpack_build.lock.form import in_form
 
-    target = output or lock_beside(pack)
+    target = lock_file(read, output, inside=into_pack)
     settings = in_settings(chosen.settings(read), compression=compression, format_revision=format_revision)
-    before = target.read_bytes() if target.is_file() else None
-    if update and before is None:
+    if update and target.data is None:
         raise UsageError(f"There is no lock {target} to update.", hint="Leave --update out to make one.")
-    earlier = () if before is None else _earlier(before, target, must=bool(update))
+    # what is put into the pack for the first time begins from the lock beside it
+    known = lock_file(read) if into_pack and target.data is None else target
+    earlier = _earlier(known, must=bool(update))
     if earlier and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
+        from cpack_build.fetch.store import Store
+        from cpack_build.lock.libraries import lacking
+
         sources = chosen.sources(settings, offline=offline)
-        made = make_locks(read, settings, sources=sources, previous=earlier, update=update, terminal=terminal)
+        made = make_locks(
+            read, settings, sources=sources, previous=earlier, update=update, trust=trust, terminal=terminal
+        )
+        for one in lacking(made, store=Store(), find_links=settings.python.find_links)[0]:
+            terminal.progress.note(f"{one}.")
     made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
-    changed = before != locks_to_bytes(made)
+    changed = target.data != locks_to_bytes(made)
     if not dry_run and changed:
-        write_locks(made, target)
+        target.write(made)
     outcome = "is up to date"
     if changed:
-        outcome = f"would be {'changed' if before is not None else 'written'}" if dry_run else "is written"
+        outcome = f"would be {'changed' if target.data is not None else 'written'}" if dry_run else "is written"
     terminal.result(
         {
-            "lock": str(target),
+            "lock": str(target.path),
+            "inside": target.is_inside,
             "sha256": hashlib.sha256(locks_to_bytes(made)).hexdigest(),
             "changed": changed,
             "written": changed and not dry_run,
@@ -130,19 +150,15 @@ def _told(counted: dict[str, Any]) -> str:
     )
 
 
-def lock_beside(pack: Path) -> Path:
-    """``NAME.cpack.lock`` beside ``NAME.cpack.zip``."""
-    return pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.lock")
-
-
-def _earlier(data: bytes, path: Path, *, must: bool) -> tuple[Lock, ...]:
-    """The locks in *data*; of what cannot be read there are none, unless there *must* be some to update."""
+def _earlier(file: LockFile, *, must: bool) -> tuple[Lock, ...]:
+    """The locks in *file*; of what cannot be read there are none, unless there *must* be some to update."""
     from cpack_build.errors import BadInput, HashMismatch
-    from cpack_build.lock.schema import read_locks
     from cpack_build.lock.wheels import wheels_of
 
+    if file.data is None:
+        return ()
     try:
-        locks = read_locks(data, name=path)
+        locks = file.locks()
         for lock in locks:
             wheels_of(lock.python)
         return locks
@@ -155,11 +171,11 @@ def _earlier(data: bytes, path: Path, *, must: bool) -> tuple[Lock, ...]:
 def _is_fresh(locks: Sequence[Lock], pack: Pack, settings: Settings) -> bool:
     import cpack_build
     from cpack_build.errors import StaleLock
-    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.freshness import check_all_fresh
 
     pack.served()
     try:
-        # How the layers are compressed is nothing to resolve anew.
+        # how an image is compressed is nothing to resolve anew
         chosen = check_all_fresh(locks, pack, settings.model_copy(update={"compression": None}))
     except StaleLock:
         return False
@@ -174,12 +190,15 @@ def make_locks(
     previous: Sequence[Lock] = (),
     update: tuple[str, ...] = (),
     served: bool = True,
+    trust: bool = False,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
     """Resolve *pack* from *sources* for each platform. Its workflow must be one that can be *served*.
 
-    The platforms are those of the settings, else those of the *previous* locks, else this machine's.
+    The platforms are those of the settings, else those of the *previous* locks, else this machine's. Unless there is
+    *trust* already, the user is asked before code of packages runs. Raises :class:`NeedsTrust` where nobody can be.
     """
+    from cpack_build.errors import CpackError, NeedsTrust
     from cpack_build.fetch.store import Store
     from cpack_build.lock.resolve import resolve_all, this_platform
 
@@ -187,23 +206,33 @@ def make_locks(
         pack.served()
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
-    return resolve_all(
-        pack,
-        settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),
-        settings=settings,
-        store=Store(),
-        sources=sources,
-        previous=previous,
-        update=update,
-        progress=terminal.progress,
-    )
+
+    def resolved(*, trust: bool) -> tuple[Lock, ...]:
+        return resolve_all(
+            pack,
+            settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),
+            settings=settings,
+            store=Store(),
+            sources=sources,
+            previous=previous,
+            update=update,
+            trust=trust,
+            progress=terminal.progress,
+        )
+
+    try:
+        return resolved(trust=trust)
+    except CpackError as error:
+        needs = [part for part in error.parts or (error,) if isinstance(part, NeedsTrust)]
+        if len(needs) < len(error.parts or (error,)) or not _agreed(needs, terminal):
+            raise
+    return resolved(trust=True)
 
 
-def write_locks(made: Sequence[Lock], target: Path) -> None:
-    """Put the locks into the file *target*, whole or not at all."""
-    from cpack_build.errors import writing
-    from cpack_build.lock.schema import locks_to_bytes
-    from cpack_build.oci.storage import whole_file
-
-    with writing(target), whole_file(target) as file:
-        file.write(locks_to_bytes(made))
+def _agreed(needs: Sequence[NeedsTrust], terminal: Terminal) -> bool:
+    """Whether somebody sits at the terminal and says yes."""
+    if terminal.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
+        return False
+    for run in dict.fromkeys(run for need in needs for run in need.runs):
+        click.echo(printable(f"  {run}"), err=True)
+    return click.confirm("No index has wheels of these. Build them here, which runs their code?", err=True)

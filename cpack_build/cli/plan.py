@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpack_build.cli.options import Chosen, documents_of, pack_argument, settings_options, terminal_options
+from cpack_build.cli.options import Chosen, documents_of, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ __all__ = ["plan"]
 
 
 @click.command(epilog="Example: cpack-build plan upscale.cpack.zip --explain    (exit codes: docs/exit-codes.md)")
-@pack_argument
+@click.argument("pack", metavar="PACK|LOCK", type=click.Path(path_type=Path))
 @click.option(
     "--lock",
     "lock_file",
@@ -31,23 +31,33 @@ __all__ = ["plan"]
 @settings_options
 @terminal_options
 def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, terminal: Terminal) -> None:
-    """Show the layers of PACK's image, from the bottom, by its lock: kind, name, size, size in a registry, and which
+    """Show the layers of the image of PACK or LOCK, from the bottom: kind, name, size, size in a registry, and which
     other images have the same layer.
 
     A known layer was measured by an earlier build on this machine and is not read again; the others are to be made. How
-    small a layer becomes is known once it was pushed.
+    small a layer becomes is known once it was pushed. Of a LOCK alone the top layer, which has the pack's documents, is
+    never known.
     """
-    from cpack_build.cli.lock import lock_beside
+    from cpack_build.cli.lockfile import is_lock
+    from cpack_build.cli.lockfile import lock_file as locks_at
     from cpack_build.cpack.reader import read_pack
+    from cpack_build.errors import UsageError
     from cpack_build.fetch.store import Store
     from cpack_build.image.plan import plan as planned
-    from cpack_build.lock.resolve import check_all_fresh
+    from cpack_build.lock.freshness import check_all_fresh
     from cpack_build.lock.schema import load_locks
 
-    read = read_pack(pack)
-    path = lock_file or lock_beside(pack)
-    locks = check_all_fresh(load_locks(path), read, chosen.settings(read), name=path)
-    plans = [(lock, planned(lock, documents=documents_of(read), store=Store())) for lock in locks]
+    if is_lock(pack):
+        if lock_file is not None:
+            raise UsageError(f"{pack} is a lock itself; --lock is for a pack.", hint="Leave --lock out.")
+        path, carried = str(pack), {}
+        locks = every = load_locks(pack)
+    else:
+        read = read_pack(pack)
+        found = locks_at(read, lock_file)
+        path, carried, every = str(found), documents_of(read), found.locks()
+        locks = check_all_fresh(every, read, chosen.settings(read), name=path)
+    plans = [(lock, planned(lock, documents=carried, store=Store(), siblings=every)) for lock in locks]
     documents = [_document(lock, layers) for lock, layers in plans]
     terminal.result({"lock": str(path), **(documents[0] if len(documents) == 1 else {"platforms": documents})})
     if terminal.json:
@@ -79,13 +89,13 @@ def _document(lock: Lock, layers: list[PlannedLayer]) -> dict[str, Any]:
     }
 
 
-def _lines(path: Path, lock: Lock, layers: list[PlannedLayer], *, explain: bool) -> Iterator[str]:
+def _lines(path: object, lock: Lock, layers: list[PlannedLayer], *, explain: bool) -> Iterator[str]:
     from cpack_build.lock.form import recorded_compression
 
     yield f"{path}: {lock.platform}, over {_base(lock)}, from the bottom:"
     width = max(len(layer.name) for layer in layers)
-    how = recorded_compression(lock).algorithm
-    yield f"{'kind':<12}{'name':<{width}}  {'size':>10}  {how:>10}  {'state':<10}  the same in"
+    how = recorded_compression(lock)
+    yield f"{'kind':<12}{'name':<{width}}  {'size':>10}  {how.algorithm:>10}  {'state':<10}  the same in"
     for layer in layers:
         state = "known" if layer.is_known else "to be made"
         sizes = f"{_size(layer.size):>10}  {_size(layer.compressed):>10}"

@@ -240,16 +240,20 @@ def _registry_name(text: str) -> Reference:
 
 def _check_outputs(outputs: tuple[str, ...], name: Reference) -> None:
     """What can be said before anything is asked: whether REF is an image is not known yet."""
+    from cpack_build.oci.engines import open_engine
+    from cpack_build.oci.reference import EngineName
+
     if any(text.startswith(("docker", "podman", "oci")) for text in outputs):
-        _destinations(outputs, name)
+        for destination in _destinations(outputs, name):
+            if isinstance(destination.place, EngineName):
+                open_engine(destination.place).require()  # Better known now than after the download.
 
 
 def _destinations(outputs: tuple[str, ...], name: Reference) -> tuple[Destination, ...]:
     """Where an image goes. By a digest alone it is called after that: ``latest`` may be another image."""
     from cpack_build.cli.delivery import choose
     from cpack_build.errors import UsageError
-    from cpack_build.oci.engines import open_engine
-    from cpack_build.oci.reference import EngineName, Reference
+    from cpack_build.oci.reference import Reference
 
     tag = name.tag or (name.digest or "")[7:19] or "latest"
     chosen = choose(outputs, tag=f"{name.name}:{tag}", pack=Path(name.repository.rpartition("/")[2]))
@@ -259,6 +263,4 @@ def _destinations(outputs: tuple[str, ...], name: Reference) -> tuple[Destinatio
                 f"--output {destination.shown} is a registry's.",
                 hint=f"Copy it there with `cpack-build push {name} {destination.shown}`.",
             )
-        if outputs and isinstance(destination.place, EngineName):
-            open_engine(destination.place).require()  # Better known now than after the download.
     return chosen

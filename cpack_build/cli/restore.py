@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from cpack_build.cli.export import access_to, image_options, name_of
-from cpack_build.cli.lock import lock_beside, make_locks, write_locks
+from cpack_build.cli.lock import make_locks
+from cpack_build.cli.lockfile import lock_file
 from cpack_build.cli.options import Chosen, absolute, terminal_options
 from cpack_build.cli.terminal import Terminal
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from cpack_build.cpack.settings import Platform, Settings
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
-    from cpack_build.restore.restoring import Goal, Restored
+    from cpack_build.restore.goal import Goal, Restored
     from cpack_build.restore.scripts import Script
 
 __all__ = ["goal_of", "next_command", "restore", "restore_options", "sources_of", "unpack"]
@@ -200,7 +201,7 @@ def _restore(
     preheat: bool = False,
 ) -> None:
     from cpack_build.fetch.store import Store
-    from cpack_build.restore.restoring import Options
+    from cpack_build.restore.goal import Options
     from cpack_build.restore.restoring import restore as restored
 
     store = Store()
@@ -255,11 +256,10 @@ def goal_of(
     A pack without a lock is locked, and *write* puts that lock beside it.
     """
     from cpack_build.cpack.reader import read_pack
-    from cpack_build.lock.resolve import check_fresh
-    from cpack_build.lock.schema import load_lock, load_locks
+    from cpack_build.lock.freshness import check_fresh
     from cpack_build.restore.artifact import read_artifact
+    from cpack_build.restore.goal import Goal
     from cpack_build.restore.naming import opened_image, pack_path
-    from cpack_build.restore.restoring import Goal
 
     chosen = replace(chosen, insecure=insecure, ca=ca)
     path = pack_path(source)
@@ -267,16 +267,15 @@ def goal_of(
         pack = read_pack(path)
         settings = chosen.settings(pack)
         sources = chosen.sources(settings, offline=offline)
-        lock_path = lock_beside(path)
-        if lock_path.exists():
-            platform = _platform(settings) if len(locks := load_locks(lock_path)) > 1 else locks[0].platform
-            lock = load_lock(lock_path, platform=platform)
-            check_fresh(lock, pack, settings, frozen=True, name=lock_path)
+        file = lock_file(pack)
+        if file.data is not None:
+            lock = file.lock(None if len(file.locks()) == 1 else _platform(settings))
+            check_fresh(lock, pack, settings, frozen=True, name=file)
         else:
             settings = settings.model_copy(update={"platform": (_platform(settings),)})
             made = make_locks(pack, settings, sources=sources, served=False, terminal=terminal)
             if write:
-                write_locks(made, lock_path)
+                file.write(made)
             (lock,) = made
         yield Goal(pack.name, lock, pack.documents(), pack=pack), settings, sources
         return

@@ -32,6 +32,16 @@ __all__ = ["run", "run_pack"]
 class _Run(click.Command):
     """``--help`` after SOURCE is the workflow's, not the verb's."""
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        ours = args[: args.index("--")] if "--" in args else args
+        if any(word.partition("=")[0] == "--engine" for word in ours):
+            from cpack_build.cli.container import contained
+
+            return contained.make_context(info_name, args, parent, **extra)
+        return super().make_context(info_name, args, parent, **extra)
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         if args and not args[0].startswith("-") and set(args) & {"--help", "-h"}:
             args = [*(word for word in args if word not in ("--help", "-h")), "--help-of-workflow"]
@@ -75,6 +85,9 @@ def run(
 
     Its workspace is restored to a place that is kept, so the next run only starts ComfyUI. `cpack-build run SOURCE
     --help` lists the workflow's own flags.
+
+    With --engine auto (or docker, podman) the image's service is run in a container instead, until Ctrl-C:
+    `cpack-build run --engine auto --help`.
     """
     arguments = [*values, "--help"] if help_of_workflow else list(values)
     chosen = sources_of(**flags)
@@ -94,7 +107,8 @@ def run_pack(
     """Run the workflow of *source*, a pack or an image, with the values in *arguments*; its files go to *output*."""
     from cpack_build.errors import UsageError
     from cpack_build.fetch.store import Store
-    from cpack_build.restore.restoring import Options, restore
+    from cpack_build.restore.goal import Options
+    from cpack_build.restore.restoring import restore
     from cpack_build.workflow.interface import read_workflow
 
     store = Store()

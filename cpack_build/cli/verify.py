@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from cpack_build.cli.options import Chosen, places_of, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from cpack_build.lock.schema import Lock
+    from cpack_build.oci.types import Image
 
 __all__ = ["verify"]
 
@@ -32,7 +38,7 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
 
     IMAGE is oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's reference.
     """
-    from cpack_build.errors import BadImage
+    from cpack_build.errors import BadImage, Unresolvable, UsageError
     from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.carried import Carried
@@ -40,24 +46,31 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     from cpack_build.image.gather import gather
     from cpack_build.image.verify import first_difference
     from cpack_build.lock.resolve import this_platform
-    from cpack_build.lock.schema import load_lock, read_lock
-    from cpack_build.oci.filesystem import file_tree
+    from cpack_build.lock.schema import load_lock, load_locks, read_lock, read_locks
     from cpack_build.oci.reference import parse_image_name
     from cpack_build.oci.sources import open_source
 
     settings = chosen.alone()
     store, sources = Store(), chosen.sources(settings)
     source = open_source(parse_image_name(image), mirrors=sources.mirrors, store=store, access=sources.registries)
-    platform = settings.platform[0] if len(settings.platform) == 1 else this_platform()
+    here = this_platform()
+    platform = settings.platform[0] if settings.platform else here
+    if len(settings.platform) > 1:
+        raise UsageError("verify makes one image again at a time.", hint="Name one platform.")
     found = source.as_image(platform)
-    # The top layer has all of the documents; the others may be damaged, which is what is to be found out.
-    tree = file_tree(replace(found, layers=found.layers[-1:]))
-    documents = {name.removeprefix(f"{APP}/"): data for name, data in tree.read(tree.below(APP)).items()}
+    documents = _documents(found)
     carried = documents.pop("cpack.lock", None)
+    siblings: tuple[Lock, ...] = ()
     if lock_file is not None:
+        siblings = load_locks(lock_file)
         lock = load_lock(lock_file, platform=platform)
     elif carried is not None:
         lock = read_lock(carried, name=f"{image}: /{APP}/cpack.lock", platform=platform)
+        if platform != here:
+            # the image for this machine, if the index has one, holds a Python that runs here
+            with suppress(Unresolvable):
+                own = _documents(source.as_image(here)).get("cpack.lock", b"")
+                siblings = read_locks(own, name=f"{image}: /{APP}/cpack.lock")
     else:
         raise BadImage(image, f"carries no lock at /{APP}/cpack.lock", hint="Name the lock with --lock.")
     materials = gather(
@@ -67,6 +80,7 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
         places=places_of(settings),
         store=store,
         sources=sources,
+        siblings=siblings,
         trust=trust,
         progress=terminal.progress,
     )
@@ -85,3 +99,15 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
             return
         terminal.say(f"{image} is not what its lock makes. First difference: {difference}.")
     raise click.exceptions.Exit(1)
+
+
+def _documents(image: Image) -> dict[str, bytes]:
+    """What *image* carries below ``/app/cpack``.
+
+    Its top layer has all of that; the others may be damaged, which is what is to be found out.
+    """
+    from cpack_build.image.config import APP
+    from cpack_build.oci.filesystem import file_tree
+
+    tree = file_tree(replace(image, layers=image.layers[-1:]))
+    return {name.removeprefix(f"{APP}/"): data for name, data in tree.read(tree.below(APP)).items()}

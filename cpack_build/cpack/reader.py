@@ -28,6 +28,8 @@ __all__ = ["Era", "Pack", "PackFile", "read_pack"]
 Era = Literal["0.0", "0.1", "0.4"]
 """The first comfy-pack that wrote packs of this shape."""
 
+LOCK_FILES = frozenset({"cpack.lock", "pylock.toml", "pylock.linux-amd64.toml", "pylock.linux-arm64.toml"})
+"""What was made from the rest of the pack."""
 _DOCUMENT_LIMIT = 64 << 20
 """Bytes of a JSON document."""
 _SETTINGS_LIMIT = 1 << 20

@@ -105,7 +105,8 @@ class Settings(_Section):
     """``cpu``, ``cuda12.8``, ``rocm6.4``: which build of torch to lock. By default what the pack's own torch is for."""
     base: str = "scratch"
     """``scratch``, ``oci:DIR``, ``oci-archive:FILE`` or a registry reference, best with ``@sha256:…``."""
-    interpreter: Literal["auto", "base", "deb"] | InterpreterArchive = "auto"
+    interpreter: Literal["auto", "base", "deb"] | InterpreterArchive | dict[Platform, InterpreterArchive] = "auto"
+    """``auto``, ``base``, ``deb``, or ``{url: …, sha256: …}``; for several platforms one of these by platform."""
     bytecode: Literal["auto", "none"] = "auto"
     """``auto`` compiles where this machine can run the image's interpreter, and otherwise leaves it out. In a pack's
     own ``cpack.yaml`` it counts only for the system's Python, see :func:`settings_for`."""
@@ -158,7 +159,7 @@ def settings_for(
         return parse_settings("", name="the flags", overrides=overrides)
     own = parse_settings(inside, name=f"{pack}: cpack.yaml")
     _refuse_local(own, pack)
-    foreign = {"base": own.base != "scratch", "interpreter": isinstance(own.interpreter, InterpreterArchive)}
+    foreign = {"base": own.base != "scratch", "interpreter": not isinstance(own.interpreter, str)}
     found = parse_settings(inside, name=f"{pack}: cpack.yaml", overrides=overrides)
     if any(chosen and key not in (overrides or {}) for key, chosen in foreign.items()):
         return found.model_copy(update={"bytecode": "none"})
@@ -239,8 +240,9 @@ def _validated(document: Mapping[str, Any], name: object) -> Settings:
 def _readable(error: ValidationError, name: object) -> BadSettings:
     errors = error.errors()
     # Of a union pydantic tells what each member lacks, under the member's name; the deepest is what was meant.
-    first = max((one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]), key=lambda one: len(one["loc"]))
-    tags = (InterpreterArchive.__name__, "literal[")
+    same = [one for one in errors if one["loc"][:1] == errors[0]["loc"][:1]]
+    first = max(same, key=lambda one: ("[key]" not in one["loc"], len(one["loc"])))
+    tags = (InterpreterArchive.__name__, "literal[", "dict[")
     location = [str(part) for part in first["loc"] if not str(part).startswith(tags)]
     if location[0] == "platform":
         location = ["platform"]  # one name is written without a list

@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
-from cpack_build.cpack.archive import MEMBER_LIMIT, unsafe_name
+from cpack_build.cpack.archive import MEMBER_LIMIT, open_archive, unsafe_name
 from cpack_build.errors import BadInput, StorageError, UnsafeInput
 
-__all__ = ["write_entries", "write_pack"]
+__all__ = ["replace_entries", "write_entries", "write_pack"]
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 """The earliest that a zip can hold (APPNOTE 4.4.6)."""
@@ -59,15 +60,37 @@ def write_entries(path: Path, entries: Mapping[str, bytes | Path]) -> None:
     for name in entries:
         if problem := unsafe_name(name):
             raise UnsafeInput(f"{name!r} cannot be put into a pack: it {problem}.", hint="Rename the file.")
+    with _written(path) as archive:
+        for name in sorted(entries):
+            _add(archive, _entry(name), entries[name])
+
+
+def replace_entries(path: Path, entries: Mapping[str, bytes], *, without: Collection[str] = ()) -> None:
+    """Put *entries* into the pack at *path*, in place of those of the same name and of those named in *without*.
+
+    All others keep their bytes; they are written as :func:`write_pack` does. Raises as :func:`write_pack`, and what
+    reading a damaged pack does.
+    """
+    old = open_archive(path)
+    kept = old.sizes.keys() - entries.keys() - set(without)
+    with old.reading() as stream, _written(path) as archive:
+        for name in sorted({*kept, *entries}):
+            if name in entries:
+                archive.writestr(_entry(name), entries[name])
+                continue
+            with archive.open(_entry(name, old.sizes[name]), "w") as member:
+                for chunk in stream(name):
+                    member.write(chunk)
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip that appears at *path* when it is whole."""
     try:
         with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
             try:
                 with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-                    for name in sorted(entries):
-                        info = zipfile.ZipInfo(name, _DATE)
-                        info.create_system = _UNIX
-                        info.external_attr = 0o100644 << 16
-                        _add(archive, info, entries[name])
+                    yield archive
                 file.flush()
                 os.fsync(file.fileno())
                 os.fchmod(file.fileno(), 0o644)
@@ -79,6 +102,14 @@ def write_entries(path: Path, entries: Mapping[str, bytes | Path]) -> None:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}.", hint="Free some space, or name another place."
         ) from error
+
+
+def _entry(name: str, size: int = 0) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, _DATE)
+    info.create_system = _UNIX
+    info.external_attr = 0o100644 << 16
+    info.file_size = size
+    return info
 
 
 def _add(archive: zipfile.ZipFile, info: zipfile.ZipInfo, content: bytes | Path) -> None:

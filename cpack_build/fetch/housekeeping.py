@@ -223,7 +223,9 @@ def collect(
 
 def _remove(left: Leftover) -> bool:
     """Unlink *left* unless somebody works on it."""
-    lock = left.path.with_name(left.path.name.partition(".")[0] + ".lock") if left.why == "partial" else left.path
+    lock = left.path  # What comes from a container registry is its own lock, and so is a temporary file.
+    if left.path.parent.name == "partial":
+        lock = left.path.with_name(left.path.name.partition(".")[0] + ".lock")
     try:
         with lock.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

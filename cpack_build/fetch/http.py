@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import unquote
@@ -30,6 +29,7 @@ if TYPE_CHECKING:
     from cpack_build.fetch.places import Place
 
 __all__ = [
+    "HeadTransport",
     "HttpTransport",
     "Offline",
     "PostTransport",
@@ -78,6 +78,13 @@ class PostTransport(HttpTransport, Protocol):
     def post(self, url: str, body: bytes, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]: ...
 
 
+@runtime_checkable
+class HeadTransport(HttpTransport, Protocol):
+    """One that can also ask for the headers alone."""
+
+    def head(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]: ...
+
+
 class RequestsTransport:
     """The real one. Redirects lead to http(s) only; *timeouts* are seconds to connect and between bytes.
 
@@ -89,6 +96,8 @@ class RequestsTransport:
         self._local = threading.local()
 
     def _session(self) -> requests.Session:
+        from http.cookiejar import DefaultCookiePolicy
+
         import requests
 
         session: requests.Session | None = getattr(self._local, "session", None)
@@ -99,6 +108,9 @@ class RequestsTransport:
 
     def get(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
         return self._send("GET", url, None, headers)
+
+    def head(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
+        return self._send("HEAD", url, None, headers)
 
     def post(self, url: str, body: bytes, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
         return self._send("POST", url, body, headers)

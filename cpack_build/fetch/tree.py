@@ -128,6 +128,17 @@ class Tree:
         if process.returncode:
             raise Unresolvable(f"{redact(self.url)}: the object {oid} cannot be read.", hint="Fetch it again.")
 
+    def content(self, file: TreeFile, read: Callable[[str], bytes]) -> Iterator[bytes]:
+        """The content of *file* in pieces, a big one never whole; *read* is of a :meth:`reader`."""
+        if file.stored is not None:
+            with file.stored.path.open("rb") as stored:
+                while chunk := stored.read(CHUNK):
+                    yield chunk
+        elif file.size > _BIG:
+            yield from self.chunks(file.oid)
+        else:
+            yield read(file.oid)
+
     @cached_property
     def committed_at(self) -> int:
         """Committer date, seconds since 1970; what lies before that or after the year 9999 becomes its limit."""

@@ -63,6 +63,10 @@ class Materials:
     """sha256 → file."""
     documents: Mapping[str, bytes]
     """What goes below ``/app/cpack`` beside the lock."""
+    compiler: Lock | None = None
+    """The lock of another platform whose interpreter compiles alike and runs here, where the image's own does not."""
+    compiler_debs: tuple[StoredDeb, ...] = ()
+    """Of that lock, all system packages and the interpreter's."""
 
 
 @contextmanager
@@ -104,14 +108,15 @@ def build(
 
 @contextmanager
 def _compiler(lock: Lock, materials: Materials, *, store: Store) -> Iterator[Compiler | None]:
-    """The image's own interpreter as compiler, if the lock wants bytecode."""
+    """The image's own interpreter as compiler, or its sibling's, if the lock wants bytecode."""
     if lock.bytecode == "none":
         yield None
         return
+    lock = materials.compiler or lock
     interpreter = lock.interpreter
     entries: Callable[[], Iterable[tar.Entry]]
     if isinstance(interpreter, DebInterpreter):
-        debs = (*materials.system, *materials.interpreter_debs)
+        debs = materials.compiler_debs or (*materials.system, *materials.interpreter_debs)
         entries = deb_layer("interpreter", "files", debs, store=store, is_root=False).entries
     elif isinstance(interpreter, ArchiveInterpreter):
         assert materials.interpreter_archive is not None

@@ -6,10 +6,11 @@ had is named, and nothing is built."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cpack_build.errors import StaleLock, UnsafeInput
+from cpack_build.errors import HashMismatch, NeedsTrust, StaleLock, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.places import places_of
 from cpack_build.fetch.store import Store, StoredFile
@@ -18,13 +19,25 @@ from cpack_build.image.base import open_locked_base
 from cpack_build.image.build import Materials
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.wheels import StoredWheel
+from cpack_build.lock.building import rebuild
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import fetch_deb
-from cpack_build.lock.interpreter import is_vouched
+from cpack_build.lock.interpreter import compiling, is_vouched
 from cpack_build.lock.models import fetch_model
 from cpack_build.lock.nodes import open_tree
-from cpack_build.lock.schema import ArchiveInterpreter, BaseImage, Deb, DebInterpreter, Lock, Model, NodeTree
+from cpack_build.lock.resolve import this_platform
+from cpack_build.lock.schema import (
+    ArchiveInterpreter,
+    BaseImage,
+    BuiltWheel,
+    Deb,
+    DebInterpreter,
+    Lock,
+    Model,
+    NodeTree,
+)
 from cpack_build.lock.service import service_code, service_files
+from cpack_build.lock.sourcetree import shown
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
@@ -55,13 +68,15 @@ def gather(
     places: Places,
     store: Store,
     sources: Sources,
+    siblings: Sequence[Lock] = (),
     trust: bool = False,
     progress: Progress = SILENT,
 ) -> Materials:
     """The materials of *lock*; *documents* go below ``/app/cpack``. *pack* holds what nobody else has.
 
-    A lock with bytecode has its own Python started here. Where this machine did not resolve that Python itself, *trust*
-    says that the user wants it; otherwise :class:`UnsafeInput` is raised before anything is fetched.
+    A lock with bytecode has its own Python started here, or that of one of its *siblings* for other platforms. Where
+    this machine did not resolve that Python itself, *trust* says that the user wants it; otherwise
+    :class:`UnsafeInput` is raised before anything is fetched.
 
     Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`; and :class:`StaleLock` when the lock has
     another cpack-build's service.
@@ -72,15 +87,20 @@ def gather(
             f"it pins the service of cpack-build {lock.service_code.version}, which differs from this one's",
             hint="Use the cpack-build that made it, or make it anew with `cpack-build lock`.",
         )
-    if lock.bytecode == "compiled" and not (trust or is_vouched(lock, store=store)):
+    compiler = compiling(lock, siblings, platform=this_platform()) if lock.bytecode == "compiled" else None
+    if compiler is not None and not (trust or is_vouched(compiler, store=store)):
         raise UnsafeInput(
             f"The lock's Python {lock.interpreter.version} was not resolved on this machine, and building would run it "
             "here to compile bytecode.",
             hint="Add --trust if you trust who made the lock, or make it anew with `cpack-build lock --update all`.",
         )
     service, wheels = wheels_of(lock.service), wheels_of(lock.python)
+    built = {wheel.sha256: wheel for wheel in lock.python.built}
     archive = lock.interpreter if isinstance(lock.interpreter, ArchiveInterpreter) else None
-    own_debs = lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
+    if compiler is lock:
+        compiler = None
+    compiler_debs = (*compiler.system, *_own(compiler)) if compiler is not None else ()
+    own_debs = _own(lock)
     # The largest first: a model's hash takes longest, and needs one core while the others bring the rest.
     by_size = sorted(lock.models, key=lambda item: -item.size)
     base = None
@@ -89,6 +109,11 @@ def gather(
     with working(_PARALLEL, progress) as (pool, reports):
 
         def wheel(item: Wheel) -> StoredWheel:
+            if item.sha256 in built:
+                _build_again(
+                    item, built[item.sha256], lock, places=places, store=store, sources=sources, trust=trust,
+                    progress=reports,
+                )  # fmt: skip
             file = fetch_wheel(
                 item,
                 store=store,
@@ -147,4 +172,36 @@ def gather(
             nodes=tuple(nodes),
             models={item.sha256: file for item, file in zip(by_size, models(), strict=True)},
             documents=documents,
+            compiler=compiler,
+            compiler_debs=each(deb, compiler_debs)(),
         )
+
+
+def _own(lock: Lock) -> tuple[Deb, ...]:
+    return lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
+
+
+def _build_again(
+    wheel: Wheel,
+    built: BuiltWheel,
+    lock: Lock,
+    *,
+    places: Places,
+    store: Store,
+    sources: Sources,
+    trust: bool,
+    progress: Progress,
+) -> None:
+    """See that a wheel which no index has is here: in the store, in a folder that was named, or made from its source.
+
+    Raises :class:`NeedsTrust` unless the user agrees that it is made, :class:`HashMismatch` when another comes out.
+    """
+    with suppress(Unresolvable, HashMismatch):
+        fetch_wheel(wheel, store=store, sources=sources, find_links=places.find_links)
+        return
+    if not trust:
+        raise NeedsTrust([f"{wheel.name} {wheel.version} from {shown(built.source)}"])
+    rebuild(
+        built, name=wheel.name, python_version=lock.interpreter.version, store=store, sources=sources,
+        progress=progress,
+    )  # fmt: skip

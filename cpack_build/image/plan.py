@@ -6,12 +6,13 @@ measured before is known with its digest and size, another is to be made.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
+from cpack_build.errors import CpackError
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import known_base_layers
@@ -22,6 +23,8 @@ from cpack_build.image.layer import Recipe
 from cpack_build.image.loader import stored_cache
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.form import recorded_compression
+from cpack_build.lock.interpreter import compiling
+from cpack_build.lock.resolve import this_platform
 from cpack_build.lock.schema import (
     ArchiveInterpreter,
     BaseImage,
@@ -86,12 +89,14 @@ class PlannedLayer:
         return SHARED[self.kind]
 
 
-def plan(lock: Lock, *, documents: Mapping[str, bytes], store: Store) -> list[PlannedLayer]:
+def plan(
+    lock: Lock, *, documents: Mapping[str, bytes], store: Store, siblings: Sequence[Lock] = ()
+) -> list[PlannedLayer]:
     """The layers of *lock* over its base, from bottom to top.
 
     Over a base image the ``app`` layer counts as to be made: it holds the base's accounts, not looked up here.
     """
-    with _never_started(lock, store) as compiler:
+    with _never_started(_compiling(lock, siblings), store) as compiler:
         sketched = _sketched(lock, documents, store)
         cache = None
         if lock.base.kind == "scratch":
@@ -135,6 +140,14 @@ def _planned(part: Recipe | ModelLayer, lock: Lock, store: Store) -> PlannedLaye
 def _compressed(part: Recipe, diff_id: str, size: int, lock: Lock, store: Store) -> int | None:
     how = recorded_compression(lock)
     return size if how.algorithm == "none" or part.kind == "models" else known_size(diff_id, how, store=store)
+
+
+def _compiling(lock: Lock, siblings: Sequence[Lock]) -> Lock:
+    """Whose interpreter will compile; the lock's own where none of them runs here, since a plan starts nothing."""
+    try:
+        return compiling(lock, siblings, platform=this_platform()) if lock.bytecode == "compiled" else lock
+    except CpackError:
+        return lock
 
 
 @contextmanager

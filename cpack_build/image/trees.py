@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from cpack_build.fetch.store import CHUNK
 from cpack_build.fetch.tree import Tree, TreeFile
 from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.config import COMFYUI
@@ -19,8 +18,6 @@ from cpack_build.lock.schema import GitTree, LocalTree, NodeTree
 from cpack_build.oci import tar
 
 __all__ = ["comfyui_layer", "node_layer"]
-
-_BIG = 16 << 20
 
 
 def comfyui_layer(pin: GitTree | LocalTree, tree: Tree, *, compiler: Compiler | None = None) -> Recipe:
@@ -65,11 +62,4 @@ class _GitBlob:
         return self.file.size
 
     def chunks(self) -> Iterator[bytes]:
-        if self.file.stored is not None:
-            with self.file.stored.path.open("rb") as content:
-                while chunk := content.read(CHUNK):
-                    yield chunk
-        elif self.file.size > _BIG:
-            yield from self.tree.chunks(self.file.oid)
-        else:
-            yield self.read(self.file.oid)
+        return self.tree.content(self.file, self.read)

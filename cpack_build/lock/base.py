@@ -24,7 +24,7 @@ from cpack_build.oci.reference import Reference, parse_image_name
 from cpack_build.oci.sources import open_source
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Base", "open_base"]
+__all__ = ["Base", "open_base", "recalled_base"]
 
 _MEMO = "base-files-1"
 _WANTED = re.compile(r"etc/apt/(?!apt\.conf).+|usr/share/keyrings/.+|var/lib/dpkg/status")
@@ -68,10 +68,8 @@ def open_base(
     if isinstance(name, Reference):
         shown = name.name if name.tag is None and name.digest is not None else name.tagged
     record = BaseImage(reference=shown, digest=descriptor.digest)
-    if (known := store.recall(_MEMO, descriptor.digest)) is not None:
-        document = json.loads(zlib.decompress(base64.b64decode(known)))
-        files = {path: base64.b64decode(content) for path, content in document["files"].items()}
-        return Base(record, frozenset(document["paths"]), files)
+    if (known := recalled_base(record, store=store)) is not None:
+        return known
     image = pull(source, platform, progress=progress).image
     with progress.task(f"Reading {reference}"):
         tree = file_tree(image)
@@ -83,3 +81,12 @@ def open_base(
     }
     store.remember(_MEMO, descriptor.digest, base64.b64encode(zlib.compress(json.dumps(document).encode())).decode())
     return base
+
+
+def recalled_base(record: BaseImage, *, store: Store) -> Base | None:
+    """The base of that digest, if it was opened on this machine before."""
+    if (known := store.recall(_MEMO, record.digest)) is None:
+        return None
+    document = json.loads(zlib.decompress(base64.b64decode(known)))
+    files = {path: base64.b64decode(content) for path, content in document["files"].items()}
+    return Base(record, frozenset(document["paths"]), files)

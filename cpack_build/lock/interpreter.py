@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import tarfile
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
-from cpack_build.cpack.settings import InterpreterArchive
-from cpack_build.errors import BadInput, Unresolvable
+from cpack_build.cpack.settings import InterpreterArchive, Platform
+from cpack_build.errors import BadInput, ToolMissing, Unresolvable
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.store import CHUNK, Store
-from cpack_build.lock.schema import ArchiveInterpreter, BaseInterpreter, Lock
+from cpack_build.lock.schema import ArchiveInterpreter, BaseInterpreter, DebInterpreter, Interpreter, Lock
 from cpack_build.oci.compression import ChunkReader, decompressed_chunks
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["archive_interpreter", "base_interpreter", "is_vouched", "vouch"]
+__all__ = ["archive_interpreter", "base_interpreter", "compiles_alike", "compiling", "is_vouched", "vouch"]
 
+_MEMO = "interpreter-2"
+_MACHINES = {62: "linux/amd64", 183: "linux/arm64"}
+"""``e_machine`` of an ELF file (System V ABI, "ELF Header")."""
 _PLACES = ("usr/bin", "usr/local/bin", "bin", "opt/python/bin", "opt/conda/bin")
 
 
@@ -30,32 +34,45 @@ def base_interpreter(python: str, paths: Collection[str]) -> BaseInterpreter | N
 
 
 def archive_interpreter(
-    archive: InterpreterArchive, *, python: str, store: Store, sources: Sources, progress: Progress = SILENT
+    archive: InterpreterArchive,
+    *,
+    python: str,
+    platform: Platform = "linux/amd64",
+    store: Store,
+    sources: Sources,
+    progress: Progress = SILENT,
 ) -> ArchiveInterpreter:
-    """Download *archive* and see that it holds ``python/bin/python3.X``.
+    """Download *archive* and see that it holds ``python/bin/python3.X`` for *platform*.
 
     Raises :class:`NetworkError`, :class:`HashMismatch`, :class:`BadInput` (no such tar), :class:`Unresolvable` (another
-    Python than the pack's).
+    Python than the pack's, or another platform's).
     """
     file = download(
         archive.url, store=store, sources=sources, sha256=archive.sha256, what="interpreter", progress=progress
     )
     wanted = f"python/bin/python{python}"
-    known = store.recall("interpreter-1", f"{file.sha256}:{python}")
+    known = store.recall(_MEMO, f"{file.sha256}:{python}")
     if known is None:
-        if wanted not in _names(file.path, archive.url):
+        known = _machine(file.path, wanted, archive.url)
+        if known is None:
             raise Unresolvable(
                 f"{archive.url} has no {wanted}: it is not Python {python}, which the pack needs.",
                 hint="Name an archive of that Python (install_only, as python-build-standalone makes them).",
             )
-        store.remember("interpreter-1", f"{file.sha256}:{python}", wanted)
+        store.remember(_MEMO, f"{file.sha256}:{python}", known)
+    if known not in ("", platform):
+        raise Unresolvable(
+            f"{archive.url} is a Python for {known}, and the image is for {platform}.",
+            hint=f"Name one for each platform in cpack.yaml: interpreter: {{{platform}: {{url: …, sha256: …}}}}.",
+        )
     return ArchiveInterpreter(
         version=python, path=f"/opt/{wanted}", url=archive.url, sha256=file.sha256, size=file.size
     )
 
 
-def _names(path: Path, url: str) -> set[str]:
-    """The names of a tar's members, whatever it is compressed with."""
+def _machine(path: Path, wanted: str, url: str) -> str | None:
+    """The platform of the program *wanted* in the tar at *path*, whatever that is compressed with; ``None`` when it is
+    not there, nothing when it says none."""
 
     def compressed() -> Iterator[bytes]:
         with path.open("rb") as file:
@@ -63,11 +80,50 @@ def _names(path: Path, url: str) -> set[str]:
                 yield chunk
 
     try:
+        found = None
         reader = ChunkReader(decompressed_chunks(compressed(), what=url))
         with tarfile.open(fileobj=reader, mode="r|") as archive:
-            return {member.name.removeprefix("./") for member in archive}
+            for member in archive:
+                if member.name.removeprefix("./") == wanted:
+                    content = archive.extractfile(member) if member.isreg() else None
+                    head = content.read(20) if content is not None else b""
+                    is_elf = len(head) == 20 and head.startswith(b"\x7fELF\x02\x01")
+                    machine = int.from_bytes(head[18:20], "little")
+                    found = _MACHINES.get(machine, "another machine") if is_elf else ""
+        return found
     except (tarfile.TarError, EOFError, OSError) as error:
         raise BadInput(f"{url} is no tar that can be read: {error}.", hint="Name another archive.") from error
+
+
+def compiles_alike(one: Interpreter, other: Interpreter) -> bool:
+    """Whether both give the same bytecode though they are for two platforms: the same Debian packages in the same
+    version, so built from one source (``docs/decisions/020-several-platforms.md``)."""
+
+    def packages(interpreter: Interpreter) -> set[tuple[str, str]]:
+        debs = interpreter.packages if isinstance(interpreter, DebInterpreter) else ()
+        # +b1 and so on: built again on one architecture, from the same source (Debian policy 3.2.1, "binNMU")
+        return {(deb.name, re.sub(r"\+b[0-9]+$", "", deb.version)) for deb in debs}
+
+    return bool(packages(one)) and packages(one) == packages(other)
+
+
+def compiling(lock: Lock, siblings: Sequence[Lock], *, platform: str) -> Lock:
+    """Whose interpreter compiles the bytecode of *lock* on a machine of *platform*: its own, or one of *siblings*'.
+
+    Raises :class:`ToolMissing` where none of them runs here.
+    """
+    for one in (lock, *siblings):
+        if (
+            one.platform == platform
+            and one.bytecode == "compiled"
+            and compiles_alike(one.interpreter, lock.interpreter)
+        ):
+            return one
+    raise ToolMissing(
+        f"The image's Python {lock.interpreter.version} is for {lock.platform}, and does not run on this machine to "
+        "compile bytecode.",
+        hint=f"Build it on {lock.platform}, lock it together with {platform}, or set bytecode: none in cpack.yaml.",
+    )
 
 
 def vouch(lock: Lock, *, store: Store) -> None:

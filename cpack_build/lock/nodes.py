@@ -25,10 +25,10 @@ from cpack_build.lock.captured import (
     patch_of,
 )
 from cpack_build.lock.registry import lock_registry_node, open_registry_node
-from cpack_build.lock.schema import GitTree, LocalTree, NodeTree, RegistryNode
+from cpack_build.lock.schema import GitTree, LocalTree, Lock, NodeTree, RegistryNode
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["Trees", "lock_trees", "open_tree"]
+__all__ = ["Trees", "kept_trees", "lock_trees", "open_tree"]
 
 _FOLDER = re.compile(r"[^/\\\x00-\x1f\x7f]{1,255}")
 
@@ -148,6 +148,11 @@ def lock_trees(
         tuple(locals_),
         tuple(missing),
     )
+
+
+def kept_trees(lock: Lock) -> Trees:
+    """Those of an earlier *lock*, with nobody asked."""
+    return Trees(lock.comfyui, lock.nodes, lock.registry_nodes, lock.local_nodes, ())
 
 
 def open_tree(

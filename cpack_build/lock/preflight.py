@@ -7,21 +7,28 @@ folder that the user named, or its address answers; whatever does none of that i
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
-from cpack_build.errors import CpackError, NetworkError, Unresolvable
+from cpack_build.cpack.schema import Snapshot
+from cpack_build.errors import CpackError, NeedsTrust, NetworkError, Unresolvable
+from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.http import Sources, probe
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
+from cpack_build.fetch.urls import redact
 from cpack_build.lock.captured import Captured
+from cpack_build.lock.hub import look_at
 from cpack_build.lock.models import local_model
-from cpack_build.lock.nodes import open_tree
+from cpack_build.lock.nodes import lock_trees, open_tree
 from cpack_build.lock.risks import Risk, risks_of_models, risks_of_tree
-from cpack_build.lock.schema import ArchiveInterpreter, Deb, DebInterpreter, Lock, Model, NodeTree
+from cpack_build.lock.schema import ArchiveInterpreter, BuiltWheel, Deb, DebInterpreter, Lock, Model, NodeTree
+from cpack_build.lock.sourcetree import shown
 from cpack_build.lock.wheels import Wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["Preflight", "preflight"]
+__all__ = ["Preflight", "preflight", "risks_of_pack"]
 
 _PARALLEL = 16
 
@@ -65,12 +72,16 @@ def preflight(
         work.append(lambda deb=deb: _deb(deb, store, sources))  # type: ignore[misc]
     environments = [environment for one in locks for environment in (one.service, one.python)]
     wheels = {wheel.sha256: wheel for environment in environments for wheel in wheels_of(environment)}
+    built = {wheel.sha256: wheel for one in locks for wheel in one.python.built}
     for wheel in wheels.values():
-        work.append(lambda wheel=wheel: _wheel(wheel, find_links, store, sources))  # type: ignore[misc]
+        work.append(
+            lambda wheel=wheel: _wheel(wheel, built.get(wheel.sha256), find_links, store, sources)  # type: ignore[misc]
+        )
     for tree in (lock.comfyui, *lock.custom_nodes):
         work.append(lambda tree=tree: _tree(tree, tree is not lock.comfyui, pack, store, sources, progress))  # type: ignore[misc]
+    asker = Asker(sources, offline=sources.mirrors.is_offline)
     for model in lock.models:
-        work.append(lambda model=model: _model(model, models, store, sources))  # type: ignore[misc]
+        work.append(lambda model=model: _model(model, models, store, sources, asker))  # type: ignore[misc]
     archives = {one.interpreter.sha256: one.interpreter for one in locks if one.interpreter.kind == "archive"}
     for archive in archives.values():
         work.append(lambda archive=archive: _archive(archive, store, sources))  # type: ignore[misc]
@@ -83,10 +94,31 @@ def preflight(
             task.advance(1)
     return Preflight(
         tuple(error for answer in answers for error in answer.missing),
-        (*(risk for answer in answers for risk in answer.risks), *risks_of_models(lock.models)),
+        (*(risk for answer in answers for risk in answer.risks), *risks_of_models(model.path for model in lock.models)),
         sum(answer.download for answer in answers),
         sum(answer.unsized for answer in answers),
     )
+
+
+def risks_of_pack(
+    pack: Source, *, exclude: Sequence[str], store: Store, sources: Sources, progress: Progress = SILENT
+) -> list[Risk]:
+    """The risks of those custom nodes and models of *pack* that can be had, where it cannot be locked as a whole."""
+    models = [entry.filename for entry in pack.snapshot.models if not entry.disabled]
+    found = risks_of_models(models)
+    with suppress(CpackError):  # whoever could not lock the pack has told it
+        trees = lock_trees(pack.snapshot, pack=pack, exclude=exclude, store=store, sources=sources, progress=progress)
+        pins: tuple[NodeTree, ...] = (*trees.nodes, *trees.registry_nodes, *trees.local_nodes)
+        for pin in pins:
+            found += risks_of_tree(pin.name, open_tree(pin, pack, store=store, sources=sources))
+    return found
+
+
+class Source(Captured, Protocol):
+    """What is looked at of a pack without a lock."""
+
+    @property
+    def snapshot(self) -> Snapshot: ...
 
 
 def _answered(work: Callable[[], _Answer]) -> _Answer:
@@ -120,12 +152,16 @@ def _deb(deb: Deb, store: Store, sources: Sources) -> _Answer:
     return _address(deb.url, f"The system package {deb.name} {deb.version}", deb.size, sources)
 
 
-def _wheel(wheel: Wheel, find_links: Sequence[str], store: Store, sources: Sources) -> _Answer:
+def _wheel(
+    wheel: Wheel, built: BuiltWheel | None, find_links: Sequence[str], store: Store, sources: Sources
+) -> _Answer:
     if store.find(wheel.sha256) is not None:
         return _Answer()
     folders = [path for path in map(local_path, find_links) if path is not None]
     if any((folder / wheel.filename).is_file() for folder in folders):
         return _Answer()
+    if built is not None:
+        raise NeedsTrust([f"{wheel.name} {wheel.version} from {shown(built.source)}"])
     if wheel.url is None:
         raise Unresolvable(
             f"The wheel {wheel.filename} was taken from a local folder, and is in none of those named now.",
@@ -146,16 +182,20 @@ def _tree(
     return _Answer(risks=tuple(risks_of_tree(tree.name, found)) if is_node else ())
 
 
-def _model(model: Model, folders: Sequence[str], store: Store, sources: Sources) -> _Answer:
+def _model(model: Model, folders: Sequence[str], store: Store, sources: Sources, asker: Asker) -> _Answer:
     if store.find(model.sha256) is not None or local_model(model, folders) is not None:
         return _Answer()
     problems = []
     for url in model.sources:
+        seen = look_at(model, url, asker=asker, store=store)
+        if seen.state in ("other", "gone"):
+            problems.append(f"{redact(url)} {seen.why}.")
+            continue
         try:
             probe(url, sources=sources, what=model.path)
             return _Answer(download=model.size)
         except (NetworkError, Unresolvable) as error:
-            problems.append(error.message)
+            problems.append(error.message + (f" It {seen.why}." if seen.why else ""))
     tried = f" Tried: {' '.join(problems)}" if problems else " The lock names no address for it."
     raise Unresolvable(
         f"The model {model.path} (sha256 {model.sha256}) is neither in the store nor in a folder that was named."

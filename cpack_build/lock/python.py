@@ -1,8 +1,9 @@
 """Python packages: requirements → one wheel for each package, resolved by uv, pinned by sha256 as PEP 751.
 
 uv resolves; what it says is reduced to the one wheel per package that fits the image, in a form that holds nothing of
-this machine. Only wheels: an sdist would run its code to be built. The pack's pins are requirements and overrides at
-once, because they come from an environment that worked: a dependency's wish for another version must not undo them.
+this machine. uv never builds: what has no wheel is built by :mod:`.building`, and uv is asked again with the wheel at
+hand. The pack's pins are requirements and overrides at once, because they come from an environment that worked: a
+dependency's wish for another version must not undo them.
 """
 
 from __future__ import annotations
@@ -10,160 +11,36 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from packaging.pylock import Pylock, PylockSelectError, PylockValidationError
-from packaging.requirements import InvalidRequirement, Requirement
-from packaging.tags import Tag, compatible_tags, cpython_tags
-from packaging.utils import InvalidName, canonicalize_name, parse_wheel_filename
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name, parse_wheel_filename
 
-from cpack_build.errors import (
-    BadInput,
-    CpackError,
-    HashMismatch,
-    NetworkError,
-    ToolMissing,
-    Unresolvable,
-    UnsafeInput,
-    together,
-)
+from cpack_build.errors import BadInput, CpackError, HashMismatch, Unresolvable, UnsafeInput, together
 from cpack_build.fetch.http import Sources, adopt_verified, download
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
-from cpack_build.fetch.urls import redact, without_credentials
-from cpack_build.lock.schema import PythonEnvironment
-from cpack_build.lock.wheels import Wheel, filename_of, pylock_text, read_toml
+from cpack_build.fetch.urls import without_credentials
+from cpack_build.lock.asked import Asked, explained
+from cpack_build.lock.building import Project, build_wheels
+from cpack_build.lock.requirements import git_source, hashed, is_name, is_source, parse_requirements
+from cpack_build.lock.schema import BuiltWheel, PythonEnvironment
+from cpack_build.lock.sourcetree import pin_archive, pin_tree
+from cpack_build.lock.tags import Target
+from cpack_build.lock.uv import Refused, compiled, lacks_wheels, options_of
+from cpack_build.lock.wheels import Wheel, filename_of, pylock_text, read_toml, with_credentials
 from cpack_build.progress import SILENT, Progress
 
 __all__ = ["Target", "lock_environment", "lock_service", "parse_requirements"]
 
-_UV_GLIBC = (40, 39, 38, 37, 36, 35, 34, 33, 32, 31, 28, 17)
-"""Minor versions of glibc 2 for which uv knows a ``manylinux_2_N`` platform."""
 _MOST_NAMED = 20
 """Packages that cannot be had and are named in one run."""
-_MANYLINUX = {17: "manylinux2014", 12: "manylinux2010", 5: "manylinux1"}
-"""PEP 600, "Legacy manylinux tags"."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What wheels must run on: Python *python_version* (``3.11``) and glibc 2.*glibc* on *platform*."""
-
-    python_version: str
-    platform: Literal["linux/amd64", "linux/arm64"] = "linux/amd64"
-    glibc: int = 36
-
-    @property
-    def machine(self) -> str:
-        """The processor as wheels and uv call it."""
-        return "x86_64" if self.platform == "linux/amd64" else "aarch64"
-
-    @property
-    def uv_platform(self) -> str:
-        """uv's name of the newest platform that is no newer than the target."""
-        return f"{self.machine}-manylinux_2_{next(minor for minor in (*_UV_GLIBC, 17) if minor <= max(self.glibc, 17))}"
-
-    def tags(self) -> list[Tag]:
-        """The wheel tags that fit, the best first."""
-        platforms = []
-        for minor in range(self.glibc, 4 if self.machine == "x86_64" else 16, -1):
-            platforms.append(f"manylinux_2_{minor}_{self.machine}")
-            if minor in _MANYLINUX:
-                platforms.append(f"{_MANYLINUX[minor]}_{self.machine}")
-        platforms.append(f"linux_{self.machine}")
-        version = tuple(int(part) for part in self.python_version.split("."))
-        interpreter = "cp" + "".join(map(str, version))
-        return [
-            *cpython_tags(python_version=version, platforms=platforms),
-            *compatible_tags(python_version=version, interpreter=interpreter, platforms=platforms),
-        ]
-
-    def markers(self) -> dict[str, str]:
-        """PEP 508 marker values of the target."""
-        return {
-            "implementation_name": "cpython",
-            "implementation_version": f"{self.python_version}.0",
-            "os_name": "posix",
-            "platform_machine": self.machine,
-            "platform_python_implementation": "CPython",
-            "platform_release": "",
-            "platform_system": "Linux",
-            "platform_version": "",
-            "python_full_version": f"{self.python_version}.0",
-            "python_version": self.python_version,
-            "sys_platform": "linux",
-        }
-
-
-def parse_requirements(
-    requirements: Iterable[str], *, exclude: Iterable[str] = (), replaced: Iterable[str] = ()
-) -> list[Requirement]:
-    """The pack's requirements, less those that are excluded or replaced by name, each known to be harmless.
-
-    Raises :class:`UnsafeInput` for options, local files and anything else that is no requirement, and
-    :class:`Unresolvable` for sources that would have to be built.
-    """
-    left_out = {canonicalize_name(name) for name in (*exclude, *replaced)}
-    found = []
-    refused: list[CpackError] = []
-    for text in requirements:
-        try:
-            if re.search(r"[\r\n\x00]", text):
-                raise InvalidRequirement("it has more than one line")
-            requirement = Requirement(text)
-        except InvalidRequirement:
-            hint = "Correct it in the pack."
-            refused.append(
-                UnsafeInput(
-                    f"The pack's requirement {redact(text)!r} is no package requirement: not passed on.", hint=hint
-                )
-            )
-            continue
-        if canonicalize_name(requirement.name) in left_out:
-            continue
-        if requirement.url is not None:
-            try:
-                _check_direct(requirement)
-            except (Unresolvable, UnsafeInput) as error:
-                refused.append(error)
-                continue
-        found.append(requirement)
-    if refused:
-        raise together(refused)
-    return found
-
-
-def _is_name(name: str) -> bool:
-    try:
-        canonicalize_name(name, validate=True)
-    except InvalidName:
-        return False
-    return True
-
-
-def _check_direct(requirement: Requirement) -> None:
-    url, name = requirement.url or "", requirement.name
-    way_out = (
-        f"Leave it out with python.exclude: [{name}] in cpack.yaml, or name a version in python.packages "
-        "and give its wheel with --find-links."
-    )
-    if "${" in url:  # uv would put the variable's value there, perhaps a token, and send it to the URL's host
-        raise UnsafeInput(
-            f"{name} is installed from {redact(url)}, which asks for an environment variable.", hint=way_out
-        )
-    scheme = url.partition(":")[0].lower()
-    if scheme == "https" and filename_of(url).endswith(".whl"):
-        return
-    if scheme in ("http", "https") or "+" in scheme:
-        raise Unresolvable(
-            f"{name} is installed from {redact(url)}, which is no wheel and would have to be built.", hint=way_out
-        )
-    raise UnsafeInput(f"{name} is installed from {redact(url)}, a place on the packer's machine.", hint=way_out)
 
 
 def lock_environment(
@@ -178,43 +55,182 @@ def lock_environment(
     index_url: str | None = None,
     extra_index_urls: Sequence[str] = (),
     preferred: Sequence[str] = (),
+    asked: Sequence[Asked] = (),
+    trust: bool = False,
+    only_wheels: bool = False,
     progress: Progress = SILENT,
 ) -> PythonEnvironment:
     """Resolve the pack's *requirements*, with *packages* over them and without those named in *exclude*.
 
     An excluded package is not brought back by another's dependency. Of what no pin decides, the versions *preferred*
-    (``name==1.2``, an earlier lock's) stay where they can. Raises :class:`UnsafeInput`,
-    :class:`Unresolvable`, :class:`NetworkError`, :class:`ToolMissing`.
+    (``name==1.2``, an earlier lock's) stay where they can. *asked* says who else asks for what, for explanations. With
+    *trust* what has no wheel is built here; with *only_wheels* it is missing.
+
+    Raises :class:`NeedsTrust` when something would have to be built, :class:`UnsafeInput`, :class:`Unresolvable`,
+    :class:`NetworkError`, :class:`ToolMissing`.
     """
     for name in exclude:
-        if not _is_name(name):
+        if not is_name(name):
             raise UnsafeInput(
                 f"python.exclude names {name!r}, which is no package name.", hint="Write names without versions."
             )
     added = parse_requirements(packages)
     kept = parse_requirements(requirements, exclude=exclude, replaced=[requirement.name for requirement in added])
-    wanted = sorted({str(requirement) for requirement in (*kept, *added)})
-    never = [f'{canonicalize_name(name)} ; sys_platform == "never"' for name in exclude]
-    options = _options(find_links, index_url, extra_index_urls, sources)
-    missing: list[CpackError] = []
-    with progress.task("Resolving Python packages", total=len(wanted), unit="packages"):
-        while True:
+    whose = [
+        *(Asked("the pack", requirement) for requirement in kept),
+        *(Asked("cpack.yaml or a flag", requirement) for requirement in added),
+        *asked,
+    ]
+    index_urls = tuple(url for url in (index_url, *extra_index_urls) if url)
+
+    def resolve_here(wanted: Sequence[str], host: Target) -> PythonEnvironment:
+        return lock_environment(
+            wanted, target=host, store=store, sources=sources, find_links=find_links, index_url=index_url,
+            extra_index_urls=extra_index_urls, only_wheels=True, progress=progress,
+        )  # fmt: skip
+
+    with tempfile.TemporaryDirectory(prefix="cpack-wheels-") as folder:
+        search = _Search(
+            [*kept, *added], exclude=exclude, preferred=preferred, target=target, folder=Path(folder), asked=whose,
+            options=options_of((*find_links, folder), index_url, extra_index_urls, sources),
+            allow_sources=not only_wheels,
+        )  # fmt: skip
+        pending = search.direct(store=store, sources=sources, progress=progress)
+        with progress.task("Resolving Python packages", total=len(kept) + len(added), unit="packages"):
+            document = search.resolve()
+            while pending := [*pending, *search.from_source(document, store, sources, index_urls, progress)]:
+                wheels = build_wheels(
+                    pending, target=target, resolve=resolve_here, store=store, sources=sources, trust=trust,
+                    progress=progress,
+                )  # fmt: skip
+                search.have(pending, wheels, store)
+                pending = []
+                document = search.resolve()
+        return _environment(
+            document, target=target, store=store, sources=sources, progress=progress, built=search.built
+        )
+
+
+@dataclass
+class _Search:
+    """What is asked of uv, which grows with what it answers: *built* are wheels that lie in *folder* for it."""
+
+    requirements: Sequence[Requirement]
+    exclude: Sequence[str]
+    preferred: Sequence[str]
+    target: Target
+    options: Sequence[str]
+    folder: Path
+    allow_sources: bool
+    asked: Sequence[Asked] = ()
+    built: dict[str, BuiltWheel] = field(default_factory=dict)
+    """File name → how it was made."""
+    _versions: dict[str, str] = field(default_factory=dict)
+    _sourced: dict[str, Refused] = field(default_factory=dict)
+    """Packages that have no wheel → what uv said of them."""
+
+    def direct(self, *, store: Store, sources: Sources, progress: Progress) -> list[Project]:
+        """The requirements that name a repository or a source archive themselves, fetched."""
+        projects = []
+        errors: list[CpackError] = []
+        for requirement in filter(is_source, self.requirements):
+            if requirement.marker is not None and not requirement.marker.evaluate(dict(self.target.markers())):
+                continue
+            if not self.allow_sources:
+                errors.append(Unresolvable(f"{requirement.name} would have to be built to build another package."))
+                continue
+            url = requirement.url or ""
             try:
-                document = _compile(
-                    wanted, overrides=[*wanted, *never], target=target, options=options, preferred=preferred
-                )
+                if url.startswith("git+"):
+                    pin = git_source(requirement)
+                    tree = pin_tree(pin, store=store, sources=sources, progress=progress)
+                    projects.append(Project(canonicalize_name(requirement.name), tree))
+                else:
+                    url, _, fragment = url.partition("#")
+                    found = re.search(r"\bsha256=([0-9a-f]{64})\b", fragment)
+                    sha256 = found[1] if found else None
+                    archive = pin_archive(url, store=store, sources=sources, sha256=sha256, progress=progress)
+                    projects.append(Project(canonicalize_name(requirement.name), archive))
+            except CpackError as error:
+                errors.append(error)
+        if errors:
+            raise together(errors)
+        return projects
+
+    def resolve(self) -> str:
+        """uv's ``pylock.toml``, with source distributions of what has no wheel. Raises what is missing, together."""
+        wanted = self._wanted()
+        never = [f'{canonicalize_name(name)} ; sys_platform == "never"' for name in self.exclude]
+        waiting = {canonicalize_name(one.name) for one in filter(is_source, self.requirements)} - self._versions.keys()
+        never += [f'{name} ; sys_platform == "never"' for name in sorted(waiting)]
+        missing: list[CpackError] = []
+        while True:
+            sourced = sorted(self._sourced.keys() - self._versions.keys())
+            try:
+                document = compiled(
+                    wanted, overrides=[*wanted, *never], target=self.target, options=self.options,
+                    preferred=self.preferred, from_source=sourced,
+                )  # fmt: skip
                 break
-            except Unresolvable as error:
-                # uv stops at the first package that nobody has: ask again without it, to name the others as well
-                missing.append(error)
-                lost = _culprit(error.message, wanted)
-                if lost is None or len(missing) == _MOST_NAMED:
+            except Refused as refused:
+                error = refused
+                new = [name for name in lacks_wheels(error) if name not in self._sourced]
+                if self.allow_sources and new:
+                    self._sourced.update(dict.fromkeys(new, error))
+                    continue
+                lost = _culprit(error.message, wanted, sourced)
+                # of what has neither wheel nor source that fits, the first answer says more
+                first = self._sourced.get(canonicalize_name(lost), error) if lost else error
+                missing.append(explained(first, self.asked))
+                gone = [text for text in wanted if lost and canonicalize_name(Requirement(text).name) == lost]
+                if not gone or len(missing) == _MOST_NAMED:
                     raise together(missing) from None
-                wanted.remove(lost)
-                never.append(f'{canonicalize_name(Requirement(lost).name)} ; sys_platform == "never"')
-    if missing:
-        raise together(missing)
-    return _environment(document, target=target, store=store, sources=sources, progress=progress)
+                # uv stops at the first package that nobody has: ask again without it, to name the others as well
+                wanted.remove(gone[0])
+                never.append(f'{lost} ; sys_platform == "never"')
+                self._sourced.pop(str(lost), None)
+        if missing:
+            raise together(missing)
+        return document
+
+    def _wanted(self) -> list[str]:
+        """The requirements as uv is told them: a source that was built has become a version."""
+        texts = set()
+        for requirement in self.requirements:
+            name = canonicalize_name(requirement.name)
+            if not is_source(requirement):
+                texts.add(str(requirement))
+            elif name in self._versions:
+                extras = f"[{','.join(sorted(requirement.extras))}]" if requirement.extras else ""
+                marker = f" ; {requirement.marker}" if requirement.marker else ""
+                texts.add(f"{name}{extras}=={self._versions[name]}{marker}")
+        return sorted(texts)
+
+    def from_source(
+        self, document: str, store: Store, sources: Sources, index_urls: tuple[str, ...], progress: Progress
+    ) -> list[Project]:
+        """What of uv's answer is a source distribution, fetched."""
+        projects = []
+        for package in _read(document).packages:
+            if package.name not in self._sourced or package.name in self._versions or package.sdist is None:
+                continue
+            sdist = package.sdist
+            place = with_credentials(sdist.url, index_urls) if sdist.url else str(sdist.path)
+            sha256 = sdist.hashes.get("sha256")
+            archive = pin_archive(place, store=store, sources=sources, sha256=sha256, progress=progress)
+            projects.append(Project(package.name, archive, str(package.version)))
+        return projects
+
+    def have(self, projects: Sequence[Project], wheels: Sequence[BuiltWheel], store: Store) -> None:
+        """Lay the *wheels* of *projects* where uv looks."""
+        for project, wheel in zip(projects, wheels, strict=True):
+            stored = store.find(wheel.sha256)
+            assert stored is not None
+            with suppress(FileExistsError):
+                os.symlink(stored.path, self.folder / wheel.filename)
+            self.built[wheel.filename] = wheel
+            _, version, _, _ = parse_wheel_filename(wheel.filename)
+            self._versions[project.name] = str(version)
 
 
 def lock_service(
@@ -235,148 +251,33 @@ def lock_service(
     """
     promised: dict[str, set[str]] = {}
     wanted = []
-    for text, hashes in _hashed(requirements_txt):
+    for text, hashes in hashed(requirements_txt):
         requirement = Requirement(text)
         promised.setdefault(canonicalize_name(requirement.name), set()).update(hashes)
         wanted.append(str(requirement))
     with progress.task("Resolving the service's packages", total=len(wanted), unit="packages"):
-        document = _compile(
+        document = compiled(
             wanted,
             overrides=[],
             target=target,
             is_service=True,
-            options=["--no-deps", *_options(find_links, index_url, extra_index_urls, sources)],
+            options=["--no-deps", *options_of(find_links, index_url, extra_index_urls, sources)],
         )
     return _environment(document, target=target, store=store, sources=sources, progress=progress, promised=promised)
 
 
-def _hashed(text: str) -> Iterator[tuple[str, list[str]]]:
-    """Requirements and their sha256 from a requirements file as uv writes it."""
-    joined = re.sub(r"\\\s*\n", " ", text)
-    for line in joined.splitlines():
-        line = line.partition(" #")[0].strip()
-        if line and not line.startswith("#"):
-            requirement, *hashes = re.split(r"\s+--hash=sha256:", line)
-            yield requirement, [value.strip() for value in hashes]
-
-
-def _culprit(message: str, wanted: Sequence[str]) -> str | None:
-    """Which of the requirements *wanted* is the one that *message* says no index has, or has no wheel of."""
+def _culprit(message: str, wanted: Sequence[str], sourced: Sequence[str]) -> str | None:
+    """Which of the requirements *wanted* is the one that *message* says no index has, or has nothing usable of."""
     found = re.search(
-        r"Because (?:there (?:is|are) no versions? of )?([A-Za-z0-9][A-Za-z0-9._-]*)"
-        r"(?:==\S+ has no (?:usable )?wheels|\S* was not found|[=<>!~]=?\S+ and you require|==\S+)",
+        r"Because (?:there (?:is|are) no versions? of |all versions of )?([A-Za-z0-9][A-Za-z0-9._-]*)"
+        r"(?:==\S+ has no (?:usable )?(?:wheels|source)| have no |\S* was not found"
+        r"|[=<>!~]=?\S+ and you require|==\S+)",
         message,
     ) or re.search(r"\b([A-Za-z0-9][A-Za-z0-9._-]*) was not found in", message)
     if found is None:
         return None
     name = canonicalize_name(found[1])
-    return next((text for text in wanted if canonicalize_name(Requirement(text).name) == name), None)
-
-
-def _options(
-    find_links: Sequence[str], index_url: str | None, extra_index_urls: Sequence[str], sources: Sources
-) -> list[str]:
-    options = ["--offline"] if sources.mirrors.is_offline else []
-    for place in find_links:
-        path = local_path(place)
-        if path is not None and not path.is_dir():
-            raise Unresolvable(f"--find-links names {place}, where no folder is.", hint="Correct it.")
-        options.append("--find-links=" + (str(path.absolute()) if path is not None else place))
-    if index_url is not None:
-        options.append("--default-index=" + sources.mirrors.apply(index_url))
-    options += ["--index=" + sources.mirrors.apply(url) for url in extra_index_urls]
-    return options
-
-
-# -- uv ----------------------------------------------------------------------------------------------------------------
-
-
-def _compile(
-    requirements: Sequence[str],
-    *,
-    overrides: Sequence[str],
-    target: Target,
-    options: Sequence[str],
-    preferred: Sequence[str] = (),
-    is_service: bool = False,
-) -> str:
-    """``pylock.toml`` as uv writes it. The user's own uv configuration counts; that of the current folder does not."""
-    with tempfile.TemporaryDirectory(prefix="cpack-uv-") as folder:
-        place = Path(folder)
-        (place / "requirements.in").write_text("".join(line + "\n" for line in requirements), "utf-8")
-        (place / "overrides.txt").write_text("".join(line + "\n" for line in overrides), "utf-8")
-        # uv keeps the versions that it finds in its output where they still fit; only a requirements.txt says no more
-        form, output = ("requirements.txt", "kept.txt") if preferred else ("pylock.toml", "pylock.toml")
-        if preferred:
-            (place / output).write_text("".join(line + "\n" for line in preferred), "utf-8")
-        result = subprocess.run(
-            [
-                _uv(), "pip", "compile", "requirements.in", "--override=overrides.txt", f"--format={form}",
-                f"--output-file={output}", f"--python-version={target.python_version}",
-                f"--python-platform={target.uv_platform}", "--only-binary=:all:", "--no-python-downloads",
-                "--no-header", "--no-annotate", "--no-progress", "--color=never", *options,
-            ],
-            cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            env={key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "UV_PROJECT")},
-        )  # fmt: skip
-        if result.returncode:
-            raise _explained(result.stderr.decode("utf-8", "replace"), target, is_service=is_service)
-        if preferred:
-            pins = (place / output).read_text("utf-8").splitlines()
-            return _compile(
-                [*requirements, *pins], overrides=overrides, target=target, options=options, is_service=is_service
-            )
-        return (place / "pylock.toml").read_text("utf-8")
-
-
-def _uv() -> str:
-    try:
-        from uv import find_uv_bin
-
-        return os.fspath(find_uv_bin())
-    except (ImportError, FileNotFoundError):
-        raise ToolMissing(
-            "uv, which resolves Python packages, is not installed.", hint="Run `python -m pip install uv`."
-        ) from None
-
-
-def _explained(said: str, target: Target, *, is_service: bool) -> Unresolvable | NetworkError | ToolMissing:
-    """One sentence from what uv printed."""
-    lines = [line.strip() for line in redact(said).splitlines() if line.strip()]
-    causes = " ".join(
-        re.sub(r"^(error|cause|×|╰─▶|├─▶|│)[:\s]*", "", line)
-        for line in lines
-        if not line.startswith(("hint", "warning", "Resolved"))
-    )
-    causes = re.sub(r"we can conclude that your requirements are unsatisfiable", "nothing fits", causes)
-    causes = re.sub(r"^No solution found when resolving dependencies:?\s*", "", causes).rstrip(".")
-    whose = "The service's own Python packages" if is_service else "The Python packages"
-    if re.search(r"(F|f)ailed to fetch|error sending request|Could not connect|dns error", said):
-        return NetworkError(
-            f"{whose} cannot be resolved: {causes}.",
-            hint="Check the network, or name an index with --index-url or wheels with --find-links.",
-        )
-    if "No interpreter found" in said or "no interpreter" in said.lower():
-        return ToolMissing(f"uv found no Python to work with: {causes}.", hint="Install python3.")
-    missing = re.search(r"there is no version of ([A-Za-z0-9_.-]+)==(\S+?\+\w[\w.]*)", said)
-    if is_service:
-        hint = (
-            f"It needs Python 3.10 or newer and glibc 2.28 or newer (here: {target.python_version}, 2.{target.glibc}), "
-            "and an index that has its pinned versions."
-        )
-    elif missing:
-        hint = (
-            f"Name where {missing[1]} {missing[2]} lies with --find-links or --extra-index-url: wheels with a label "
-            "such as +cpu, +cu128 or +rocm6.4 are on their project's own index, one for each label."
-        )
-    elif "no usable wheels" in said or "no wheels" in said:
-        hint = (
-            f"Only wheels for Python {target.python_version} on {target.uv_platform} are used: give one with "
-            "--find-links, choose another version in python.packages, or leave it out with python.exclude."
-        )
-    else:
-        hint = "Change versions with python.packages or python.exclude in cpack.yaml, or add an index or --find-links."
-    return Unresolvable(f"{whose} cannot be resolved: {causes}.", hint=hint)
+    return name if name in sourced or name in {canonicalize_name(Requirement(text).name) for text in wanted} else None
 
 
 def _environment(
@@ -387,19 +288,20 @@ def _environment(
     sources: Sources,
     progress: Progress,
     promised: dict[str, set[str]] | None = None,
+    built: Mapping[str, BuiltWheel] | None = None,
 ) -> PythonEnvironment:
-    """The best wheel of each package, in canonical form."""
+    """The best wheel of each package, in canonical form, and how those were made that were *built* (by file name)."""
+    pylock = _read(document, promised=promised)
     try:
-        pylock = Pylock.from_dict(read_toml(document))
-        chosen = list(pylock.select(environment=target.markers(), tags=target.tags()))  # type: ignore[arg-type]
+        chosen: list[tuple[Any, Any]] = list(pylock.select(environment=target.markers(), tags=target.tags()))  # type: ignore[arg-type]
     except PylockSelectError as error:
         raise Unresolvable(
             f"No wheel fits Python {target.python_version} on {target.uv_platform}: {error}.",
             hint="Give one with --find-links, or leave the package out with python.exclude in cpack.yaml.",
         ) from error
-    except (PylockValidationError, ValueError) as error:
-        raise BadInput(f"uv wrote a pylock.toml that cannot be read: {error}.", hint="Update uv.") from error
-    wheels = []
+    except ValueError as error:
+        raise BadInput(f"uv wrote a pylock.toml that cannot be used: {error}.", hint="Update uv.") from error
+    wheels, used = [], []
     for package, file in chosen:
         url = getattr(file, "url", None)
         path = local_path(url) if url is not None else Path(getattr(file, "path", None) or "")
@@ -414,7 +316,11 @@ def _environment(
                 actual=sha256,
                 hint="The service's packages are pinned; use an index with the same files.",
             )
-        if path is not None:
+        if path is not None and (own := (built or {}).get(filename)) is not None:
+            used.append(own)
+            kept = store.find(own.sha256)
+            url, sha256, size = None, own.sha256, kept.size if kept is not None else None
+        elif path is not None:
             stored = adopt_verified(path, store=store, sha256=sha256, progress=progress)
             url, sha256, size = None, stored.sha256, stored.size
         elif sha256 is None:
@@ -425,4 +331,23 @@ def _environment(
             Wheel(package.name, str(version), filename, without_credentials(url) if url else None, sha256, size)
         )
     text = pylock_text(wheels, python_version=target.python_version)
-    return PythonEnvironment(pylock=text, pylock_sha256=hashlib.sha256(text.encode()).hexdigest())
+    return PythonEnvironment(
+        pylock=text,
+        pylock_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        built=tuple(sorted(used, key=lambda one: one.filename)),
+    )
+
+
+def _read(document: str, *, promised: Mapping[str, Collection[str]] | None = None) -> Pylock:
+    """uv's answer; of packages in *promised*, where they have any, the wheels with the hashes that are promised: what
+    was added to a release since is not looked at, so everyone chooses from the same."""
+    try:
+        toml: Any = read_toml(document)
+        for package in toml.get("packages", ()) if promised is not None else ():
+            wheels = package.get("wheels", [])
+            allowed = (promised or {}).get(canonicalize_name(package["name"]), ())
+            kept = [wheel for wheel in wheels if wheel.get("hashes", {}).get("sha256") in (None, *allowed)]
+            package["wheels"] = kept or wheels
+        return Pylock.from_dict(toml)
+    except (PylockValidationError, ValueError) as error:
+        raise BadInput(f"uv wrote a pylock.toml that cannot be read: {error}.", hint="Update uv.") from error

@@ -10,42 +10,38 @@ from __future__ import annotations
 import platform as host
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from packaging.utils import canonicalize_name
 
 import cpack_build
-from cpack_build.cpack.schema import Snapshot
-from cpack_build.cpack.settings import InterpreterArchive, Platform, Settings
-from cpack_build.errors import BadInput, BadSettings, CpackError, StaleLock, Unresolvable, UsageError, together
+from cpack_build.cpack.schema import ModelEntry, Snapshot
+from cpack_build.cpack.settings import Platform, Settings
+from cpack_build.errors import BadInput, CpackError, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
-from cpack_build.lock.base import Base, open_base
+from cpack_build.lock.asked import Asked, asked_by_tree, left_out
 from cpack_build.lock.captured import Captured
-from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
 from cpack_build.lock.form import in_form
-from cpack_build.lock.interpreter import archive_interpreter, base_interpreter, vouch
+from cpack_build.lock.hub import confirmed
+from cpack_build.lock.interpreter import compiles_alike, vouch
 from cpack_build.lock.models import lock_models
-from cpack_build.lock.nodes import lock_trees
+from cpack_build.lock.nodes import Trees, kept_trees, lock_trees, open_tree
 from cpack_build.lock.python import Target, lock_environment, lock_service, parse_requirements
 from cpack_build.lock.schema import (
-    Deb,
-    DebInterpreter,
     GitTree,
     Inputs,
-    Interpreter,
     Lock,
+    Model,
     PythonEnvironment,
-    ScratchBase,
 )
 from cpack_build.lock.service import service_code, service_requirements
-from cpack_build.lock.target import FAMILY, check_target, retarget, target_of
+from cpack_build.lock.system import UNKNOWN_GLIBC, kept_system, lock_system
+from cpack_build.lock.target import FAMILY, accelerator_of, check_target, name_of, retarget, target_of
 from cpack_build.lock.wheels import wheels_of
-from cpack_build.oci.compressed import parse_compression
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["PackInput", "check_all_fresh", "check_fresh", "resolve", "resolve_all", "this_platform"]
+__all__ = ["PackInput", "resolve", "resolve_all", "this_platform"]
 
 _T = TypeVar("_T")
 _MACHINES: dict[str, Platform] = {
@@ -53,8 +49,6 @@ _MACHINES: dict[str, Platform] = {
 }  # fmt: skip
 _NO_COMMIT = 315532800
 """1980-01-01, as all else in a pack is dated: for a pack with no git repository."""
-_UNKNOWN_GLIBC = 28
-"""For a base whose glibc cannot be told: what every distribution in support has."""
 
 
 class PackInput(Captured, Protocol):
@@ -76,6 +70,7 @@ def resolve_all(
     sources: Sources,
     previous: Sequence[Lock] = (),
     update: Collection[str] = (),
+    trust: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Lock, ...]:
     """A lock of *pack* for each of *platforms*, as :func:`resolve` makes it; what is missing on any is told at once."""
@@ -86,14 +81,22 @@ def resolve_all(
             locks.append(
                 resolve(
                     pack, settings=settings, platform=platform, store=store, sources=sources,
-                    previous=earlier.get(platform), update=update, progress=progress,
+                    previous=earlier.get(platform), update=update, trust=trust, progress=progress,
                 )
             )  # fmt: skip
         except CpackError as error:
             errors.append(error)
     if errors:
         raise _distinct(errors)
-    return tuple(locks)
+    return tuple(_compiled(lock, locks, settings) for lock in locks)
+
+
+def _compiled(lock: Lock, siblings: Sequence[Lock], settings: Settings) -> Lock:
+    """*lock* with bytecode also where only a sibling's interpreter, which compiles alike, runs on this machine."""
+    if lock.bytecode == "compiled" or settings.bytecode == "none":
+        return lock
+    able = (one for one in siblings if one.bytecode == "compiled" and compiles_alike(one.interpreter, lock.interpreter))
+    return lock.model_copy(update={"bytecode": "compiled"}) if next(able, None) is not None else lock
 
 
 def _distinct(errors: Sequence[CpackError]) -> CpackError:
@@ -111,14 +114,16 @@ def resolve(
     platform: Platform | None = None,
     previous: Lock | None = None,
     update: Collection[str] = (),
+    trust: bool = False,
     progress: Progress = SILENT,
 ) -> Lock:
     """Resolve *pack* to its lock for *platform*, by default the one that *settings* name, else this machine's.
 
-    *sources* holds the mirrors (flags and settings) and transports.
+    *sources* holds the mirrors (flags and settings) and transports. With *trust* packages that have no wheel are built.
 
     The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
-    *update*; ``all`` or ``python`` there means every one of them.
+    *update*; ``python`` there means every one of them. Other parts (``system``, ``nodes``, ``models``, ``service``)
+    stay as they are, if nothing else has changed, but for those in *update*; ``all`` means everything.
 
     Raises :class:`Unresolvable` naming everything that is missing, :class:`NetworkError`, :class:`HashMismatch`,
     :class:`UnsafeInput`, :class:`BadInput`, :class:`ToolMissing`. *progress* is used from several threads.
@@ -131,40 +136,86 @@ def resolve(
             hint="Write it again with `cpack-build import PACK --python 3.11 -o NEW`.",
         )
     target_platform = platform or (settings.platform[0] if len(settings.platform) == 1 else this_platform())
+    keeps = _keeps(previous, update, pack, settings)
+    errors: list[CpackError] = []
     with working(4, progress) as (pool, reports):
-        trees_work = pool.submit(
-            lock_trees, snapshot, pack=pack, exclude=settings.nodes.exclude, store=store, sources=sources,
-            progress=reports,
-        )  # fmt: skip
-        models_work = pool.submit(
-            lock_models, snapshot.models, folders=settings.models, store=store, sources=sources, progress=reports
-        )
-        errors: list[CpackError] = []
-        system = _caught(
-            lambda: _system(
-                settings, python=python_version, platform=target_platform, store=store, sources=sources,
-                progress=reports,
+
+        def work(part: str, kept: Callable[[Lock], _T], resolved: Callable[[], _T]) -> Future[_T]:
+            """*part* as the previous lock has it, if it stays."""
+            if previous is not None and part in keeps:
+                return pool.submit(kept, previous)
+            return pool.submit(resolved)
+
+        trees_work = work(
+            "nodes",
+            kept_trees,
+            lambda: lock_trees(
+                snapshot, pack=pack, exclude=settings.nodes.exclude, store=store, sources=sources, progress=reports
             ),
-            errors,
-        )  # fmt: skip
-        glibc = system.glibc if system is not None else _UNKNOWN_GLIBC
+        )
+        models_work = work(
+            "models",
+            lambda lock: (list(lock.models), []),
+            lambda: _models(snapshot.models, folders=settings.models, store=store, sources=sources, progress=reports),
+        )
+        system = kept_system(previous, store=store) if previous is not None and "system" in keeps else None
+        is_kept = system is not None
+        if system is None:
+            system = _caught(
+                lambda: lock_system(
+                    settings,
+                    python=python_version,
+                    platform=target_platform,
+                    store=store,
+                    sources=sources,
+                    progress=reports,
+                ),
+                errors,
+            )
+        glibc = system.glibc if system is not None else UNKNOWN_GLIBC
         target = Target(python_version, target_platform, glibc)
         find_links = settings.python.find_links
         index_url, extra_index_urls = settings.python.index_url, settings.python.extra_index_urls
-        service_work = pool.submit(
-            lock_service, service_requirements(), target=target, store=store, sources=sources, find_links=find_links,
-            index_url=index_url, extra_index_urls=extra_index_urls, progress=reports,
-        )  # fmt: skip
-        python_work = pool.submit(
-            _environment, snapshot.requirements, accelerator=settings.target, target=target, store=store,
-            sources=sources, packages=settings.python.packages, exclude=settings.python.exclude, find_links=find_links,
-            index_url=index_url, extra_index_urls=extra_index_urls, preferred=_kept(previous, update),
-            progress=reports,
-        )  # fmt: skip
+        service_work = work(
+            "service",
+            lambda lock: lock.service,
+            lambda: lock_service(
+                service_requirements(),
+                target=target,
+                store=store,
+                sources=sources,
+                find_links=find_links,
+                index_url=index_url,
+                extra_index_urls=extra_index_urls,
+                progress=reports,
+            ),
+        )
+        python_work = work(
+            "python",
+            lambda lock: lock.python,
+            lambda: _environment(
+                snapshot.requirements,
+                accelerator=settings.target,
+                target=target,
+                store=store,
+                sources=sources,
+                packages=settings.python.packages,
+                exclude=settings.python.exclude,
+                find_links=find_links,
+                index_url=index_url,
+                extra_index_urls=extra_index_urls,
+                preferred=_pins(previous, update),
+                asked=lambda: _asked(trees_work, pack, store=store, sources=sources, progress=reports),
+                trust=trust,
+                progress=reports,
+            ),
+        )
         trees, models, service, python = (
-            _done(trees_work, errors), _done(models_work, errors), _done(service_work, errors),
+            _done(trees_work, errors),
+            _done(models_work, errors),
+            _done(service_work, errors),
             _done(python_work, errors),
-        )  # fmt: skip
+        )
     errors += [*(trees.missing if trees else ()), *(models[1] if models else ())]
     if errors:
         raise together(errors)
@@ -183,7 +234,7 @@ def resolve(
         ),
         platform=target_platform,
         target=target_of(wheels_of(python), platform=target_platform),
-        base=system.base.record if system.base is not None else ScratchBase(),
+        base=system.base,
         system=system.debs,
         interpreter=system.interpreter,
         # the image's own interpreter compiles, so it must be one that can run here
@@ -199,148 +250,103 @@ def resolve(
         environment=dict(sorted(settings.environment.items())),
         comfyui_args=settings.comfyui_args,
     )
-    if lock.bytecode == "compiled":  # else nobody has said that this Python may run here: a pack may have named it
+    # an earlier lock's Python may be somebody else's; and without bytecode nobody has said that it may run here
+    if lock.bytecode == "compiled" and not is_kept:
         vouch(lock, store=store)
     return in_form(lock, compression=settings.compression)
 
 
-def _kept(previous: Lock | None, update: Collection[str]) -> tuple[str, ...]:
-    """The pins of *previous* that are to stay. Raises :class:`UsageError` for a name in *update* that it lacks."""
-    if previous is None:
-        return ()
+_PARTS = frozenset({"system", "nodes", "models", "service", "python"})
+
+
+def _keeps(previous: Lock | None, update: Collection[str], pack: PackInput, settings: Settings) -> frozenset[str]:
+    """The parts of *previous* that stay as they are: where something else is to be updated, and nothing has changed.
+
+    Raises :class:`UsageError` for a name in *update* that it lacks.
+    """
     names = {canonicalize_name(name) for name in update}
-    wheels = wheels_of(previous.python)
-    if unknown := sorted(names - {wheel.name for wheel in wheels} - {"all", "python"}):
+    if previous is None or not names:
+        return frozenset()
+    packages = {wheel.name for wheel in wheels_of(previous.python)}
+    if unknown := sorted(names - packages - _PARTS - {"all"}):
         raise UsageError(
             f"--update names {', '.join(unknown)}, which the lock does not have.",
-            hint="Name Python packages of the lock, `python` or `all`.",
+            hint=f"Name Python packages of the lock, {', '.join(sorted(_PARTS))} or all.",
         )
-    if names & {"all", "python"}:
+    inputs = Inputs(pack=pack.content_sha256, settings=settings.digest())
+    if "all" in names or (previous.inputs, previous.builder) != (inputs, cpack_build.__version__):
+        return frozenset()
+    # wheels may ask for no newer glibc than the system has
+    moved = names & _PARTS | ({"python"} if names & packages or "system" in names else set())
+    moved |= {"service"} if "system" in names or previous.service_code != service_code() else set()
+    return _PARTS - moved
+
+
+def _pins(previous: Lock | None, update: Collection[str]) -> tuple[str, ...]:
+    """The versions of *previous* that Python packages are to have where they can."""
+    names = {canonicalize_name(name) for name in update}
+    if previous is None or names & {"all", "python"}:
         return ()
-    return tuple(f"{wheel.name}=={wheel.version}" for wheel in wheels if wheel.name not in names)
+    return tuple(f"{wheel.name}=={wheel.version}" for wheel in wheels_of(previous.python) if wheel.name not in names)
+
+
+def _models(
+    entries: Sequence[ModelEntry], *, folders: Sequence[str], store: Store, sources: Sources, progress: Progress
+) -> tuple[list[Model], list[CpackError]]:
+    """The models, with what their sources say of them."""
+    found, missing = lock_models(entries, folders=folders, store=store, sources=sources, progress=progress)
+    return list(confirmed(found, store=store, sources=sources, progress=progress)), missing
+
+
+def _asked(
+    trees_work: Future[Trees], pack: PackInput, *, store: Store, sources: Sources, progress: Progress
+) -> list[Asked]:
+    """What ComfyUI and the custom nodes ask for; nothing where their trees cannot be had, which is told elsewhere."""
+    try:
+        trees = trees_work.result()
+        found = []
+        for pin in (trees.comfyui, *trees.nodes, *trees.registry_nodes, *trees.local_nodes):
+            if pin is not None:
+                found += asked_by_tree(pin.name, open_tree(pin, pack, store=store, sources=sources, progress=progress))
+        return found
+    except CpackError:
+        return []
 
 
 def _environment(
-    requirements: Sequence[str], *, accelerator: str | None, target: Target, progress: Progress, **options: Any
+    requirements: Sequence[str],
+    *,
+    accelerator: str | None,
+    target: Target,
+    asked: Callable[[], Sequence[Asked]],
+    progress: Progress,
+    **options: Any,
 ) -> PythonEnvironment:
-    """The pack's packages, for another accelerator than the packer's where the user asks for one."""
+    """The pack's packages, for another accelerator than the packer's where the user asks for one, and with those that
+    its writer left out."""
+    own = {canonicalize_name(requirement.name) for requirement in parse_requirements(options["packages"])}
     if accelerator is not None:
-        own = {canonicalize_name(requirement.name) for requirement in parse_requirements(options["packages"])}
         changed = retarget(requirements, accelerator, platform=target.platform)
         requirements = changed.requirements
         if not own.intersection(FAMILY):
             for change in changed.changed:
                 progress.note(f"For {accelerator}, {change}.")
-    environment = lock_environment(requirements, target=target, progress=progress, **options)
+    whose = asked()
+    have = {*own, *options["exclude"], *map(name_of, requirements)}
+    computes_on = accelerator or accelerator_of([*requirements, *options["packages"]], platform=target.platform)
+    added = left_out(whose, have, accelerator=computes_on, machine=target.machine)
+    for one in added:
+        progress.note(f"{one.requirement} is added: {one.who} asks for it, and the pack's list leaves it out.")
+    environment = lock_environment(
+        [*requirements, *(str(one.requirement) for one in added)],
+        target=target,
+        asked=whose,
+        progress=progress,
+        **options,
+    )
     if accelerator is not None:
         check_target(wheels_of(environment), accelerator, platform=target.platform)
     return environment
-
-
-def check_all_fresh(
-    locks: Sequence[Lock], pack: PackInput, settings: Settings, *, frozen: bool = False, name: object = "The lock"
-) -> tuple[Lock, ...]:
-    """Those of *locks* that *settings* ask for, each fresh. Raises :class:`StaleLock`, also for one that lacks."""
-    wanted = set(settings.platform) or {lock.platform for lock in locks}
-    if lacking := sorted(wanted - {lock.platform for lock in locks}):
-        have = " and ".join(lock.platform for lock in locks)
-        raise StaleLock(name, f"it is for {have}, not {' and '.join(lacking)}")
-    chosen = tuple(lock for lock in locks if lock.platform in wanted)
-    for lock in chosen:
-        check_fresh(lock, pack, settings, frozen=frozen, name=name)
-    return chosen
-
-
-def check_fresh(
-    lock: Lock, pack: PackInput, settings: Settings, *, frozen: bool = False, name: object = "The lock"
-) -> None:
-    """See that *lock* belongs to *pack*, *settings* and us; when *frozen*, whatever the settings are.
-
-    Raises :class:`StaleLock`, saying which not.
-    """
-    if lock.inputs.pack != pack.content_sha256:
-        raise StaleLock(name, "the pack has changed since it was made")
-    if frozen:
-        settings = settings.model_copy(update={"platform": (), "compression": None})
-    elif lock.inputs.settings != settings.digest():
-        raise StaleLock(
-            name,
-            "the settings (cpack.yaml or flags) have changed since it was made",
-            hint="Run `cpack-build lock` again, or build what it says all the same with --frozen.",
-        )
-    if settings.platform and lock.platform not in settings.platform:
-        raise StaleLock(name, f"it is for {lock.platform}, not {' and '.join(settings.platform)}")
-    own = lock.compression
-    if settings.compression is not None and own is not None:
-        wanted = parse_compression(settings.compression)
-        if (wanted.algorithm, wanted.level) != (own.algorithm, own.level):
-            raise StaleLock(name, f"cpack.yaml wants layers compressed by {wanted}, and it says {own.algorithm}")
-    if lock.service_code != service_code():
-        raise StaleLock(
-            name, f"it was made by another cpack-build ({lock.service_code.version}), whose service code differs"
-        )
-
-
-@dataclass(frozen=True)
-class _System:
-    """What lies below the Python packages."""
-
-    base: Base | None
-    debs: tuple[Deb, ...]
-    interpreter: Interpreter
-    glibc: int
-
-
-def _system(
-    settings: Settings, *, python: str, platform: Platform, store: Store, sources: Sources, progress: Progress
-) -> _System:
-    """Base image, system packages and interpreter.
-
-    The interpreter's own packages (those built from source package ``python3.X``) are kept apart, so that images that
-    differ in system packages share its layer.
-    """
-    base = None
-    if settings.base != "scratch":
-        base = open_base(settings.base, platform=platform, store=store, sources=sources, progress=progress)
-    interpreter: Interpreter | None = None
-    wanted = [*(FLOOR if base is None else ()), *settings.system.packages]
-    if isinstance(settings.interpreter, InterpreterArchive):
-        interpreter = archive_interpreter(
-            settings.interpreter, python=python, store=store, sources=sources, progress=progress
-        )
-    elif settings.interpreter in ("auto", "base"):
-        if base is not None:
-            interpreter = base_interpreter(python, base.paths)
-        elif settings.interpreter == "base":
-            raise BadSettings("interpreter is 'base', but base is 'scratch', which has no Python.")
-        if interpreter is None and settings.interpreter == "base":
-            raise Unresolvable(
-                f"The base image {settings.base} has no Python {python}, which the pack needs.",
-                hint="Set interpreter: auto, or choose another base.",
-            )
-    if base is not None and interpreter is not None and not wanted:
-        return _System(base, (), interpreter, glibc_minor(installed(base.files)) or _UNKNOWN_GLIBC)
-    apt = host_sources() if base is None else base_sources(base.files)
-    archive = open_archive(
-        apt, architecture=platform.partition("/")[2], store=store, mirrors=sources.mirrors, progress=progress
-    )
-    package = f"python{python}"
-    if interpreter is None:
-        if not archive.has(package):
-            raise Unresolvable(
-                f"The pack needs Python {python}, and there is no {package} among the system packages"
-                + (" of this machine's sources." if base is None else f" of the base image {settings.base}."),
-                hint="Name a standalone Python in cpack.yaml (interpreter: {url: …, sha256: …}) or a base with it.",
-            )
-        wanted.append(package)
-    with progress.task("Resolving system packages", unit="packages"):
-        debs = archive.resolve(wanted)
-    if interpreter is None:
-        own = tuple(deb for deb in debs if deb.source == package)
-        debs = tuple(deb for deb in debs if deb.source != package)
-        interpreter = DebInterpreter(version=python, path=f"/usr/bin/{package}", packages=own)
-    versions = {**(installed(base.files) if base is not None else {}), **{deb.name: deb.version for deb in debs}}
-    return _System(base, debs, interpreter, glibc_minor(versions) or _UNKNOWN_GLIBC)
 
 
 def _runs_here(platform: Platform) -> bool:

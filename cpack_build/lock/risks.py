@@ -14,7 +14,6 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from cpack_build.fetch.tree import Tree
-from cpack_build.lock.schema import Model
 
 __all__ = ["Risk", "risks_of_models", "risks_of_source", "risks_of_tree"]
 
@@ -84,12 +83,12 @@ def _risks_of_name(name: str, path: str) -> Iterator[Risk]:
         yield Risk(name, path, 0, "pickle", "a file of a format that may run code when it is loaded")
 
 
-def risks_of_models(models: Iterable[Model]) -> list[Risk]:
-    """The models of formats that may run code when they are loaded."""
+def risks_of_models(paths: Iterable[str]) -> list[Risk]:
+    """The models of formats that may run code when they are loaded, by their *paths*."""
     return [
-        Risk("models", model.path, 0, "pickle", "a model of a format that may run code when it is loaded")
-        for model in models
-        if PurePosixPath(model.path).suffix.lower() in _PICKLED
+        Risk("models", path, 0, "pickle", "a model of a format that may run code when it is loaded")
+        for path in paths
+        if PurePosixPath(path).suffix.lower() in _PICKLED
     ]
 
 

@@ -31,6 +31,7 @@ from cpack_build.errors import BadField, BadInput, Unresolvable
 __all__ = [
     "IMAGE_REVISIONS",
     "LOCK_REVISION",
+    "Access",
     "ArchiveInterpreter",
     "BaseImage",
     "BaseInterpreter",
@@ -77,6 +78,7 @@ ImagePath = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_+-][A-Za-z0
 """An absolute path in the image, without ``.`` and ``..``: the interpreter's, which is also started on this machine."""
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 """Debian policy 5.6.1; it names a file in the image."""
+Access = Literal["public", "gated", "private"]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f\x7f]{1,255}$")]
 
 
@@ -264,6 +266,8 @@ class Model(_Document):
     size: Size
     layer_digest: Digest
     sources: tuple[str, ...]
+    access: Access | None = None
+    """Who may download it, as far as its sources said: none was given a token."""
 
 
 class Compression(_Document):

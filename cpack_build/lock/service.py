@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 
 import cpack_build
 from cpack_build.errors import BadInput
 from cpack_build.lock.schema import ServiceCode
 
-__all__ = ["service_code", "service_files", "service_requirements"]
+__all__ = ["service_code", "service_date", "service_files", "service_requirements"]
 
 _MODULES = ("__init__.py", "errors.py", "progress.py", "py.typed")
 _ROOMS = ("serve", "workflow")
@@ -35,6 +36,14 @@ def service_code() -> ServiceCode:
     for name, content in service_files():
         digest.update(f"{hashlib.sha256(content).hexdigest()} {name}\0".encode())
     return ServiceCode(version=cpack_build.__version__, tree_sha256=digest.hexdigest())
+
+
+def service_date() -> str:
+    """The date of the service's requirements, RFC 3339: nothing newer is among them (`make service-lock`)."""
+    found = re.match(r"# As of (\S+Z):", service_requirements())
+    if found is None:
+        raise BadInput("The service has no date: this cpack-build is damaged.", hint="Install cpack-build again.")
+    return found[1]
 
 
 def service_requirements() -> str:

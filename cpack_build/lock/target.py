@@ -19,7 +19,16 @@ from packaging.version import InvalidVersion, Version
 from cpack_build.errors import Unresolvable
 from cpack_build.lock.wheels import Wheel
 
-__all__ = ["FAMILY", "PLAIN_CUDA", "check_target", "driver_of", "retarget", "target_of"]
+__all__ = [
+    "FAMILY",
+    "PLAIN_CUDA",
+    "accelerator_of",
+    "check_target",
+    "driver_of",
+    "name_of",
+    "retarget",
+    "target_of",
+]
 
 Platform = Literal["linux/amd64", "linux/arm64"]
 
@@ -102,6 +111,20 @@ def target_of(wheels: Iterable[Wheel], *, platform: Platform) -> str:
             runtime = Version(found[name])
             return f"cuda{runtime.major}.{runtime.minor}"
     return _target_of_version(found["torch"], platform)
+
+
+def accelerator_of(requirements: Sequence[str], *, platform: Platform) -> str:
+    """What the torch that *requirements* pin is for, as far as that is known; ``cpu`` without any."""
+    pins = dict(map(_parsed, requirements))
+    try:
+        return _target_of_version(pins["torch"] or "", platform) if pins.get("torch") else "cpu"
+    except Unresolvable:
+        return "cuda"
+
+
+def name_of(requirement: str) -> str:
+    """The normalised name of a requirement; empty for what is none."""
+    return _parsed(requirement)[0]
 
 
 def retarget(requirements: Sequence[str], target: str, *, platform: Platform) -> Retargeted:

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
@@ -17,10 +18,10 @@ from cpack_build.errors import BadInput, HashMismatch, Unresolvable
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store, StoredFile
-from cpack_build.lock.schema import PythonEnvironment
+from cpack_build.lock.schema import PinnedWheels
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Wheel", "fetch_wheel", "pylock_text", "read_toml", "wheels_of"]
+__all__ = ["Wheel", "fetch_wheel", "filename_of", "pylock_text", "read_toml", "wheels_of", "with_credentials"]
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -37,13 +38,18 @@ class Wheel:
     size: int | None
 
 
-def wheels_of(environment: PythonEnvironment) -> tuple[Wheel, ...]:
+def wheels_of(environment: PinnedWheels) -> tuple[Wheel, ...]:
     """The wheels of *environment*, by name. Raises :class:`BadInput`, :class:`HashMismatch` for a tampered lock."""
-    actual = hashlib.sha256(environment.pylock.encode()).hexdigest()
-    if actual != environment.pylock_sha256:
-        raise HashMismatch("The lock's pylock", expected=environment.pylock_sha256, actual=actual)
+    return _wheels_in(environment.pylock, environment.pylock_sha256)
+
+
+@lru_cache(maxsize=8)  # a lock's are asked for again and again, and TOML is read slowly
+def _wheels_in(text: str, sha256: str) -> tuple[Wheel, ...]:
+    actual = hashlib.sha256(text.encode()).hexdigest()
+    if actual != sha256:
+        raise HashMismatch("The lock's pylock", expected=sha256, actual=actual)
     try:
-        pylock = Pylock.from_dict(read_toml(environment.pylock))
+        pylock = Pylock.from_dict(read_toml(text))
         found = []
         for package in pylock.packages:
             (wheel,) = package.wheels or ()
@@ -89,13 +95,14 @@ def fetch_wheel(
             f"The wheel {wheel.filename} was taken from a local folder, and is in none of those named now.",
             hint="Name the folder that holds it with --find-links.",
         )
-    url = _with_credentials(wheel.url, index_urls)
+    url = with_credentials(wheel.url, index_urls)
     return download(
         url, store=store, sources=sources, sha256=wheel.sha256, size=wheel.size, what=wheel.filename, progress=progress
     )
 
 
-def _with_credentials(url: str, index_urls: Sequence[str]) -> str:
+def with_credentials(url: str, index_urls: Sequence[str]) -> str:
+    """*url* with the credentials of that one of *index_urls* which has its scheme, host and port, if any."""
     parts = urlsplit(url)
     for index in index_urls:
         given = urlsplit(index)
@@ -108,6 +115,8 @@ def _with_credentials(url: str, index_urls: Sequence[str]) -> str:
 def pylock_text(wheels: Sequence[Wheel], *, python_version: str) -> str:
     """PEP 751 with exactly these wheels: one byte form for the same set, with nothing of the machine in it."""
     lines = ['lock-version = "1.0"', f'requires-python = "=={python_version}.*"', 'created-by = "cpack-build"']
+    if not wheels:
+        lines.append("packages = []")
     for wheel in sorted(wheels, key=lambda wheel: wheel.name):
         place = f"url = {_string(wheel.url)}" if wheel.url is not None else f"path = {_string(wheel.filename)}"
         size = f", size = {wheel.size}" if wheel.size is not None else ""

@@ -64,6 +64,8 @@ class Ranged(Protocol):
 
     def blob(self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]: ...
 
+    def hang_up(self) -> None: ...
+
 
 @dataclass(frozen=True)
 class Received:

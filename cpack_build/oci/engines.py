@@ -13,10 +13,11 @@ import re
 import shutil
 import subprocess
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from itertools import takewhile
 from tempfile import TemporaryFile
-from typing import BinaryIO, ClassVar, Protocol
+from typing import Any, BinaryIO, ClassVar, Protocol
 
 from cpack_build.errors import CpackError, EngineFailed, HashMismatch, StorageError, ToolMissing, Unresolvable
 from cpack_build.oci.archive import archive_size, stream_archive
@@ -35,6 +36,7 @@ class Engine(Protocol):
     """A place that keeps images and runs containers."""
 
     title: ClassVar[str]
+    program: ClassVar[str]
 
     def require(self) -> None:
         """Raise :class:`ToolMissing`, with what to do, unless the engine is here and answers."""
@@ -47,6 +49,12 @@ class Engine(Protocol):
 
     def image_id(self, name: Reference | str) -> str | None:
         """``sha256:<hex>`` of the image that the engine has under *name*, or ``None``."""
+
+    def config_of(self, name: Reference) -> dict[str, Any] | None:
+        """The part of an image's config that ``run`` reads (config.md, "config"), or ``None`` without such an image."""
+
+    def is_running(self, container: str) -> bool:
+        """Whether the container of that name runs."""
 
     def save(self, name: Reference, file: BinaryIO) -> None:
         """Write the engine's image *name* to *file*, as an archive that :mod:`cpack_build.oci.sources` reads.
@@ -97,9 +105,22 @@ class _CommandEngine:
         )
         return f"sha256:{found.group(1)}" if found else None
 
+    def config_of(self, name: Reference) -> dict[str, Any] | None:
+        said = self._ask("image", "inspect", "--format", "{{json .Config}}", name.tagged)
+        try:
+            config = json.loads(said) if said else None
+        except ValueError:
+            return {}
+        return config if isinstance(config, dict) else None if said is None else {}
+
+    def is_running(self, container: str) -> bool:
+        return self._ask("container", "inspect", "--format", "{{.State.Running}}", container) == "true"
+
     def load(self, image: Image, name: Reference, *, progress: Progress = SILENT) -> None:
-        self.require()
         present = self._present(image)
+        if present is None:
+            self.require()  # Which says what is wrong.
+            present = frozenset()
         try:
             self._feed(image, name, progress, present)
         except EngineFailed:
@@ -139,9 +160,9 @@ class _CommandEngine:
             )
         file.flush()
 
-    def _present(self, image: Image) -> frozenset[str]:
-        """Digests of layers that need not be sent because the engine has them."""
-        return frozenset()
+    def _present(self, image: Image) -> frozenset[str] | None:
+        """Digests of layers that need not be sent because the engine has them; ``None`` if it does not answer."""
+        return None
 
     def _ask(self, *arguments: str) -> str | None:
         """What the engine answers, or ``None`` if it refuses."""
@@ -190,15 +211,23 @@ class DockerEngine(_CommandEngine):
         "or write the image elsewhere, for example with --output oci:DIR."
     )
 
-    def _present(self, image: Image) -> frozenset[str]:
+    def _present(self, image: Image) -> frozenset[str] | None:
         """The layers from the bottom up that some image in Docker has too.
 
         On its graph drivers Docker knows a layer by all those below it, and does not look for its file then (moby:
         image/tarexport/load.go). With containerd's store every blob is needed.
         """
-        if "containerd" in (self._ask("info", "--format", "{{.DriverStatus}}") or "containerd"):
+        if shutil.which(self.command()[0]) is None:
+            return None
+        # Each question is a process, so the two that do not wait for each other are asked at once.
+        questions = (("info", "--format", "{{.DriverStatus}}"), ("image", "ls", "--quiet", "--no-trunc"))
+        with ThreadPoolExecutor(len(questions)) as pool:
+            driver, listed_ids = pool.map(lambda words: self._ask(*words), questions)
+        if driver is None or listed_ids is None:
+            return None
+        if "containerd" in driver:
             return frozenset()
-        ids = sorted(set((self._ask("image", "ls", "--quiet", "--no-trunc") or "").split()))[:_IMAGES_ASKED]
+        ids = sorted(set(listed_ids.split()))[:_IMAGES_ASKED]
         listed = self._ask("image", "inspect", "--format", "{{json .RootFS.Layers}}", *ids) if ids else None
         wanted = json.loads(image.config.data)["rootfs"]["diff_ids"]
         common = 0

@@ -12,18 +12,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from cpack_build.errors import UsageError
-from cpack_build.oci.connection import Connection
-from cpack_build.oci.manifests import has_manifest, put_manifest
 from cpack_build.oci.modellayer import DATA_OFFSET, model_path
-from cpack_build.oci.push import JOBS, Memo, Pushed, push
+from cpack_build.oci.push import Memo, Pushed, push_index
 from cpack_build.oci.reference import Reference, is_digest
 from cpack_build.oci.tar import BLOCK, trailer
 from cpack_build.oci.transport import Access
 from cpack_build.oci.types import (
     CONFIG,
-    INDEX,
     LAYER,
     MANIFEST,
     TITLE,
@@ -31,6 +29,7 @@ from cpack_build.oci.types import (
     BytesBlob,
     Descriptor,
     Image,
+    ImageIndex,
     Seekable,
     canonical_json,
 )
@@ -44,17 +43,17 @@ _TAG = re.compile(r"[^A-Za-z0-9_.-]+")
 
 @dataclass(frozen=True)
 class ModelImage:
-    """One model: its *tag*, the *index* that it stands for, and an image for each platform."""
+    """One model, for every platform: its *index*, and the *tag* that stands for it."""
 
     sha256: str
     tag: str
-    index: BytesBlob
-    images: tuple[Image, ...]
+    index: ImageIndex
 
 
-def model_images(image: Image) -> tuple[ModelImage, ...]:
+def model_images(image: Image | ImageIndex) -> tuple[ModelImage, ...]:
     """The models of *image*, each as an image of its own, from the bottom."""
-    layers = {layer.descriptor.digest: layer for layer in image.layers if _model_of(layer.descriptor)}
+    images = image.images if isinstance(image, ImageIndex) else (image,)
+    layers = {layer.descriptor.digest: layer for one in images for layer in one.layers if _model_of(layer.descriptor)}
     return tuple(_model_image(layer) for layer in layers.values())
 
 
@@ -63,67 +62,21 @@ def push_models(
     place: Reference,
     *,
     access: Access | None = None,
-    mount_from: Sequence[Reference] = (),
     memo: Memo | None = None,
-    jobs: int = JOBS,
-    blob_limit: int | None = None,
     progress: Progress = SILENT,
+    **options: Any,
 ) -> tuple[Pushed, ...]:
-    """Give each of *models* to the repository *place*, under its own tag; layers are mounted from *mount_from*.
+    """Give each of *models* to the repository *place*, under its own tag, as :func:`~cpack_build.oci.push.push_index`.
 
-    Raises :class:`UsageError`, and what :func:`~cpack_build.oci.push.push` does.
+    Raises :class:`UsageError`, and what that does.
     """
     if place.tag or place.digest:
         raise UsageError(f"{place}: each model gets a tag of its own there.", hint=f"Write {place.name}.")
-    return tuple(
-        _push_one(
-            model,
-            place,
-            access=access,
-            mount_from=mount_from,
-            memo=memo,
-            jobs=jobs,
-            blob_limit=blob_limit,
-            progress=progress,
-        )
-        for model in models
-    )
-
-
-def _push_one(
-    model: ModelImage,
-    place: Reference,
-    *,
-    access: Access | None,
-    mount_from: Sequence[Reference],
-    memo: Memo | None,
-    jobs: int,
-    blob_limit: int | None,
-    progress: Progress,
-) -> Pushed:
-    own = model.index.descriptor
-    named = replace(place, tag=model.tag, digest=own.digest)
-    connection = Connection(place, verb="Pushing", actions="pull,push", access=access)
-    if has_manifest(connection, model.tag, own):
-        total = sum(blob.descriptor.size for blob in model.images[0].layers)
-        return Pushed(named, present=total, requests=connection.request_count, changed=False)
     done: list[Pushed] = []
-    for image in model.images:
-        target = replace(place, digest=image.digest)
-        done += push(
-            image,
-            [target],
-            access=access,
-            mount_from=mount_from,
-            memo=memo,
-            jobs=jobs,
-            blob_limit=blob_limit,
-            progress=progress,
-        )
-    put_manifest(connection, model.tag, model.index)
-    first, *_ = done  # The others have the same layer, which is there by then.
-    requests = connection.request_count + sum(one.requests for one in done)
-    return Pushed(named, first.sent, first.mounted, first.present, requests=requests)
+    for model in models:
+        target = replace(place, tag=model.tag)
+        done += push_index(model.index, [target], access=access, memo=memo, progress=progress, **options)
+    return tuple(done)
 
 
 def _model_image(layer: Blob) -> ModelImage:
@@ -133,18 +86,8 @@ def _model_image(layer: Blob) -> ModelImage:
     annotations = {**layer.descriptor.annotations, "org.cncf.model.filepath": model_path(sha256)}
     annotated = _Annotated(replace(layer.descriptor, annotations=annotations), layer)
     images = tuple(_platform_image(annotated, sha256, name, architecture) for architecture in _PLATFORMS)
-    entries = [
-        {**image.manifest.descriptor.to_json(), "platform": {"architecture": architecture, "os": "linux"}}
-        for architecture, image in zip(_PLATFORMS, images, strict=True)
-    ]
-    document = {
-        "schemaVersion": 2,
-        "mediaType": INDEX,
-        "manifests": entries,
-        "annotations": {TITLE: name, "io.cpack.model.sha256": sha256},
-    }
     slug = _TAG.sub("-", name).strip("-.")[:100] or "model"
-    return ModelImage(sha256, f"{slug}-{sha256[:12]}", BytesBlob(INDEX, canonical_json(document)), images)
+    return ModelImage(sha256, f"{slug}-{sha256[:12]}", ImageIndex(images))
 
 
 def _platform_image(layer: _Annotated, sha256: str, name: str, architecture: str) -> Image:

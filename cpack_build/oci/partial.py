@@ -1,4 +1,4 @@
-"""A download that another run may go on with: the bytes so far, in ``partial/<hex>`` of the store, held by a lock.
+"""A download that another run may go on with: the bytes so far, in ``pulled/<hex>`` of the store, held by a lock.
 
 The file is named by the hash of what it will be. What lies in it is not believed: whoever goes on hashes it first, and
 begins again when the whole turns out wrong. It is renamed into the store only when it is whole and right.

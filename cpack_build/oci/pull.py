@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, wait
 from dataclasses import dataclass, replace
 
 from cpack_build.errors import StorageError
@@ -66,8 +67,18 @@ def pull(
                     task.advance(count)
 
             largest = sorted(layers.values(), key=lambda own: (-own.size, own.digest))
-            results = pool.map(lambda own: _one(source, kept, own, advance=advance, progress=reports), largest)
-            got = {own.digest: result for own, result in zip(largest, results, strict=True)}
+            futures = {
+                own.digest: pool.submit(_one, source, kept, own, advance=advance, progress=reports) for own in largest
+            }
+            try:
+                # The first failure is told at once, not when all that were begun before it have ended.
+                ended, _ = wait(futures.values(), return_when=FIRST_EXCEPTION)
+                for future in ended:
+                    future.result()
+            except BaseException:
+                kept.origin.hang_up()  # Nobody waits for what a slow registry may still send.
+                raise
+            got = {digest: future.result() for digest, future in futures.items()}
     received = sum(one.count for one in got.values())
     here = replace(image, layers=tuple(got[layer.descriptor.digest].blob for layer in image.layers))
     return Pulled(here, received, max(0, image.size - received))

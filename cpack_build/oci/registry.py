@@ -8,12 +8,14 @@ Specification: distribution-spec v1.1, "Pull".
 
 from __future__ import annotations
 
-import http.client
 import re
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from cpack_build.errors import Cancelled
 from cpack_build.oci.connection import TRIES, Access, Connection
 from cpack_build.oci.documents import DOCUMENT_LIMIT
 from cpack_build.oci.manifests import ACCEPT
@@ -41,7 +43,9 @@ class RegistryOrigin:
 
     def __init__(self, reference: Reference, *, plain: bool = False, access: Access | None = None) -> None:
         self.reference = reference
-        self._connection = Connection(reference, access=access, plain=plain)
+        self._stop = threading.Event()
+        self._connection = Connection(reference, access=access, plain=plain, stop=self._stop)
+        self._answers: set[requests.Response] = set()
 
     def top(self) -> Document:
         version = self.reference.version
@@ -61,6 +65,13 @@ class RegistryOrigin:
     def blob(self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
         end = descriptor.size if stop is None else min(stop, descriptor.size)
         return self._stream(f"blobs/{descriptor.digest}", descriptor, start, end, accept="*/*")
+
+    def hang_up(self) -> None:
+        """End every answer that is under way, from another thread: who reads one gets :class:`Cancelled`."""
+        self._stop.set()
+        for response in list(self._answers):
+            with suppress(ValueError, RuntimeError, OSError):  # It may just have ended by itself.
+                response.raw.shutdown()
 
     def _stream(self, path: str, descriptor: Descriptor, start: int, end: int, *, accept: str) -> Iterator[bytes]:
         """Bytes *start* to *end* of the body at *path*; a connection that breaks is taken up where it broke.
@@ -84,6 +95,7 @@ class RegistryOrigin:
                     ranges = False
                 else:
                     reason = "the connection ended early"
+                    self._answers.add(response)
                     try:
                         for chunk in _pieces(response):
                             fresh = chunk[skip:]
@@ -97,6 +109,10 @@ class RegistryOrigin:
                                 return
                     except _Broken as broken:
                         reason = broken.reason
+                    finally:
+                        self._answers.discard(response)
+            if self._stop.is_set():
+                raise Cancelled
             if done >= end:
                 return
             failures = 1 if done - since >= _GAIN else failures + 1
@@ -123,6 +139,8 @@ def _unwanted(response: requests.Response, start: int) -> int | None:
 
 def _pieces(response: requests.Response) -> Iterator[bytes]:
     """The body as it comes. Raises :class:`_Broken`, also for one that only drips."""
+    from http.client import HTTPException
+
     from urllib3.exceptions import HTTPError, ReadTimeoutError
 
     began, count = time.monotonic(), 0
@@ -131,7 +149,7 @@ def _pieces(response: requests.Response) -> Iterator[bytes]:
             chunk = response.raw.read1(CHUNK, decode_content=False)
         except ReadTimeoutError as error:
             raise _Broken("no answer in time") from error
-        except (HTTPError, OSError, http.client.HTTPException) as error:
+        except (HTTPError, OSError, HTTPException) as error:
             raise _Broken("the connection broke") from error
         if not chunk:
             return

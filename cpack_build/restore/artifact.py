@@ -6,6 +6,7 @@ is proved by the lock."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -38,10 +39,12 @@ class Layer:
 
 @dataclass(frozen=True)
 class Artifact:
-    """What an image that cpack-build made holds: its lock, the pack's *documents* by name, and the layers of ours."""
+    """What an image that cpack-build made holds: its lock (*lock_bytes* is as it lies there), the pack's *documents* by
+    name, and its layers."""
 
     name: str
     lock: Lock
+    lock_bytes: bytes
     documents: Mapping[str, bytes]
     layers: tuple[Layer, ...]
     image: Image
@@ -86,9 +89,10 @@ def read_artifact(image: Image, *, name: str) -> Artifact:
     lock = read_lock(carried, name=f"{name}: /{APP}/cpack.lock")
     labels = _object(_config(image, name).get("config")).get("Labels")
     told = labels.get("io.cpack.lock.sha256") if isinstance(labels, dict) else None
-    if told is not None and told != lock.sha256:
-        raise HashMismatch(f"{name}: /{APP}/cpack.lock", expected=str(told), actual=lock.sha256)
-    return Artifact(name, lock, documents, layers, image)
+    # Of the bytes that are carried: a later cpack-build may write the same lock with more fields.
+    if told is not None and told != (actual := hashlib.sha256(carried).hexdigest()):
+        raise HashMismatch(f"{name}: /{APP}/cpack.lock", expected=str(told), actual=actual)
+    return Artifact(name, lock, carried, documents, layers, image)
 
 
 def _our_layers(image: Image, name: str) -> tuple[Layer, ...]:

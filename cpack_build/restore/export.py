@@ -64,5 +64,5 @@ def export(
             while chunk := source.read(1 << 20):
                 file.write(chunk)
         with writing(lock_path), whole_file(lock_path) as file:
-            file.write(lock.to_bytes())
+            file.write(artifact.lock_bytes if exact else lock.to_bytes())
         return Exported(pack, read.sha256, lock_path, lock, exact)

@@ -38,7 +38,8 @@ def opened_image(
     """
     name = parse_image_name(source)
     if not isinstance(name, EngineName):
-        yield open_source(name, mirrors=mirrors, store=store, access=access).as_image(platform)
+        # Layers are not kept: what is in them has a place of its own, in the store or in the workspace.
+        yield open_source(name, mirrors=mirrors, access=access).as_image(platform)
         return
     from cpack_build.oci.engines import open_engine
 

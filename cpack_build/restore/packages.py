@@ -27,7 +27,7 @@ from cpack_build.restore.origins import Origins
 from cpack_build.restore.state import State
 
 if TYPE_CHECKING:
-    from cpack_build.restore.restoring import Options
+    from cpack_build.restore.goal import Options
 
 __all__ = ["Packages"]
 

@@ -12,85 +12,46 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from tempfile import TemporaryDirectory
 
-from cpack_build.cpack.reader import Pack
 from cpack_build.errors import HashMismatch, Occupied
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
-from cpack_build.lock.models import safe_model_path
-from cpack_build.lock.schema import GitTree, Lock, Model, RegistryNode
+from cpack_build.lock.schema import GitTree, RegistryNode
 from cpack_build.progress import SILENT, Progress
-from cpack_build.restore.artifact import Artifact
 from cpack_build.restore.checkout import head_of, make_checkout
 from cpack_build.restore.folder import OWN, Folder
+from cpack_build.restore.goal import (
+    Goal,
+    Options,
+    Part,
+    Restored,
+    disabled_models,
+    documents_of,
+    is_there,
+    outlook,
+    tree_key,
+)
 from cpack_build.restore.models import How, bring_model, is_model_there, place_model
 from cpack_build.restore.names import check_names, folds_case
 from cpack_build.restore.origins import Origins
 from cpack_build.restore.packages import Packages
 from cpack_build.restore.parts import Pin, place_of
-from cpack_build.restore.scripts import Consent, run_scripts
-from cpack_build.restore.state import held, load_manifest, load_state, save_manifest, save_state, take_over
+from cpack_build.restore.scripts import run_scripts
+from cpack_build.restore.state import (
+    check_owner,
+    held,
+    load_manifest,
+    load_state,
+    save_manifest,
+    save_state,
+    take_over,
+)
 from cpack_build.restore.trees import File, Manifest, Source
 
-__all__ = ["Goal", "Options", "Part", "Restored", "documents_of", "is_there", "restore", "tree_key"]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What is to be restored: the *lock*, the pack's *documents* by name, and what they came from."""
-
-    name: str
-    lock: Lock
-    documents: Mapping[str, bytes]
-    artifact: Artifact | None = None
-    pack: Pack | None = None
-
-
-@dataclass(frozen=True)
-class Options:
-    """How. *force* names paths that may be replaced, *models* is ``none`` to leave them out; the folders and indexes
-    are where things may be found."""
-
-    models: How | Literal["none"] = "link"
-    environment: bool = True
-    offline: bool = False
-    dry_run: bool = False
-    force: tuple[str, ...] = ()
-    model_folders: Sequence[str] = ()
-    find_links: Sequence[str] = ()
-    index_urls: Sequence[str] = ()
-    disabled_models: bool = False
-    """Also the models that the pack lists as not chosen, as far as it says their hashes."""
-    consent: Consent = field(default=lambda scripts: False)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part of the workspace: how many of its files were *there*, and how many were (or would be) *made*."""
-
-    kind: str
-    name: str
-    there: int
-    made: int
-    origin: str = ""
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What was done, or with ``dry_run`` would be. *notes* are for people."""
-
-    root: Path
-    parts: tuple[Part, ...]
-    notes: tuple[str, ...]
-    scripts: tuple[str, ...]
-    """``install.py`` files that were not run, for nobody said that they may."""
-
-    @property
-    def made(self) -> int:
-        return sum(part.made for part in self.parts)
+__all__ = ["restore"]
 
 
 def restore(
@@ -102,13 +63,17 @@ def restore(
     whatever is raised, what was written is whole and the next run goes on from there.
     """
     if options.dry_run and not root.exists():
-        return _outlook(goal, root, options)
+        return outlook(goal, root, options)
     folder = Folder(root)
     try:
-        with held(folder), ExitStack() as opened:
-            folder.sweep()
-            work = _Work(goal, folder, options, store, sources, progress, opened)
-            return work.run()
+        with ExitStack() as opened:
+            if options.dry_run:
+                aside = Path(opened.enter_context(TemporaryDirectory(prefix="cpack-restore-")))
+            else:
+                opened.enter_context(held(folder))
+                folder.sweep()
+                aside = opened.enter_context(folder.aside())
+            return _Work(goal, folder, options, store, sources, progress, aside, opened).run()
     finally:
         folder.close()
 
@@ -136,6 +101,7 @@ class _Work:
         store: Store,
         sources: Sources,
         progress: Progress,
+        aside: Path,
         opened: ExitStack,
     ) -> None:
         self.goal, self.folder, self.options = goal, folder, options
@@ -145,19 +111,18 @@ class _Work:
         self.parts: list[Part] = []
         self.occupied: list[str] = []
         self.origins = Origins(
-            goal.lock, pack=goal.pack, artifact=goal.artifact, aside=opened.enter_context(folder.aside()),
+            goal.lock, pack=goal.pack, artifact=goal.artifact, aside=aside,
             store=store, sources=sources, offline=options.offline, progress=progress, opened=opened,
         )  # fmt: skip
         self.packages = Packages(goal.lock, folder, origins=self.origins, store=store, progress=progress)
         self.inputs = {name: data for name, data in goal.documents.items() if name.startswith("input/")}
         self.models = {model.path: model for model in goal.lock.models} if options.models != "none" else {}
         if options.disabled_models and goal.pack is not None:
-            self.models |= {model.path: model for model in _disabled(goal.pack)}
+            self.models |= {model.path: model for model in disabled_models(goal.pack)}
 
     def run(self) -> Restored:
         goal, folder = self.goal, self.folder
-        if not self.options.dry_run:
-            take_over(folder, goal.lock)
+        check_owner(folder, goal.lock)
         trees = self._look_at_trees()
         check_names(
             [f"{tree.prefix}{file.path}" for tree in trees for file in tree.manifest.files]
@@ -169,7 +134,10 @@ class _Work:
         venv = self._look_at_environment()
         self._refuse_occupied()
         if not self.options.dry_run:
+            take_over(folder, goal.lock)
             for tree in trees:
+                if tree.source is not None:
+                    save_manifest(folder, tree_key(tree.pin, goal.lock), tree.manifest)
                 self._write_tree(tree)
             self._write_documents(documents)
             self._write_models(models)
@@ -178,7 +146,7 @@ class _Work:
             self._environment(venv)
         scripts: tuple[str, ...] = ()
         if not self.options.dry_run:
-            places = [(tree.name, tree.prefix) for tree in trees if tree.prefix]
+            places = [(tree.name, tree.prefix) for tree in trees if tree.prefix not in ("", "custom_nodes/")]
             consent = self.options.consent if self.options.environment else _never
             scripts = run_scripts(folder, places, self.state, consent=consent)
             self.state.complete = True
@@ -199,8 +167,6 @@ class _Work:
                 source = self.origins.tree(pin)
                 manifest = source.manifest
                 missing = self._missing(prefix, manifest)
-                if not self.options.dry_run:
-                    save_manifest(self.folder, key, manifest)
             found.append(_Tree(pin.name, prefix, pin, manifest, missing, source))
         return found
 
@@ -363,52 +329,7 @@ class _Work:
         self.parts.append(Part("files", "workflows and inputs", len(every) - len(documents), len(documents)))
         for path in self.models:
             made = path in models
-            self.parts.append(Part("model", path, not made, made, self.state.models.get(path, "")))
-
-
-def tree_key(pin: Pin, lock: Lock) -> str:
-    """What the manifest of *pin* is called in the workspace."""
-    return "ComfyUI" if pin == lock.comfyui else f"custom_nodes/{pin.name}"
-
-
-def is_there(folder: Folder, path: str, file: File) -> bool | None:
-    """Whether *file* lies at *path*: ``True``, ``None`` for nothing, ``False`` for something else."""
-    import stat
-
-    status = folder.status(path)
-    if status is None:
-        return None
-    hasher = hashlib.sha256()
-    if file.mode == "120000":
-        if not stat.S_ISLNK(status.st_mode):
-            return False
-        hasher.update(folder.target(path).encode("utf-8", "surrogateescape"))
-    elif not stat.S_ISREG(status.st_mode):
-        return False
-    else:
-        for chunk in folder.chunks(path):
-            hasher.update(chunk)
-    return hasher.hexdigest() == file.sha256
-
-
-def documents_of(goal: Goal) -> dict[str, bytes]:
-    """The files that come from the pack's documents, by their paths in the workspace."""
-    files = {name: data for name, data in goal.documents.items() if name.startswith("input/")}
-    if (drawing := goal.documents.get("workflow.json")) is not None:
-        files[f"user/default/workflows/{goal.name}.json"] = drawing
-    own = ("snapshot.json", "workflow_api.json", "workflow.json", "cpack.yaml")
-    return files | {f"{OWN}/{name}": goal.documents[name] for name in own if name in goal.documents}
-
-
-def _disabled(pack: Pack) -> Iterator[Model]:
-    """The models of *pack* that are not chosen and whose hash and size it knows."""
-    for entry in pack.snapshot.models:
-        if entry.disabled and entry.sha256 and entry.size is not None:
-            path = safe_model_path(entry.filename)
-            # Its layer is nobody's business: it is in no image.
-            yield Model(
-                path=path, sha256=entry.sha256, size=entry.size, layer_digest=f"sha256:{'0' * 64}", sources=entry.urls
-            )
+            self.parts.append(Part("model", path, int(not made), int(made), self.state.models.get(path, "")))
 
 
 def _never(scripts: object) -> bool:
@@ -422,16 +343,3 @@ def _proved(chunks: Iterator[bytes], file: File, name: str) -> Iterator[bytes]:
         yield chunk
     if hasher.hexdigest() != file.sha256:
         raise HashMismatch(f"{name}: {file.path}", expected=file.sha256, actual=hasher.hexdigest())
-
-
-def _outlook(goal: Goal, root: Path, options: Options) -> Restored:
-    """What a restore to a folder that is not there would make, told from the lock alone."""
-    lock = goal.lock
-    parts = [Part("comfyui", "ComfyUI", 0, 1)]
-    parts += [Part("node", pin.name, 0, 1) for pin in lock.custom_nodes]
-    parts.append(Part("files", "workflows and inputs", 0, len(documents_of(goal))))
-    if options.models != "none":
-        parts += [Part("model", model.path, 0, 1) for model in lock.models]
-    if options.environment:
-        parts.append(Part("environment", ".venv", 0, 1))
-    return Restored(root, tuple(parts), (), ())

@@ -19,7 +19,10 @@ from cpack_build.lock.schema import Lock, read_lock
 from cpack_build.restore.folder import OWN, Folder
 from cpack_build.restore.trees import Manifest, read_manifest
 
-__all__ = ["State", "held", "load_manifest", "load_state", "save_manifest", "save_state", "workspace_lock"]
+__all__ = [
+    "State", "check_owner", "held", "load_manifest", "load_state", "save_manifest", "save_state", "take_over",
+    "workspace_lock",
+]  # fmt: skip
 
 _STATE = f"{OWN}/state.json"
 _LOCK = f"{OWN}/cpack.lock"
@@ -71,11 +74,15 @@ def workspace_lock(folder: Folder) -> Lock:
 
 
 def take_over(folder: Folder, lock: Lock) -> None:
-    """Make the workspace *lock*'s. Raises :class:`UnsafeInput` when it is another's."""
-    present = folder.read(_LOCK)
-    if present is None:
+    """Make the workspace *lock*'s."""
+    if folder.read(_LOCK) is None:
         folder.write(_LOCK, [lock.to_bytes()])
-    elif present != lock.to_bytes():
+
+
+def check_owner(folder: Folder, lock: Lock) -> None:
+    """Raise :class:`UnsafeInput` when the workspace is another lock's."""
+    present = folder.read(_LOCK)
+    if present is not None and read_lock(present, name=folder.root / _LOCK) != lock:
         raise UnsafeInput(
             f"{folder.root} was restored from another lock.",
             hint="Restore to another folder with -d; nothing was touched.",

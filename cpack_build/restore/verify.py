@@ -18,8 +18,8 @@ from cpack_build.lock.wheels import wheels_of
 from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.environment import check_files, installed_in
 from cpack_build.restore.folder import OWN, Folder
+from cpack_build.restore.goal import Goal, documents_of, is_there, tree_key
 from cpack_build.restore.parts import place_of
-from cpack_build.restore.restoring import Goal, documents_of, is_there, tree_key
 from cpack_build.restore.state import State, load_manifest, load_state, workspace_lock
 from cpack_build.restore.trees import File
 

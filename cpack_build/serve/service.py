@@ -372,8 +372,8 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def make_service(server: Server, *, name: str, timeout: float) -> bentoml.Service[Any]:
-    """The BentoML service *name* around *server*; a request may take *timeout* seconds."""
+def make_service(server: Server, *, name: str) -> bentoml.Service[Any]:
+    """The BentoML service *name* around *server*, which holds requests to their time."""
     import bentoml
     from starlette.applications import Starlette
     from starlette.responses import FileResponse, JSONResponse
@@ -424,6 +424,6 @@ def make_service(server: Server, *, name: str, timeout: float) -> bentoml.Servic
         Route("/comfy/workflow.json", workflow_json),  # where comfy-pack has it
         Route("/interface.json", interface_json),
     ]
-    service = bentoml.service(name=name, traffic={"timeout": timeout})(Cpack)
+    service = bentoml.service(name=name)(Cpack)
     service.mount_asgi_app(Starlette(routes=routes), path="/", name="documents")
     return service

@@ -25,6 +25,8 @@ from cpack_build.fetch.store import Store
 from cpack_build.oci.modellayer import layer_size
 
 _MIB = 1 << 20
+_REPEATED = 3
+"""Times that what costs little is done; the best counts, on each side."""
 _BUILD = """
 import sys
 from pathlib import Path
@@ -91,7 +93,8 @@ def _models(place: Path, count: int, size: int, *, peers: bool) -> Iterator[Row]
 
     layout = place / "image.oci"
     ours: dict[str, Run] = {"into a layout, models hashed": cpack_build(*scene.image(layout), home=home)}
-    ours["nothing changed"] = cpack_build(*scene.image(layout), home=home)
+    again = [cpack_build(*scene.image(layout), home=home) for _ in range(_REPEATED)]
+    ours["nothing changed"] = min(again, key=lambda done: done.seconds)
     scene = make_scene(place, models=scene.models, node="two")
     ours["a node changed"] = cpack_build(*scene.image(layout), home=home)
     other = random_model(place, "new.safetensors", size)
@@ -146,7 +149,7 @@ def _warm(place: Path) -> Iterator[Row]:
             file.truncate(layer_size(model.size))
     scene = make_scene(place, models=models, wheels=200)
     cpack_build(*scene.image(layout), home=home)
-    done = min((cpack_build(*scene.image(layout), home=home) for _ in range(5)), key=lambda done: done.seconds)
+    done = min((cpack_build(*scene.image(layout), home=home) for _ in range(_REPEATED)), key=lambda done: done.seconds)
     yield Row("layers", "20 GB, 200 wheels: nothing changed", done.seconds, "", goal=0.5, peak_mb=done.peak_mb,
               note=_written(done))  # fmt: skip
 
@@ -175,7 +178,7 @@ def _beside(place: Path, name: str, scene: Scene, ours: Mapping[str, Run]) -> It
                 build = builder(stack, place, context, scene)
                 theirs = {"into a layout, models hashed": build()}
                 if builder is not _umoci:
-                    theirs["nothing changed"] = build()
+                    theirs["nothing changed"] = min(build() for _ in range(_REPEATED))
                     (context / "node.py").write_text("two")
                     theirs["a node changed"] = build()
                     (context / "models/model.safetensors").unlink()

@@ -137,7 +137,7 @@ def make_scene(
     index = json.loads((place / "base.oci/index.json").read_bytes())
     lock = Lock(
         builder="0",
-        inputs=Inputs(pack=read_pack(pack).sha256, settings=chosen.digest()),
+        inputs=Inputs(pack=read_pack(pack).content_sha256, settings=chosen.digest()),
         source_date_epoch=1_700_000_000,
         platform=f"linux/{machine()}",  # type: ignore[arg-type]
         base=BaseImage(reference="layout", digest=index["manifests"][0]["digest"]),

@@ -5,6 +5,7 @@ These run the real stages against the stand-in's repository, with the user's sto
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import subprocess
@@ -153,6 +154,23 @@ def test_a_stale_lock_is_told_and_a_fresh_one_is_used(scene: Scene) -> None:
     assert "cpack-build lock" in done.err
     assert (scene.folder / "scene.cpack.lock").read_bytes() == before
     assert scene.made() == {"scene.cpack.lock"}
+
+
+def test_another_compression_changes_one_field_of_a_lock_and_asks_nobody(scene: Scene) -> None:
+    assert scene.lock().code == 0
+    path = scene.folder / "scene.cpack.lock"
+    before = json.loads(path.read_bytes())
+    done = scene.lock("--compression", "gzip:9", "--json", "--offline")
+    assert done.code == 0, done.err
+    after = json.loads(path.read_bytes())
+    assert (after["compression"]["algorithm"], after["compression"]["level"]) == ("gzip", 9)
+    assert before.pop("compression")["algorithm"] == "zstd"
+    after.pop("compression")
+    assert after == before
+    assert scene.lock("--json").document["changed"] is False, "it stays until another is asked for"
+    assert scene.lock("--compression", "bzip2").code == 2
+    assert scene.lock("--format-revision", "2").code == 2
+    assert scene.image("--dry-run", "--format-revision", "2").code == 2
 
 
 def test_a_dry_run_writes_nothing(scene: Scene) -> None:

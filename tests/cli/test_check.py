@@ -52,3 +52,32 @@ def test_a_lock_of_a_newer_revision_or_tampered_with_is_refused_by_name(call: Ca
     lock_file.write_text(text.replace("a-1-py3", "b-1-py3"))
     tampered = call("check", lock_file)
     assert (tampered.code, "pylock" in tampered.err) == (5, True)
+
+
+def test_what_is_there_of_a_pack_is_looked_at_though_it_cannot_be_locked(call: Caller, tmp_path: Path) -> None:
+    from cpack_build.cpack.writer import write_pack
+    from tests.fetch.repositories import make_repository
+
+    commit = make_repository(tmp_path / "node", {"__init__.py": "import os\nos.system('x')\n"})
+    make_repository(tmp_path / "comfyui", {"main.py": ""})
+    models = [{"filename": "models/a/x.ckpt", "size": 1, "sha256": "0" * 64, "source": {}}]
+    snapshot = {
+        "comfyui": "1" * 40,
+        "git_custom_nodes": {"https://code.example/node": {"hash": commit, "disabled": False}},
+        "cnr_custom_nodes": {}, "file_custom_nodes": [], "pips": {}, "python": "3.99", "models": models,
+    }  # fmt: skip
+    workflow = {"1": {"class_type": "CPackOutputImage", "inputs": {"images": ["1", 0]}}}
+    pack = tmp_path / "x.cpack.zip"
+    other: dict[str, bytes | Path] = {"nodes/mine/__init__.py": b"\n\neval('1')\n"}
+    write_pack(pack, snapshot_document=snapshot, workflow_api=workflow, workflow={}, other=other)
+    mirrors = {"https://code.example/": f"{tmp_path}/", "https://github.com/Comfy-Org/ComfyUI": f"{tmp_path}/comfyui"}
+    mapped = [word for prefix, place in mirrors.items() for word in ("--mirror", f"{prefix}={place}")]
+
+    outcome = call("check", pack, *mapped, "--json")
+
+    assert outcome.code == 4, outcome.err + outcome.out
+    told = "\n".join(one["message"] for one in outcome.document["missing"])
+    assert f"no commit {'1' * 40}" in told
+    assert "models/a/x.ckpt" in told
+    places = {(risk["owner"], risk["path"], risk["line"]) for risk in outcome.document["risks"]}
+    assert {("node", "__init__.py", 2), ("mine", "__init__.py", 3), ("models", "models/a/x.ckpt", 0)} <= places

@@ -222,12 +222,12 @@ def test_a_message_cannot_move_the_cursor(capsys: pytest.CaptureFixture[str]) ->
 def test_a_lock_that_finds_no_space_is_named_and_not_half_there(tmp_path: Path) -> None:
     program = (
         "import pathlib, resource, sys, types\n"
-        "from cpack_build.cli.lock import write_locks\n"
+        "from cpack_build.cli.lockfile import LockFile\n"
         "from cpack_build.errors import StorageError\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
         "made = types.SimpleNamespace(to_bytes=lambda: bytes(100_000))\n"
         "try:\n"
-        "    write_locks([made], pathlib.Path(sys.argv[1]))\n"
+        "    LockFile(pathlib.Path(sys.argv[1]), False, None).write([made])\n"
         "except StorageError as error:\n"
         "    print(error)\n"
     )

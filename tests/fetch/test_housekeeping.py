@@ -126,17 +126,19 @@ def test_a_dry_run_removes_nothing(store: Store) -> None:
 
 
 def test_leftovers_go_but_not_what_somebody_works_on(store: Store) -> None:
-    for folder in ("partial", "rejected", "tmp"):
+    for folder in ("partial", "pulled", "rejected", "tmp"):
         (store.root / folder).mkdir(parents=True)
-    for name in ("partial/a", "partial/b", "rejected/c", "tmp/d"):
+    for name in ("partial/a", "partial/b", "rejected/c", "tmp/d", "pulled/e", "pulled/f"):
         (store.root / name).write_bytes(b"x" * 5000)
-    with (store.root / "partial/b.lock").open("wb") as busy:
+    with (store.root / "partial/b.lock").open("wb") as busy, (store.root / "pulled/f").open("rb") as held:
         fcntl.flock(busy, fcntl.LOCK_EX)
+        fcntl.flock(held, fcntl.LOCK_EX)
         done = collect(store)
-        assert sorted(removal.path.name for removal in done.removals) == ["a", "c", "d"]
+        assert sorted(removal.path.name for removal in done.removals) == ["a", "c", "d", "e"]
         assert (store.root / "partial/b").exists()
     collect(store)
     assert not (store.root / "partial/b").exists()
+    assert not (store.root / "pulled/f").exists()
 
 
 def test_a_flipped_bit_is_found_and_put_aside(store: Store) -> None:

@@ -109,6 +109,12 @@ def test_many_threads_open_a_new_memo_at_once(tmp_path: Path) -> None:
             list(pool.map(use, range(8)))
 
 
+def test_a_blob_that_is_brought_twice_stays_the_file_that_others_read(store: Store) -> None:
+    first = store.put([b"the same"], what="x")
+    again = store.put([b"the ", b"same"], what="x")
+    assert (first.path, first.stamp) == (again.path, again.stamp)
+
+
 def test_a_blob_that_is_put_again_while_it_is_read_is_unchanged(store: Store) -> None:
     file = store.put([b"abc"], what="x")
     store.put([b"abc"], what="x")

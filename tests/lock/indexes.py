@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
+import tarfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -38,6 +39,58 @@ def wheel(name: str, version: str, *, requires: Sequence[str] = (), tag: str = "
     return f"{distribution}-{version}-{tag}.whl", out.getvalue()
 
 
+BACKEND = """
+import base64, hashlib, os, zipfile
+NAME, VERSION, TAG, REQUIRES = {settings!r}
+
+def get_requires_for_build_wheel(config_settings=None):
+    return []
+
+def build_wheel(directory, config_settings=None, metadata_directory=None):
+    {body}
+    info = f"{{NAME}}-{{VERSION}}.dist-info"
+    files = {{
+        f"{{NAME}}.py": "SEEN = " + repr(sorted(os.environ)) + "\\n",
+        f"{{info}}/METADATA": f"Metadata-Version: 2.1\\nName: {{NAME}}\\nVersion: {{VERSION}}\\n"
+        + "".join(f"Requires-Dist: {{one}}\\n" for one in REQUIRES),
+        f"{{info}}/WHEEL": f"Wheel-Version: 1.0\\nGenerator: tests\\nRoot-Is-Purelib: true\\nTag: {{TAG}}\\n",
+        f"{{info}}/RECORD": "",
+    }}
+    filename = f"{{NAME}}-{{VERSION}}-{{TAG}}.whl"
+    with zipfile.ZipFile(os.path.join(directory, filename), "w", zipfile.ZIP_DEFLATED) as archive:
+        for path in sorted(files, key=lambda path: os.urandom(8)):  # in no order, and with the time of now
+            archive.writestr(path, files[path])
+    return filename
+"""
+"""A build backend (PEP 517) that needs nothing; *body* is run by each build."""
+
+
+def source_files(
+    name: str,
+    version: str,
+    *,
+    requires: Sequence[str] = (),
+    build_requires: Sequence[str] = (),
+    tag: str = "py3-none-any",
+    body: str = "pass",
+) -> dict[str, str]:
+    """The files of a package with a build backend of its own."""
+    backend = BACKEND.format(settings=(name, version, tag, list(requires)), body=body)
+    project = f'[build-system]\nrequires = {list(build_requires)!r}\nbuild-backend = "own"\nbackend-path = ["."]\n'
+    return {"pyproject.toml": project, "own.py": backend}
+
+
+def sdist(files: Mapping[str, str], top: str) -> bytes:
+    """A source archive of *files* below *top*."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w:gz") as archive:
+        for path, content in files.items():
+            member = tarfile.TarInfo(f"{top}/{path}")
+            member.size = len(content.encode())
+            archive.addfile(member, io.BytesIO(content.encode()))
+    return out.getvalue()
+
+
 @dataclass
 class Index:
     """Packages by name, each with its files; *hashed* says whether the pages tell hashes."""
@@ -51,9 +104,9 @@ class Index:
         self.files.setdefault(name, {})[filename] = data
         return hashlib.sha256(data).hexdigest()
 
-    def add_sdist(self, name: str, version: str) -> None:
-        """Add a source distribution, which nobody may open."""
-        self.files.setdefault(name, {})[f"{name}-{version}.tar.gz"] = b"never opened"
+    def add_sdist(self, name: str, version: str, data: bytes = b"never opened") -> None:
+        """Add a source distribution; by default one that nobody may open."""
+        self.files.setdefault(name, {})[f"{name}-{version}.tar.gz"] = data
 
     @contextmanager
     def serve(self) -> Iterator[Server]:

@@ -11,7 +11,7 @@ from cpack_build.errors import BadField, BadInput, StaleLock, ToolMissing, Usage
 from cpack_build.image.build import FORMATS
 from cpack_build.image.config import image_config
 from cpack_build.lock.form import compression_of, in_form
-from cpack_build.lock.resolve import check_fresh
+from cpack_build.lock.freshness import check_fresh
 from cpack_build.lock.schema import IMAGE_REVISIONS, Compression, Lock, read_lock
 from cpack_build.lock.service import service_code
 from tests.image.test_gather import lock

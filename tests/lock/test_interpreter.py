@@ -12,8 +12,8 @@ from cpack_build.cpack.settings import InterpreterArchive
 from cpack_build.errors import BadInput, HashMismatch, Unresolvable
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
-from cpack_build.lock.interpreter import archive_interpreter
-from cpack_build.lock.schema import ArchiveInterpreter
+from cpack_build.lock.interpreter import archive_interpreter, compiles_alike
+from cpack_build.lock.schema import ArchiveInterpreter, BaseInterpreter, Deb, DebInterpreter
 from cpack_build.oci import tar
 from tests.fetch.servers import serving_files
 
@@ -52,3 +52,29 @@ def test_what_is_no_tar_is_refused(store: Store) -> None:
 def test_other_bytes_are_refused(store: Store) -> None:
     with pytest.raises(HashMismatch):
         locked(KINDS["gz"], store, sha256="0" * 64)
+
+
+def test_an_archive_for_another_machine_is_refused(store: Store) -> None:
+    head = b"\x7fELF\x02\x01" + bytes(12) + (183).to_bytes(2, "little") + bytes(44)
+    data = b"".join(tar.stream([tar.Entry("python/bin/python3.11", "file", 0o755, content=tar.BytesContent(head))]))
+    with pytest.raises(Unresolvable, match=r"is a Python for linux/arm64, and the image is for linux/amd64"):
+        locked(data, store)
+    with serving_files({"/python.tar": data}) as server:
+        archive = InterpreterArchive(url=f"{server.url}/python.tar", sha256=hashlib.sha256(data).hexdigest())
+        made = archive_interpreter(archive, python="3.11", platform="linux/arm64", store=store, sources=Sources())
+    assert made.path == "/opt/python/bin/python3.11"
+
+
+def test_interpreters_compile_alike_if_they_are_built_from_one_source() -> None:
+    def packages(architecture: str, version: str) -> DebInterpreter:
+        deb = Deb(
+            name="python3.11-minimal", version=version, architecture=architecture, source="python3.11",
+            url="https://deb.example/x", sha256="a" * 64, size=1,
+        )  # fmt: skip
+        return DebInterpreter(version="3.11", path="/usr/bin/python3.11", packages=(deb,))
+
+    assert compiles_alike(packages("amd64", "3.11.2-6+deb12u6"), packages("arm64", "3.11.2-6+deb12u6+b2"))
+    assert not compiles_alike(packages("amd64", "3.11.2-6+deb12u6"), packages("arm64", "3.11.2-6+deb12u5"))
+    base = BaseInterpreter(version="3.11", path="/usr/bin/python3.11")
+    assert not compiles_alike(packages("amd64", "3.11.2-6"), base)
+    assert not compiles_alike(base, base)  # two images' own, of which nobody knows the patch release

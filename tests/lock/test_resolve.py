@@ -21,9 +21,11 @@ from cpack_build.errors import BadInput, BadSettings, HashMismatch, NetworkError
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.lock.freshness import check_fresh
 from cpack_build.lock.interpreter import is_vouched
-from cpack_build.lock.resolve import check_fresh, resolve
-from cpack_build.lock.schema import DebInterpreter, Lock, read_lock
+from cpack_build.lock.resolve import resolve, resolve_all, this_platform
+from cpack_build.lock.schema import DebInterpreter, Lock, Platform, locks_to_bytes, read_lock, read_locks
+from cpack_build.lock.wheels import wheels_of
 from tests import need
 from tests.fetch.repositories import make_repository
 from tests.lock.packs import FakePack
@@ -204,3 +206,24 @@ def test_a_pack_that_names_no_python_says_how_to_name_one(world: World, tmp_path
 def test_scratch_has_no_python_of_its_own(world: World, locked: Lock) -> None:
     with pytest.raises(BadSettings, match="scratch"):
         world.lock(world.root / "store", interpreter="base")
+
+
+def test_two_platforms_are_locked_together_and_share_what_does_not_depend_on_them(world: World, locked: Lock) -> None:
+    store = Store(world.root / "store")
+
+    def both(*platforms: Platform) -> tuple[Lock, ...]:
+        settings = world.settings.model_copy(update={"platform": platforms})
+        return resolve_all(
+            world.pack, platforms, settings=settings, store=store, sources=Sources(Mirrors(settings.mirrors))
+        )
+
+    amd64, arm64 = both("linux/arm64", "linux/amd64")
+    assert amd64 == locked
+    assert {deb.architecture for deb in arm64.system} == {"arm64", "all"}
+    assert any("aarch64" in wheel.filename for wheel in wheels_of(arm64.service))
+    assert not any("x86_64" in wheel.filename for wheel in wheels_of(arm64.service))
+    assert read_locks(locks_to_bytes([amd64, arm64]), name="lock") == (amd64, arm64)
+    (alone,) = both("linux/arm64")
+    # an interpreter built from the same source compiles for both; alone, the foreign one cannot run here
+    foreign = alone if this_platform() == "linux/amd64" else both("linux/amd64")[0]
+    assert (amd64.bytecode, arm64.bytecode, foreign.bytecode) == ("compiled", "compiled", "none")

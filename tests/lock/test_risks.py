@@ -86,4 +86,4 @@ def test_models_that_may_run_code_are_named() -> None:
         return Model(path=path, sha256="0" * 64, size=1, layer_digest="sha256:" + "0" * 64, sources=())
 
     models = [model("models/a/x.safetensors"), model("models/a/y.CKPT")]
-    assert [risk.path for risk in risks_of_models(models)] == ["models/a/y.CKPT"]
+    assert [risk.path for risk in risks_of_models(one.path for one in models)] == ["models/a/y.CKPT"]

@@ -6,7 +6,7 @@ import re
 
 from packaging.requirements import Requirement
 
-from cpack_build.lock.service import service_code, service_files, service_requirements
+from cpack_build.lock.service import service_code, service_date, service_files, service_requirements
 
 
 def test_only_the_service_s_rooms_enter_the_image() -> None:
@@ -27,7 +27,7 @@ def test_the_code_s_hash_is_stable() -> None:
 def test_every_package_of_the_service_is_pinned_with_hashes_and_no_host_is_named() -> None:
     text = service_requirements()
     assert "://" not in text
-    entries = re.sub(r"\\\n\s*", "", text).strip().splitlines()
+    entries = [line for line in re.sub(r"\\\n\s*", "", text).strip().splitlines() if not line.startswith("#")]
     names = set()
     for entry in entries:
         requirement = Requirement(entry.split("--hash", 1)[0].strip())
@@ -49,3 +49,9 @@ def test_the_pins_are_those_that_the_requirements_ask_for() -> None:
         versions = [str(pin.specifier)[2:] for pin in pinned if pin.name == requirement.name]
         assert versions, line
         assert all(requirement.specifier.contains(version) for version in versions), line
+
+
+def test_the_pins_are_of_a_date_that_belongs_to_the_release() -> None:
+    from datetime import datetime, timezone
+
+    assert datetime.fromisoformat(service_date().replace("Z", "+00:00")) < datetime.now(timezone.utc)

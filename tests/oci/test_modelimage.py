@@ -85,7 +85,7 @@ def test_the_same_model_gets_the_same_image_from_wherever_it_is_pushed(
     other = image_of([layer, text_layer({"another": "workflow"})])
     write_layout(image, tmp_path / "x.oci")
     stored = open_source(LayoutName(tmp_path / "x.oci")).as_image(f"linux/{machine()}")
-    digests = {model_images(each)[0].index.descriptor.digest for each in (image, other, stored)}
+    digests = {model_images(each)[0].index.digest for each in (image, other, stored)}
     assert len(digests) == 1
 
 

@@ -499,6 +499,22 @@ def test_a_registry_that_never_has_enough_of_asking_is_left(fake: Misbehaving, s
     assert len(fake.seen) < 10
 
 
+def test_a_failure_does_not_wait_for_a_slow_blob(fake: Misbehaving, store: Store) -> None:
+    """The largest never ends; the small one is refused, and that is told without waiting for anything."""
+    image = image_of([text_layer({"a": "1" * 500_000}), text_layer({"b": "2"})])
+    fake.hold(image)
+    slow, refused = (layer.descriptor.digest for layer in image.layers)
+
+    def fault(request: Request) -> Fault | None:
+        if slow in request.path:
+            return Fault(send=100_000, stall=True)
+        return Fault(status=404) if refused in request.path else None
+
+    fake.fault = fault
+    with pytest.raises(Unresolvable, match=f"has no {refused}"):
+        pulled(fake.host, store)
+
+
 def test_errors_of_one_thread_are_told_whole(fake: Misbehaving, store: Store) -> None:
     """The error that ends a pull is the first one's own, not that the others were stopped."""
     image = image_of([text_layer({f"a{index}": str(index) * 50_000}) for index in range(6)])

@@ -14,14 +14,18 @@ from secrets import token_bytes
 import pytest
 
 from cpack_build.errors import Cancelled, CpackError, HashMismatch, NetworkError, UnsafeInput, UsageError
+from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
+from cpack_build.image.base import open_locked_base
+from cpack_build.lock.schema import BaseImage
+from cpack_build.oci.compressed import compressed_image, parse_compression
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.limits import REGISTRIES, limits_of
 from cpack_build.oci.modellayer import ModelLayer, hash_model
 from cpack_build.oci.push import push
 from cpack_build.oci.reference import LayoutName, parse_reference
 from cpack_build.oci.sources import open_source
-from cpack_build.oci.types import Image, canonical_json
+from cpack_build.oci.types import LAYER_GZIP, Image, canonical_json
 from tests import need
 from tests.engines import Docker, Podman, Registry
 from tests.oci.images import image_of, machine, small_image, text_layer, web_image, with_top_layer
@@ -125,6 +129,27 @@ def test_blobs_are_mounted_from_where_they_were_pushed_before(registry: Registry
     [second] = push(image, [parse_reference(f"{registry.host}/push/second:v1")], memo=store)
     assert (first.mounted, second.sent) == (0, 0)
     assert second.mounted == first.sent
+
+
+def test_a_bases_layers_are_mounted_from_where_the_base_lies_as_it_has_them(registry: Registry, tmp_path: Path) -> None:
+    """Compressed by somebody else, and never compressed again."""
+    base = image_of([text_layer({"base/a": "1" * 90_000}), text_layer({"base/b": "2" * 90_000})])
+    write_layout(base, tmp_path / "base.oci", tag="v1")
+    name = f"{registry.host}/push/base:v1"
+    skopeo("copy", "--insecure-policy", "--dest-tls-verify=false", f"oci:{tmp_path}/base.oci:v1", f"docker://{name}")
+    store = Store(tmp_path / "store")
+    theirs = open_source(parse_reference(name), store=store).as_image(PLATFORM)
+    assert {layer.descriptor.media_type for layer in theirs.layers} == {LAYER_GZIP}
+    pin = BaseImage(reference=name, digest=theirs.digest)
+    opened = open_locked_base(pin, platform=PLATFORM, name="scratch", store=store, sources=Sources())
+    built = image_of([*opened.layers, text_layer({"ours": "3" * 90_000})])
+    packed = compressed_image(built, parse_compression("zstd"), store=store)
+    [pushed] = push(packed, [parse_reference(f"{registry.host}/push/over:v1")], mount_from=[parse_reference(name)])
+    assert pushed.mounted == sum(layer.descriptor.size for layer in theirs.layers)
+    assert [layer.descriptor.digest for layer in packed.layers[:2]] == [
+        layer.descriptor.digest for layer in theirs.layers
+    ]
+    assert packed.id == built.id
 
 
 def test_also_pushes_to_more_names_for_no_more_bytes(registry: Registry) -> None:

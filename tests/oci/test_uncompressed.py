@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import lzma
 import zlib
 
 import pytest
@@ -73,14 +74,32 @@ def test_truncated_or_broken_data_is_an_error(kind: str) -> None:
             list(uncompressed(BytesBlob(LAYER, broken), DIFF_ID).chunks())
 
 
-def test_a_bomb_is_stopped_and_comes_in_small_pieces() -> None:
+def _gzip_bomb() -> bytes:
     engine = zlib.compressobj(wbits=31)
-    bomb = b"".join(engine.compress(bytes(1 << 20)) for _ in range(64)) + engine.flush()
+    return b"".join(engine.compress(bytes(1 << 20)) for _ in range(64)) + engine.flush()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "zstd", "xz"])
+def test_a_bomb_is_stopped_and_comes_in_small_pieces(kind: str) -> None:
+    pack = {"gzip": _gzip_bomb, "zstd": lambda: zstandard.compress(bytes(64 << 20)), "xz": _xz_bomb}[kind]
+    bomb = pack()
     assert len(bomb) < 100_000
     sizes: list[int] = []
     with pytest.raises(BadImage, match="decompresses to more than"):
         sizes.extend(map(len, decompressed_chunks(iter([bomb]), what="a bomb", limit=20 << 20)))
     assert max(sizes) <= 1 << 20
+
+
+def _xz_bomb() -> bytes:
+    return lzma.compress(bytes(64 << 20), preset=0)
+
+
+def test_a_zstd_frame_that_wants_a_gigabyte_of_memory_is_refused() -> None:
+    wide = zstandard.ZstdCompressionParameters.from_level(3, window_log=30)
+    engine = zstandard.ZstdCompressor(compression_params=wide).compressobj()
+    frame = engine.compress(b"small") + engine.flush()
+    with pytest.raises(BadImage, match="broken zstd"):
+        list(decompressed_chunks(iter([frame]), what="a frame"))
 
 
 @given(st.lists(st.binary(max_size=3000), max_size=5), st.integers(1, 50))

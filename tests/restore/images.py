@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import cpack_build
-from cpack_build.cli.lock import lock_beside
+from cpack_build.cli.lockfile import lock_beside
 from cpack_build.cli.options import documents_of
 from cpack_build.cpack.reader import Pack, read_pack
 from cpack_build.cpack.settings import Settings

@@ -28,8 +28,9 @@ from cpack_build.restore.artifact import Artifact, Layer, read_artifact
 from cpack_build.restore.extract import extract
 from cpack_build.restore.folder import Folder, escapes
 from cpack_build.restore.foreign import recover
+from cpack_build.restore.goal import Goal, Options
 from cpack_build.restore.names import check_names, windows_problem
-from cpack_build.restore.restoring import Goal, Options, restore
+from cpack_build.restore.restoring import restore
 from cpack_build.restore.trees import File, Manifest
 from tests.making import member
 from tests.oci.images import image_of

@@ -20,7 +20,10 @@ from cpack_build.fetch.store import Store
 from cpack_build.lock.python import Target, lock_environment
 from cpack_build.lock.resolve import this_platform
 from cpack_build.lock.wheels import fetch_wheel, wheels_of
+from cpack_build.oci.archive import write_archive
 from cpack_build.oci.layout import write_layout
+from cpack_build.oci.reference import parse_image_name, parse_reference
+from cpack_build.oci.sources import open_source
 from tests.asking import ask_comfyui, pixels, png, until_ready
 from tests.cli.calling import Caller
 from tests.engines import Registry, free_port
@@ -121,6 +124,17 @@ def test_from_a_registry_alone_comfyui_gives_the_same_pixels(built: Built, regis
     again = cpack_build("run", reference, "--photo", photo, "--size", 64, "-o", tmp_path / "out", **environment)
     assert again["made"] == 0, "the workspace is kept"
     assert [Path(path).name for path in again["files"]] == ["picture-1.png"]
+
+
+def test_from_a_docker_archive_alone_comfyui_gives_the_same_pixels(built: Built, tmp_path: Path) -> None:
+    archive = tmp_path / "example.tar"
+    image = open_source(parse_image_name(f"oci:{built.layout}")).as_image(this_platform())
+    write_archive(image, archive, name=parse_reference("example:1"))
+    root, original = tmp_path / "restored", tmp_path / "original"
+    cpack_build("restore", f"docker-archive:{archive}", "-d", root, **nothing_in_reach(tmp_path / "home"))
+    cpack_build("restore", built.pack, "-d", original, "--offline", CPACK_HOME=str(built.home))
+    picture = png(40, 40)
+    assert started(root, picture) == started(original, picture)
 
 
 def _empty(folder: Path) -> Path:

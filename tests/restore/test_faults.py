@@ -191,7 +191,8 @@ def test_an_image_of_another_program_without_its_history_is_still_read(world: Wo
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.oci.types import BytesBlob, Descriptor
     from cpack_build.restore.artifact import read_artifact
-    from cpack_build.restore.restoring import Goal, Options, restore
+    from cpack_build.restore.goal import Goal, Options
+    from cpack_build.restore.restoring import restore
 
     image = open_source(parse_image_name(f"oci:{world.layout}")).as_image(world.lock.platform)
 

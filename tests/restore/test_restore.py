@@ -179,6 +179,18 @@ def test_a_dry_run_writes_nothing(world: World, call: Caller, tmp_path: Path) ->
     assert f"model        {MODEL}: 1 would be made" in outcome.out
 
 
+def test_a_dry_run_or_a_refusal_leaves_a_folder_to_whoever_has_it(world: World, call: Caller, tmp_path: Path) -> None:
+    root = tmp_path / "w"
+    root.mkdir()
+    (root / "main.py").write_text("mine")
+    outcome = call("restore", f"oci:{world.layout}", "-d", root, "--offline", "--dry-run")
+    assert outcome.code == 0, outcome
+    assert "main.py; it needs --force" in outcome.err
+    assert [path.name for path in root.iterdir()] == ["main.py"]
+    assert call("restore", f"oci:{world.layout}", "-d", root, "--offline").code == 8
+    assert not (root / ".cpack/cpack.lock").exists(), "it is nobody's workspace yet"
+
+
 def test_models_can_be_copied_or_left_out(world: World, call: Caller, tmp_path: Path) -> None:
     copied, without = tmp_path / "copied", tmp_path / "without"
     flags = ["--offline", "--no-venv"]
