@@ -17,7 +17,7 @@ from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
 from cpack_build.fetch.tree import Tree
 from cpack_build.restore.extract import Content, Mode
 
-__all__ = ["File", "Manifest", "Source", "from_content", "from_git", "opened", "read_manifest"]
+__all__ = ["File", "Manifest", "Source", "from_content", "from_git", "opened", "read_manifest", "stays"]
 
 _LINE = re.compile(rb"(100644|100755|120000) ([0-9a-f]{64}) ([^\0]+)\0")
 _LINKS = 40
@@ -122,14 +122,15 @@ def opened(source: Source, tree_sha256: str, *, name: str) -> Source:
 def _check_links(links: Mapping[str, str], name: str) -> None:
     """See that no link of a tree leads out of it, also through others: ``a → .`` and ``b → a/..`` do together."""
     for path in links:
-        if not _stays(path, links):
+        if not stays(path, links):
             raise UnsafeInput(
                 f"{name}: the link {path!r} leads out of the tree, to {links[path]!r}.",
                 hint="Nothing was written. Do not use this pack or image.",
             )
 
 
-def _stays(path: str, links: Mapping[str, str]) -> bool:
+def stays(path: str, links: Mapping[str, str]) -> bool:
+    """Whether the link at *path* stays in its tree, of which *links* are all links (path → target)."""
     parts = path.split("/")[::-1]
     real: list[str] = []
     followed = 0
