@@ -28,6 +28,9 @@ def main() -> None:
         assert command is not None
         context = click.Context(command, info_name=verb, parent=group, **settings)
         pages += ["", f"## {verb}", "", "```", command.get_help(context), "```"]
+        for name, inner in command.commands.items() if isinstance(command, click.Group) else ():
+            below = click.Context(inner, info_name=name, parent=context, **settings)
+            pages += ["", f"### {verb} {name}", "", "```", inner.get_help(below), "```"]
     (DOCS / "commands.md").write_text("\n".join(line.rstrip() for line in pages) + "\n")
     for name, file in SCHEMAS.items():
         (DOCS / file).write_text(json.dumps(schema_of(name), indent=1, sort_keys=True) + "\n")

@@ -41,9 +41,11 @@ class Built:
     environment: Mapping[str, str]
 
 
-def cpack_build(*arguments: object, environment: Mapping[str, str], umask: int | None = None) -> dict[str, Any]:
-    """Run the command line as a user would; its JSON result."""
-    command = [sys.executable, "-m", "cpack_build", *map(str, arguments), "--json", "--progress", "none"]
+def cpack_build(
+    *arguments: object, environment: Mapping[str, str], umask: int | None = None, before: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Run the command line as a user would, with another command *before* it; its JSON result."""
+    command = [*before, sys.executable, "-m", "cpack_build", *map(str, arguments), "--json", "--progress", "none"]
     preexec = (lambda: os.umask(umask)) if umask is not None else None  # type: ignore[func-returns-value]
     done = subprocess.run(
         command, env={**os.environ, **environment}, capture_output=True, text=True, check=False, preexec_fn=preexec
@@ -278,6 +280,35 @@ def test_a_second_build_elsewhere_gives_the_same_image(built: Built, tmp_path: P
     assert (folder / lock).read_bytes() == (built.example.pack.parent / lock).read_bytes()
     assert result["image_id"] == built.result["image_id"]
     assert result["digest"] == built.result["digest"]
+
+
+@pytest.fixture(scope="module")
+def elsewhere(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pack and its shaping settings, as on a machine that has nothing else."""
+    folder = tmp_path_factory.mktemp("site")
+    shutil.copy(built.example.pack, folder)
+    (folder / "example.cpack.yaml").write_text(json.dumps({"system": {"packages": []}}))
+    return folder
+
+
+@pytest.mark.parametrize("name", ["bundle", "bundle.tar"])
+def test_what_was_fetched_builds_the_same_image_where_there_is_no_network(
+    built: Built, elsewhere: Path, tmp_path: Path, name: str
+) -> None:
+    bundle = tmp_path / name
+    fetched = cpack_build("fetch", built.example.pack, "-o", bundle, environment=built.environment)
+    assert fetched["fetched"] == 0, "the build has fetched everything"
+    unshare = need.tool("unshare")
+    if os.geteuid():
+        need.missing("root (to cut the network off)")
+    result = cpack_build(
+        "image", elsewhere / "example.cpack.zip", "-t", "example:1", "--output", f"oci:{tmp_path / 'layout'}",
+        "--offline", "--from", bundle, "--trust",
+        environment={"CPACK_HOME": str(tmp_path / "store"), "HOME": str(tmp_path)}, before=(unshare, "-n"),
+    )  # fmt: skip
+    assert result["digest"] == built.result["digest"]
+    lock = (elsewhere / "example.cpack.lock").read_bytes()
+    assert lock == (built.example.pack.parent / "example.cpack.lock").read_bytes()
 
 
 def test_no_path_of_this_machine_is_in_the_lock_or_the_image(built: Built) -> None:

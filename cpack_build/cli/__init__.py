@@ -21,6 +21,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "check": ("cpack_build.cli.check:check", "Name everything that stands in the way of an image, all at once."),
     "plan": ("cpack_build.cli.plan:plan", "Show the layers that a build would make, and which are known already."),
     "image": ("cpack_build.cli.image:image", "Build a pack's image, and give it to an engine, a folder or a file."),
+    "models": ("cpack_build.cli.models:models", "List the models of a pack, lock or workspace: here or where."),
+    "fetch": ("cpack_build.cli.fetch:fetch", "Fetch all that an image needs, also for a place without a network."),
     "push": ("cpack_build.cli.push:push", "Push an image to a registry."),
     "pull": ("cpack_build.cli.pull:pull", "Pull an image or a pack from a registry."),
     "login": ("cpack_build.cli.login:login", "Log in to a registry."),

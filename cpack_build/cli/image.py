@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.delivery import choose, deliver
+from cpack_build.cli.downloads import Downloads, download_options
 from cpack_build.cli.lock import make_locks
 from cpack_build.cli.lockfile import LockFile
 from cpack_build.cli.lockfile import lock_file as locks_at
@@ -19,7 +20,6 @@ from cpack_build.cli.options import (
     form_options,
     in_settings,
     pack_argument,
-    places_of,
     settings_options,
     terminal_options,
 )
@@ -30,13 +30,15 @@ if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
     from cpack_build.fetch.http import Sources
+    from cpack_build.fetch.store import Store
+    from cpack_build.image.gather import Places
     from cpack_build.lock.schema import Lock
     from cpack_build.oci.compressed import Compression
     from cpack_build.oci.reference import Reference
     from cpack_build.oci.types import Image, ImageIndex
     from cpack_build.progress import Progress
 
-__all__ = ["image"]
+__all__ = ["find_locks", "image"]
 
 
 @click.command(
@@ -79,6 +81,7 @@ __all__ = ["image"]
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @form_options
 @settings_options
+@download_options
 @registry_options
 @terminal_options
 def image(
@@ -94,6 +97,7 @@ def image(
     compression: str | None,
     format_revision: int | None,
     chosen: Chosen,
+    downloads: Downloads,
     terminal: Terminal,
     **flags: Any,
 ) -> None:
@@ -104,7 +108,10 @@ def image(
     """
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import UsageError
+    from cpack_build.fetch.store import Store
     from cpack_build.lock.form import compression_of, in_form
+    from cpack_build.lock.freshness import check_all_fresh
+    from cpack_build.lock.schema import read_locks
     from cpack_build.oci.engines import open_engine
     from cpack_build.oci.reference import EngineName, Reference
     from cpack_build.oci.types import ImageIndex
@@ -114,7 +121,16 @@ def image(
     settings = chosen.settings(read)
     path = locks_at(read, lock_file)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
-    found = _find_locks(read, settings, path, must=locked or frozen or lock_file is not None, frozen=frozen)
+    store = Store()
+    bundle = downloads.opened(store, progress=terminal.progress)
+    must = frozen or lock_file is not None or (locked and bundle is None)
+    found = find_locks(read, settings, path, must=must, frozen=frozen)
+    every = path.locks() if path.data is not None else ()
+    if found is None and bundle is not None and (carried := bundle.lock()) is not None:
+        every = read_locks(carried, name=bundle.path)
+        found = check_all_fresh(every, read, settings, name=bundle.path)
+        if not dry_run:
+            path.write(every)
     if found is not None:
         found = tuple(in_form(lock, revision=format_revision) for lock in found)
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
@@ -133,13 +149,17 @@ def image(
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
     if found is None:
-        made = make_locks(read, form, sources=chosen.sources(settings), trust=trust, terminal=terminal)
+        sources = downloads.sources(settings, chosen)
+        made = make_locks(read, form, store=store, sources=sources, trust=trust, terminal=terminal)
         found = tuple(in_form(lock, revision=format_revision) for lock in made)
         path.write(found)
     how = compression_of(found[0], instead=compression) if targets else None
-    siblings = path.locks() if path.data is not None else found
-    sources = chosen.sources(settings)
-    with _built(found, read, settings, siblings=siblings, sources=sources, trust=trust, terminal=terminal) as built:
+    siblings = every or found
+    near: dict[str, Places] = {lock.platform: downloads.places(settings, bundle, lock) for lock in found}
+    sources = downloads.sources(settings, chosen)
+    with _built(
+        found, read, near, siblings=siblings, store=store, sources=sources, trust=trust, terminal=terminal
+    ) as built:
         images = built.images if isinstance(built, ImageIndex) else (built,)
         for destination in destinations:
             if destination.place not in targets:
@@ -193,7 +213,7 @@ def _document(built: Image | ImageIndex) -> dict[str, Any]:
     }
 
 
-def _find_locks(
+def find_locks(
     pack: Pack, settings: Settings, file: LockFile, *, must: bool, frozen: bool = False
 ) -> tuple[Lock, ...] | None:
     """The wanted locks in *file*, if it is there and they are fresh; ``None`` if it is not there and need not be."""
@@ -219,21 +239,20 @@ def _base_of(lock: Lock) -> list[Reference]:
 def _built(
     locks: Sequence[Lock],
     pack: Pack,
-    settings: Settings,
+    places: Mapping[str, Places],
     *,
     siblings: Sequence[Lock],
+    store: Store,
     sources: Sources,
     trust: bool,
     terminal: Terminal,
 ) -> Iterator[Image | ImageIndex]:
     """The image, or for several platforms the index of images, for as long as the context lasts. *siblings* are all
     locks of the pack, for an interpreter that runs here."""
-    from cpack_build.fetch.store import Store
     from cpack_build.image.build import build
     from cpack_build.image.gather import gather
     from cpack_build.oci.types import ImageIndex
 
-    store = Store()
     with ExitStack() as stack:
         images = []
         for lock in locks:
@@ -241,7 +260,7 @@ def _built(
                 lock,
                 documents=documents_of(pack),
                 pack=pack,
-                places=places_of(settings),
+                places=places[lock.platform],
                 store=store,
                 sources=sources,
                 siblings=siblings,

@@ -1,4 +1,4 @@
-"""``cpack-build inspect PACK``: what a pack (or a workflow alone) holds, without building anything."""
+"""``cpack-build inspect PACK|MODEL``: what a pack, a workflow or a model file holds, without building or loading it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.objectinfo import object_info_option, read_object_info
-from cpack_build.cli.options import pack_argument, terminal_options
+from cpack_build.cli.options import terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 __all__ = ["inspect"]
 
 _OTHER_SHOWN = 5
+_MODELS = (".safetensors", ".sft", ".gguf", ".ckpt", ".pt", ".pt2", ".pth", ".bin", ".pkl")
 
 
 @click.command(epilog="Example: cpack-build inspect upscale.cpack.zip --json    (exit codes: docs/exit-codes.md)")
-@pack_argument
+@click.argument("pack", metavar="PACK|MODEL", type=click.Path(path_type=Path))
 @click.option(
     "--all", "everything", is_flag=True, help="Also models and nodes that were not chosen, packages and addresses."
 )
@@ -32,8 +33,12 @@ _OTHER_SHOWN = 5
 def inspect(pack: Path, everything: bool, object_info: str | None, terminal: Terminal) -> None:
     """Show what PACK holds: its workflow's parameters and results, and what its image needs.
 
-    PACK may be a workflow, too: ComfyUI's JSON, or a picture that ComfyUI made.
+    PACK may be a workflow, too: ComfyUI's JSON, or a picture that ComfyUI made. Of a MODEL file: its kind, tensors and
+    types; and what a pickled one would import when it is loaded.
     """
+    if pack.suffix.lower() in _MODELS:
+        _inspect_model(pack, terminal)
+        return
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import WorkflowError
     from cpack_build.workflow.embedded import is_medium
@@ -52,6 +57,28 @@ def inspect(pack: Path, everything: bool, object_info: str | None, terminal: Ter
             terminal.say(line)
     for note in read.snapshot.notes:
         terminal.progress.note(note)
+
+
+def _inspect_model(path: Path, terminal: Terminal) -> None:
+    from cpack_build.errors import BadInput
+    from cpack_build.fetch.inventory import describe
+
+    if not path.is_file():
+        raise BadInput(f"There is no file {path}.", hint="Correct it.")
+    found = {"model": str(path), **describe(path, name=path.name)}
+    terminal.result(found)
+    terminal.say(f"{path}  {amount(found['size'], None, 'B')}")
+    terminal.say(f"  {found['format']}, {found['kind'] or 'kind not known'}")
+    if "tensors" in found:
+        types = ", ".join(found["dtypes"])
+        terminal.say(f"  {found['tensors']} tensors, {found['parameters'] / 1e6:,.1f} M parameters, {types}")
+    for key, value in sorted(found.get("metadata", {}).items()):
+        terminal.say(f"  {key}: {value[:100]}{'…' if len(value) > 100 else ''}")
+    if "verdict" in found:
+        terminal.say(f"  {found['verdict']}")
+        for title in ("dangerous", "unknown"):
+            for one in found[title]:
+                terminal.say(f"    {title:<10} {one}")
 
 
 def _inspect_workflow(path: Path, object_info: str | None, terminal: Terminal) -> None:

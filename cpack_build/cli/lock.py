@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.downloads import Downloads, download_options
 from cpack_build.cli.lockfile import LockFile, lock_file
 from cpack_build.cli.options import Chosen, form_options, in_settings, pack_argument, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount, printable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from cpack_build.cpack.settings import Settings
     from cpack_build.errors import NeedsTrust
     from cpack_build.fetch.http import Sources
+    from cpack_build.fetch.store import Store
     from cpack_build.lock.schema import Lock
 
 __all__ = ["lock", "make_locks"]
@@ -40,22 +42,22 @@ __all__ = ["lock", "make_locks"]
     "be given several times.",
 )
 @form_options
-@click.option("--offline", is_flag=True, help="Ask nobody: resolve from what is in the caches and on this machine.")
 @click.option("--trust", is_flag=True, help="Build packages that have no wheel here, which runs their code.")
 @click.option("--dry-run", is_flag=True, help="Resolve everything, and write nothing.")
 @settings_options
+@download_options
 @terminal_options
 def lock(
     pack: Path,
     output: Path | None,
     into_pack: bool,
     update: tuple[str, ...],
-    offline: bool,
     trust: bool,
     dry_run: bool,
     compression: str | None,
     format_revision: int | None,
     chosen: Chosen,
+    downloads: Downloads,
     terminal: Terminal,
 ) -> None:
     """Pin every byte that the image of PACK needs: system packages, Python, wheels, git trees and models.
@@ -66,6 +68,7 @@ def lock(
     """
     from cpack_build.cpack.reader import read_pack
     from cpack_build.errors import UsageError
+    from cpack_build.fetch.store import Store
     from cpack_build.lock.schema import locks_to_bytes
 
     if into_pack and output is not None:
@@ -75,22 +78,31 @@ def lock(
 
     target = lock_file(read, output, inside=into_pack)
     settings = in_settings(chosen.settings(read), compression=compression, format_revision=format_revision)
+    store = Store()
+    bundle = downloads.opened(store, progress=terminal.progress)
     if update and target.data is None:
         raise UsageError(f"There is no lock {target} to update.", hint="Leave --update out to make one.")
-    # what is put into the pack for the first time begins from the lock beside it
+    # what is put into the pack for the first time begins from the lock beside it, and that from the one in a bundle
     known = lock_file(read) if into_pack and target.data is None else target
+    if known.data is None and bundle is not None:
+        known = LockFile(bundle.path, False, bundle.lock())
     earlier = _earlier(known, must=bool(update))
     if earlier and not update and _is_fresh(earlier, read, settings):
         made = earlier
     else:
-        from cpack_build.fetch.store import Store
         from cpack_build.lock.libraries import lacking
 
-        sources = chosen.sources(settings, offline=offline)
         made = make_locks(
-            read, settings, sources=sources, previous=earlier, update=update, trust=trust, terminal=terminal
+            read,
+            settings,
+            store=store,
+            sources=downloads.sources(settings, chosen),
+            previous=earlier,
+            update=update,
+            trust=trust,
+            terminal=terminal,
         )
-        for one in lacking(made, store=Store(), find_links=settings.python.find_links)[0]:
+        for one in lacking(made, store=store, find_links=settings.python.find_links)[0]:
             terminal.progress.note(f"{one}.")
     made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
     changed = target.data != locks_to_bytes(made)
@@ -187,6 +199,7 @@ def make_locks(
     settings: Settings,
     *,
     sources: Sources,
+    store: Store | None = None,
     previous: Sequence[Lock] = (),
     update: tuple[str, ...] = (),
     served: bool = True,
@@ -212,7 +225,7 @@ def make_locks(
             pack,
             settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),
             settings=settings,
-            store=Store(),
+            store=store or Store(),
             sources=sources,
             previous=previous,
             update=update,

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import stat as modes
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,12 +100,19 @@ def add(
         progress.task("Hashing files", total=sum(path.stat().st_size for path in files)) as task,
         working(workers or os.cpu_count() or 1, progress) as (pool, reports),
     ):
+        lock = threading.Lock()
 
         def one(path: Path) -> Added:
-            with reports.task(path.name):
+            with reports.task(path.name) as own:
+
+                def read(amount: int) -> None:
+                    own.advance(amount)
+                    with lock:
+                        task.advance(amount)
+
                 if not keep:
-                    return Added(path, store.adopt(path, on_read=task.advance), "reference")
-                return _kept(path, store, task.advance)
+                    return Added(path, store.adopt(path, on_read=read), "reference")
+                return _kept(path, store, read)
 
         return tuple(pool.map(one, files))
 

@@ -11,6 +11,7 @@ import fcntl
 import hashlib
 import os
 import stat as modes
+import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
@@ -124,13 +125,16 @@ def verify(
         progress.task("Reading the store", total=sum(entry.size for entry in entries)) as task,
         working(workers or os.cpu_count() or 1, progress) as (pool, reports),
     ):
+        lock = threading.Lock()
 
         def hashed(entry: Entry) -> str:
             hasher = hashlib.sha256()
-            with suppress(OSError), entry.path.open("rb") as file, reports.task(entry.name or entry.path.name):
+            with suppress(OSError), entry.path.open("rb") as file, reports.task(entry.name or entry.path.name) as own:
                 while chunk := file.read(CHUNK):
                     hasher.update(chunk)
-                    task.advance(len(chunk))
+                    own.advance(len(chunk))
+                    with lock:
+                        task.advance(len(chunk))
                 return hasher.hexdigest()
             return ""
 

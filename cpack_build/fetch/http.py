@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from urllib.parse import unquote
 
-from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput
+from cpack_build.errors import CpackError, HashMismatch, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.mirrors import Mirrors, local_path
 from cpack_build.fetch.store import CHUNK, Store, StoredFile
 from cpack_build.fetch.tuning import Tuning
@@ -43,6 +43,8 @@ __all__ = [
 ]
 
 _TRIES = 5
+_LARGE = 64 << 20
+"""Bytes from which on a file is worth several connections and a journal."""
 _LONGEST_WAIT = 60.0
 """Seconds that a ``Retry-After`` may ask for before giving up is the kinder answer."""
 
@@ -198,6 +200,8 @@ def download(
             )
         return adopt_verified(path, store=store, sha256=sha256, what=f"{name} ({path})", progress=progress)
     check_http(target, what=name)
+    if sha256 is not None and size is not None and size >= _LARGE:
+        return _transferred(target, sha256, size, name, store, sources, headers or {}, progress)
     with progress.task(name, total=size) as task:
         body = _body(target, sources.http, headers=headers or {}, resumable=sha256 is not None, sleep=sleep)
         expected = next(body)
@@ -211,6 +215,36 @@ def download(
                 yield chunk
 
         return store.put(chunks(), what=f"{name} from {redact(target)}", sha256=sha256, size=size, name=what)
+
+
+def _transferred(
+    target: str,
+    sha256: str,
+    size: int,
+    name: str,
+    store: Store,
+    sources: Sources,
+    headers: Mapping[str, str],
+    progress: Progress,
+) -> StoredFile:
+    """A large file with a known hash: in parallel ranges, and taken up in another run where this one ends."""
+    from cpack_build.fetch.remote import HttpFile
+    from cpack_build.fetch.transfer import transfer
+
+    problems: list[CpackError] = []
+    done = transfer(
+        [HttpFile(target, sources.http, headers)],
+        sha256=sha256,
+        size=size,
+        name=name,
+        store=store,
+        tuning=sources.tuning,
+        problems=problems,
+        progress=progress,
+    )
+    if done is None:
+        raise problems[0]
+    return done.file
 
 
 def probe(url: str, *, sources: Sources, what: str = "") -> None:

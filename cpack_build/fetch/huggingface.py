@@ -94,6 +94,22 @@ def in_repository(repo: str, revision: str, *, sha256: str, asker: Asker) -> dic
     return None
 
 
+def terms_of(repo: str, *, asker: Asker) -> tuple[bool | None, str | None]:
+    """Whether a repository is gated, and its licence, as far as the hub says."""
+    kind, name = ("datasets", repo.removeprefix("datasets/")) if repo.startswith("datasets/") else ("models", repo)
+    answer = asker.get(f"{_SITE}/api/{kind}/{name}")
+    if not isinstance(answer, Mapping):
+        return None, None
+    gated = answer.get("gated")
+    tags = answer.get("tags")
+    licences = (
+        [tag.removeprefix("license:") for tag in tags if isinstance(tag, str) and tag.startswith("license:")]
+        if isinstance(tags, list)
+        else []
+    )
+    return (gated not in (False, None) if "gated" in answer else None), licences[0][:80] if licences else None
+
+
 def search(name: str, *, sha256: str, asker: Asker) -> dict[str, Any] | None:
     """The file with that hash in a repository that is called about like the file *name*."""
     stem = Path(name).stem

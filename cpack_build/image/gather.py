@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from cpack_build.errors import HashMismatch, NeedsTrust, StaleLock, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources, download
+from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.places import places_of
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
@@ -23,7 +24,7 @@ from cpack_build.lock.building import rebuild
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import fetch_deb
 from cpack_build.lock.interpreter import compiling, is_vouched
-from cpack_build.lock.models import fetch_model
+from cpack_build.lock.models import fetch_model, local_model
 from cpack_build.lock.nodes import open_tree
 from cpack_build.lock.resolve import this_platform
 from cpack_build.lock.schema import (
@@ -35,13 +36,14 @@ from cpack_build.lock.schema import (
     Lock,
     Model,
     NodeTree,
+    RegistryNode,
 )
 from cpack_build.lock.service import service_code, service_files
 from cpack_build.lock.sourcetree import shown
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["Places", "gather"]
+__all__ = ["Places", "gather", "to_fetch"]
 
 _PARALLEL = 8
 """Downloads at once: they wait for the network more than for the processor."""
@@ -70,13 +72,15 @@ def gather(
     sources: Sources,
     siblings: Sequence[Lock] = (),
     trust: bool = False,
+    compiles: bool = True,
     progress: Progress = SILENT,
 ) -> Materials:
     """The materials of *lock*; *documents* go below ``/app/cpack``. *pack* holds what nobody else has.
 
     A lock with bytecode has its own Python started here, or that of one of its *siblings* for other platforms. Where
     this machine did not resolve that Python itself, *trust* says that the user wants it; otherwise
-    :class:`UnsafeInput` is raised before anything is fetched.
+    :class:`UnsafeInput` is raised before anything is fetched. It is not asked for where nothing *compiles*: the
+    materials are only brought here. Packages that were built from source are built again only with *trust*.
 
     Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`; and :class:`StaleLock` when the lock has
     another cpack-build's service.
@@ -88,7 +92,7 @@ def gather(
             hint="Use the cpack-build that made it, or make it anew with `cpack-build lock`.",
         )
     compiler = compiling(lock, siblings, platform=this_platform()) if lock.bytecode == "compiled" else None
-    if compiler is not None and not (trust or is_vouched(compiler, store=store)):
+    if compiles and compiler is not None and not (trust or is_vouched(compiler, store=store)):
         raise UnsafeInput(
             f"The lock's Python {lock.interpreter.version} was not resolved on this machine, and building would run it "
             "here to compile bytecode.",
@@ -205,3 +209,26 @@ def _build_again(
         built, name=wheel.name, python_version=lock.interpreter.version, store=store, sources=sources,
         progress=progress,
     )  # fmt: skip
+
+
+def to_fetch(lock: Lock, *, places: Places, store: Store) -> list[tuple[str, int | None]]:
+    """The files that :func:`gather` would have to fetch, as its progress calls them, with their sizes in bytes.
+
+    Looks only for what lies in the store or, by name and size, in a named folder; leaves out git trees and the base.
+    """
+    folders = [path for path in map(local_path, places.find_links) if path is not None]
+    wanted: dict[str, tuple[str, int | None]] = {}
+    for wheel in (*wheels_of(lock.service), *wheels_of(lock.python)):
+        if not any((folder / wheel.filename).is_file() for folder in folders):
+            wanted[wheel.sha256] = (wheel.filename, wheel.size)
+    own = lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
+    wanted |= {deb.sha256: (f"{deb.name} {deb.version}", deb.size) for deb in (*lock.system, *own)}
+    if isinstance(lock.interpreter, ArchiveInterpreter):
+        wanted[lock.interpreter.sha256] = (f"Python {lock.interpreter.version}", lock.interpreter.size)
+    for node in lock.custom_nodes:
+        if isinstance(node, RegistryNode):
+            wanted[node.sha256] = (f"{node.name} {node.version}", node.size)
+    for model in lock.models:
+        if local_model(model, places.models) is None:
+            wanted[model.sha256] = (model.path.rpartition("/")[2], model.size)
+    return [known for sha256, known in wanted.items() if store.find(sha256) is None]

@@ -116,7 +116,7 @@ def compiling(lock: Lock, siblings: Sequence[Lock], *, platform: str) -> Lock:
         if (
             one.platform == platform
             and one.bytecode == "compiled"
-            and compiles_alike(one.interpreter, lock.interpreter)
+            and (one is lock or compiles_alike(one.interpreter, lock.interpreter))
         ):
             return one
     raise ToolMissing(

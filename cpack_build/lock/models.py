@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
 
 from cpack_build.cpack.schema import ModelEntry
 from cpack_build.errors import CpackError, HashMismatch, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.obtain import obtain
+from cpack_build.fetch.pickles import PICKLED
 from cpack_build.fetch.places import Folders, Place, Wanted, places_of
 from cpack_build.fetch.store import Store, StoredFile, stamp_of
 from cpack_build.fetch.urls import redact, without_credentials
@@ -24,7 +25,7 @@ from cpack_build.lock.schema import Model
 from cpack_build.oci.modellayer import LAYER_MEMO, frame, hash_model, prove_layer
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["fetch_model", "is_layer_proved", "local_model", "lock_models", "safe_model_path"]
+__all__ = ["fetch_model", "is_layer_proved", "local_model", "lock_models", "refuse_pickles", "safe_model_path"]
 
 _FILE = "model-file-1"
 _PARALLEL = max(4, os.cpu_count() or 1)
@@ -151,6 +152,16 @@ def _prove_by_layer(model: Model, path: Path, *, store: Store, progress: Progres
 def _is_hashed(model: Model, path: Path, *, store: Store) -> bool:
     """Whether the store knows the file's hash, which is then another."""
     return store.known(path) not in (None, model.sha256)
+
+
+def refuse_pickles(models: Iterable[Model]) -> None:
+    """See that none of *models* is in a pickled format, by its name. Raises :class:`UnsafeInput` naming those."""
+    pickled = [model.path for model in models if PurePosixPath(model.path).suffix.lower() in PICKLED]
+    if pickled:
+        raise UnsafeInput(
+            f"--no-pickle forbids {', '.join(pickled)}: loading a pickle can run code.",
+            hint="Take the .safetensors version of each, or leave --no-pickle out if you trust where they come from.",
+        )
 
 
 def local_model(model: Model, folders: Sequence[str]) -> Path | None:

@@ -16,11 +16,13 @@ from cpack_build.errors import CpackError, NeedsTrust, NetworkError, Unresolvabl
 from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.http import Sources, probe
 from cpack_build.fetch.mirrors import local_path
+from cpack_build.fetch.places import LocalFile, Wanted, places_of
+from cpack_build.fetch.remote import Remote, TryLater
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.urls import redact
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.hub import look_at
-from cpack_build.lock.models import local_model
+from cpack_build.lock.models import safe_model_path
 from cpack_build.lock.nodes import lock_trees, open_tree
 from cpack_build.lock.risks import Risk, risks_of_models, risks_of_tree
 from cpack_build.lock.schema import ArchiveInterpreter, BuiltWheel, Deb, DebInterpreter, Lock, Model, NodeTree
@@ -183,22 +185,46 @@ def _tree(
 
 
 def _model(model: Model, folders: Sequence[str], store: Store, sources: Sources, asker: Asker) -> _Answer:
-    if store.find(model.sha256) is not None or local_model(model, folders) is not None:
+    """Asks the same places as a build would, each for one byte."""
+    if store.find(model.sha256) is not None:
         return _Answer()
-    problems = []
-    for url in model.sources:
-        seen = look_at(model, url, asker=asker, store=store)
-        if seen.state in ("other", "gone"):
-            problems.append(f"{redact(url)} {seen.why}.")
-            continue
-        try:
-            probe(url, sources=sources, what=model.path)
-            return _Answer(download=model.size)
-        except (NetworkError, Unresolvable) as error:
-            problems.append(error.message + (f" It {seen.why}." if seen.why else ""))
-    tried = f" Tried: {' '.join(problems)}" if problems else " The lock names no address for it."
+    seen = {url: look_at(model, url, asker=asker, store=store) for url in model.sources}
+    others = [url for url, look in seen.items() if look.state in ("other", "gone")]
+    urls = tuple(url for url in model.sources if url not in others)
+    wanted = Wanted(safe_model_path(model.path), model.sha256, model.size, urls, model.layer_digest)
+    problems: list[CpackError] = []
+    for place in places_of(sources, folders=folders):
+        for offer in place.offers(wanted):
+            if isinstance(offer, CpackError):
+                problems.append(offer)
+            elif isinstance(offer, LocalFile):
+                if offer.path.stat().st_size == model.size:
+                    return _Answer()
+            elif (problem := _problem(offer, model)) is None:
+                return _Answer(download=model.size)
+            else:
+                problems.append(problem)
+    told = [f"{redact(url)} {seen[url].why}." for url in others] + [problem.message for problem in problems]
+    told += [f"{redact(url)} {look.why}." for url, look in seen.items() if look.why and url not in others]
+    tried = f" Tried: {' '.join(told)}" if told else " The lock names no address for it."
+    hint = "Name the folder that holds it with --models DIR, or a copy with --mirror URL=PATH."
     raise Unresolvable(
         f"The model {model.path} (sha256 {model.sha256}) is neither in the store nor in a folder that was named."
         + tried,
-        hint="Name the folder that holds it with --models DIR, or a copy with --mirror URL=PATH.",
+        hint=problems[0].hint if len(problems) == 1 and problems[0].hint else hint,
     )
+
+
+def _problem(remote: Remote, model: Model) -> CpackError | None:
+    """Why *remote* does not give the model, as far as its first byte tells."""
+    try:
+        with remote.read(0, 1) as piece:
+            if piece.total in (None, model.size):
+                return None
+            return NetworkError(f"{remote.shown} has {piece.total} bytes, where {model.size} were promised.")
+    except (NetworkError, Unresolvable) as error:
+        return error
+    except TryLater as error:
+        return error.error
+    except (ConnectionError, TimeoutError) as error:
+        return NetworkError(f"{remote.shown} does not answer: {error}.", hint="Check the network and try again.")

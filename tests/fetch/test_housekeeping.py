@@ -15,6 +15,7 @@ import pytest
 from cpack_build.errors import StorageError, UnsafeInput
 from cpack_build.fetch.housekeeping import collect, holdings, verify
 from cpack_build.fetch.store import Store, further_roots
+from tests.fetch.disks import mounted
 
 DAY = 86_400
 
@@ -195,6 +196,18 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="file"):
         Store(tmp_path / "file").put([b"x"], what="x")
+
+
+def test_a_store_on_a_read_only_disk_is_named_and_may_be_a_further_root(tmp_path: Path) -> None:
+    with mounted(tmp_path / "disk", "-t", "tmpfs", "-o", "size=1m", "none") as disk:
+        real = Store(disk / "store", further=()).put([b"shared"], what="x")
+        subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
+        with pytest.raises(StorageError, match=str(disk)):
+            Store(disk / "store", further=()).put([b"x"], what="x")
+        own = Store(tmp_path / "own", further=[disk / "store"])
+        found = own.find(real.sha256)
+        assert found is not None
+        assert found.path == real.path
 
 
 def test_a_store_of_ten_thousand_is_listed_and_collected_without_reading(store: Store) -> None:

@@ -11,7 +11,9 @@ from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeI
 from cpack_build.fetch.http import RequestsTransport, Sources, download
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.fetch.tuning import Tuning
 from tests.fetch.servers import Answer, Request, serving, serving_files
+from tests.fetch.test_transfer import ranged
 
 BODY = bytes(range(256)) * 20_000
 SHA256 = hashlib.sha256(BODY).hexdigest()
@@ -167,3 +169,23 @@ def test_a_mirror_reads_urls_as_a_server_would(store: Store, tmp_path: Path) -> 
     sources = Sources(Mirrors({"https://hub.example/": f"{tmp_path}/"}))
     file = download("https://hub.example/x%2by%20z.bin?download=true", store=store, sources=sources, sha256=SHA256)
     assert file.path == tmp_path / "x+y z.bin"
+
+
+def test_a_large_file_comes_in_parts_and_goes_on_in_another_run(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wheel of torch has nearly a gigabyte."""
+    monkeypatch.setattr("cpack_build.fetch.http._LARGE", 1 << 20)
+    sources = Sources(tuning=Tuning(connections=1, part=1 << 20, sleep=lambda _: None))
+    inner, count = ranged(BODY), 0
+
+    def failing(request: Request) -> Answer:
+        nonlocal count
+        count += 1
+        return inner(request) if count <= 2 else Answer(404)
+
+    with serving(failing) as server, pytest.raises(NetworkError, match="is not there"):
+        download(f"{server.url}/x", store=store, sources=sources, sha256=SHA256, size=len(BODY))
+    with serving(inner) as server:
+        file = download(f"{server.url}/x", store=store, sources=sources, sha256=SHA256, size=len(BODY), what="x.whl")
+        assert len(server.requests) == 3
+    assert file.path.read_bytes() == BODY
+    assert file == store.find(SHA256)

@@ -44,6 +44,13 @@ def test_what_breaks_off_leaves_nothing(store: Store) -> None:
     assert [path for folder in ("tmp", "blobs") for path in (store.root / folder).rglob("*") if path.is_file()] == []
 
 
+def test_what_comes_twice_stays_the_file_that_somebody_may_be_reading(store: Store) -> None:
+    first = store.put([b"same"], what="x")
+    second = store.put([b"same"], what="x")
+    assert second == first
+    first.require_unchanged()
+
+
 def test_an_adopted_file_is_found_until_it_changes(store: Store, tmp_path: Path) -> None:
     path = tmp_path / "model"
     path.write_bytes(b"one")

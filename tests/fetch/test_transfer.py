@@ -17,7 +17,7 @@ import pytest
 
 from cpack_build.errors import CpackError, StorageError, UnsafeInput
 from cpack_build.fetch.http import RequestsTransport
-from cpack_build.fetch.partial import Partial
+from cpack_build.fetch.partial import Partial, alone
 from cpack_build.fetch.remote import HttpFile
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.transfer import Transferred, transfer
@@ -391,3 +391,17 @@ def test_a_token_does_not_follow_a_redirect_to_another_host(store: Store) -> Non
     assert there(store)
     assert all(request.headers.get("authorization") == "Bearer secret" for request in server.requests)
     assert all("authorization" not in request.headers for request in other.requests)
+
+
+def test_who_waits_for_another_says_so_and_then_has_what_that_one_brought(store: Store) -> None:
+    heard = Heard()
+    with serving(ranged(BODY)) as server:
+        with alone(store.root, SHA256, waiting=lambda: None):
+            waiter = threading.Thread(target=get, args=(Store(store.root), server.url), kwargs={"progress": heard})
+            waiter.start()
+            while not heard.titles:
+                time.sleep(0.01)
+            store.put([BODY], what="x")
+        waiter.join()
+        assert server.requests == []
+    assert heard.titles == ["x: waiting for another cpack-build that downloads it"]

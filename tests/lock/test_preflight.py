@@ -28,7 +28,7 @@ from cpack_build.lock.schema import (
 )
 from cpack_build.lock.wheels import Wheel, pylock_text
 from tests.fetch.repositories import make_repository
-from tests.fetch.servers import serving_files
+from tests.fetch.servers import Answer, Request, serving, serving_files
 from tests.lock.indexes import Index
 
 HASH = "0" * 64
@@ -161,3 +161,28 @@ def test_every_requirement_that_is_refused_is_named_in_one_run() -> None:
         parse_requirements(hostile)
     assert len(caught.value.parts) == 4
     assert all(isinstance(part, CpackError) and part.hint for part in caught.value.parts)
+
+
+def test_a_gated_model_is_missing_without_a_token_and_there_with_one(
+    tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gate(request: Request) -> Answer:
+        if request.headers.get("authorization") == "Bearer hf_x":
+            return Answer(206, b"m", {"Content-Range": "bytes 0-0/5"})
+        return Answer(404 if "/api/" in request.path else 401, headers={"X-Error-Code": "GatedRepo"})
+
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with serving(gate) as server:
+        made = lock(
+            tmp_path, server.url, models=(model(1, sources=("https://huggingface.co/o/m/resolve/main/x.ckpt",)),)
+        )
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        found = {}
+        for token in ("", "hf_x"):
+            monkeypatch.setenv("HF_TOKEN", token)
+            result = preflight(made, store=store, sources=sources(tmp_path))
+            found[token] = [error for error in result.missing if "models/a/1.ckpt" in error.message]
+    (gated,) = found[""]
+    assert "is gated" in gated.message
+    assert "HF_TOKEN" in gated.hint
+    assert found["hf_x"] == []

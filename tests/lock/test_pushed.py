@@ -14,13 +14,14 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tuning import Tuning
-from cpack_build.lock.models import fetch_model, is_layer_known
+from cpack_build.lock.models import fetch_model, is_layer_proved
 from cpack_build.lock.pushed import PushedModels
 from cpack_build.lock.schema import Model
-from cpack_build.oci.modellayer import ModelLayer, hash_model
+from cpack_build.oci.modellayer import ModelLayer, frame, hash_model
 from cpack_build.oci.push import push
 from cpack_build.oci.reference import parse_reference
 from tests.engines import Registry
+from tests.fetch.servers import Answer, serving
 from tests.oci.images import image_of
 
 BODY = random.Random(5).randbytes(5_000_000)
@@ -51,7 +52,7 @@ def test_a_pushed_model_comes_back_in_parts(pushed: tuple[Model, str], tmp_path:
     store = Store(tmp_path / "other", further=())
     file = fetch_model(model, store=store, sources=sources(name))
     assert file.path.read_bytes() == BODY
-    assert is_layer_known(model, store=store)
+    assert is_layer_proved(model, file, store=store)
 
 
 def test_a_lock_that_lies_about_the_layer_poisons_nothing(pushed: tuple[Model, str], tmp_path: Path) -> None:
@@ -71,3 +72,36 @@ def test_a_registry_without_it_says_so(pushed: tuple[Model, str], tmp_path: Path
     missing = model.model_copy(update={"layer_digest": f"sha256:{'1' * 64}"})
     with pytest.raises(Unresolvable, match="is not in the store"):
         fetch_model(missing, store=store, sources=replace(sources(name)))
+
+
+def whole(size: int) -> bytes:
+    before, after = frame(SHA256, size)
+    return before + BODY + after
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (Answer(206, b"x", {"Content-Range": "bytes 0-0/5009408"}), "another range"),
+        (Answer(206, b"x" * 10), "another range"),
+        (Answer(206, b"x", {"Content-Range": "bytes 4096-4096/17"}), "has 17 bytes, and a layer of that model has"),
+        (Answer(200, b"short"), "has 5 bytes, and a layer of that model has"),
+        (Answer(404), "is not"),
+        (Answer(403), "is not in the store"),
+    ],
+)
+def test_a_registry_that_misbehaves_is_named_and_leaves_nothing(tmp_path: Path, answer: Answer, said: str) -> None:
+    store = Store(tmp_path / "store", further=())
+    pin = Model(path="models/x", sha256=SHA256, size=len(BODY), layer_digest=f"sha256:{'2' * 64}", sources=())
+    with serving(lambda _: answer) as server, pytest.raises(Unresolvable, match=said):
+        fetch_model(pin, store=store, sources=sources(server.url.removeprefix("http://") + "/team/models"))
+    assert store.find(SHA256) is None
+
+
+def test_a_registry_without_ranges_sends_the_whole_layer(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", further=())
+    pin = Model(path="models/x", sha256=SHA256, size=len(BODY), layer_digest=f"sha256:{'2' * 64}", sources=())
+    with serving(lambda _: Answer(body=whole(len(BODY)))) as server:
+        file = fetch_model(pin, store=store, sources=sources(server.url.removeprefix("http://") + "/team/models"))
+    assert file.path.read_bytes() == BODY
+    assert not is_layer_proved(pin, file, store=store), "the lock says another digest than what came has"

@@ -9,14 +9,17 @@ import pytest
 import requests
 
 from tests.serve.faulty import Faulty, faulty
-from tests.serve.running import Service, serving, wait_for, write_app
+from tests.serve.running import Engine, Service, serving, wait_for, write_app
 from tests.serve.workflows import EVERYTHING_INPUTS, everything, picture
 
 
 @pytest.fixture(scope="module")
-def proxy(service: Service) -> Iterator[Faulty]:
-    """A ComfyUI to be spoilt: the engine of the shared service, behind a proxy."""
-    with faulty(service.comfyui) as running:
+def proxy(engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    """A ComfyUI to be spoilt, behind a proxy. It is nobody else's: uploads stay where only its own machine could remove
+    them."""
+    folder = tmp_path_factory.mktemp("spoilt")
+    app = write_app(folder / "app", everything(), inputs=EVERYTHING_INPUTS)
+    with serving(app, folder, engine=engine) as service, faulty(service.comfyui) as running:
         yield running
 
 

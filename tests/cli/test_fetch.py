@@ -1,0 +1,199 @@
+"""`cpack-build fetch` brings what a lock names, says what it would bring, and tells a fresh user what a gate wants."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cpack_build.fetch.store import Store
+from cpack_build.lock.schema import Lock, Model, PythonEnvironment
+from cpack_build.lock.service import service_code
+from tests.cli.calling import Caller
+from tests.fetch.servers import Answer, Request, serving
+from tests.fetch.test_transfer import ranged
+from tests.lock.test_preflight import lock as make_lock
+
+BODY = b"model bytes " * 10_000
+SHA256 = hashlib.sha256(BODY).hexdigest()
+
+
+def model(*urls: str, name: str = "x.safetensors", body: bytes = BODY) -> Model:
+    sha256 = hashlib.sha256(body).hexdigest()
+    return Model(
+        path=f"models/loras/{name}", sha256=sha256, size=len(body), layer_digest=f"sha256:{sha256}", sources=urls
+    )
+
+
+Locked = Callable[..., Path]
+_PYLOCK = 'lock-version = "1.0"\ncreated-by = "test"\npackages = []\n'
+NO_WHEELS = PythonEnvironment(pylock=_PYLOCK, pylock_sha256=hashlib.sha256(_PYLOCK.encode()).hexdigest())
+
+
+@pytest.fixture
+def locked(tmp_path: Path) -> Locked:
+    """A lock of a ComfyUI, a node and models alone."""
+
+    def make(*models: Model) -> Path:
+        made: Lock = make_lock(
+            tmp_path, "http://none.example", models=models, service_code=service_code(), service=NO_WHEELS,
+            python=NO_WHEELS,
+        )  # fmt: skip
+        made = made.model_copy(update={"interpreter": made.interpreter.model_copy(update={"packages": ()})})
+        path = tmp_path / "x.cpack.lock"
+        path.write_bytes(made.to_bytes())
+        return path
+
+    return make
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> tuple[str, str]:
+    return "--mirror", f"https://code.example/={tmp_path}/"
+
+
+def test_what_is_missing_is_told_fetched_once_and_then_here(
+    call: Caller, locked: Locked, clone: tuple[str, str], tmp_path: Path
+) -> None:
+    with serving(ranged(BODY)) as server:
+        lock = locked(model(f"{server.url}/x"))
+        would = call("fetch", lock, *clone, "--dry-run", "--json").document
+        assert would["missing"] == [{"name": "x.safetensors", "size": len(BODY)}]
+        assert server.requests == []
+        done = call("fetch", lock, *clone, "--json")
+        assert done.code == 0, done.out
+        assert Path(done.document["models"][0]["file"]).read_bytes() == BODY
+        asked = len(server.requests)
+        again = call("fetch", lock, *clone)
+    assert "Everything was here already" in again.out
+    assert len(server.requests) == asked
+    assert call("store", "ls", "--json").document["entries"][0]["name"] == "x.safetensors"
+
+
+def test_a_bundle_is_used_offline_and_nothing_else_is_asked(
+    call: Caller, locked: Locked, clone: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with serving(ranged(BODY)) as server:
+        lock = locked(model(f"{server.url}/x"))
+        for name in ("bundle", "bundle.tar"):
+            done = call("fetch", lock, *clone, "-o", tmp_path / name, "--json")
+            assert done.code == 0, done.out
+    for name in ("bundle", "bundle.tar"):
+        monkeypatch.setenv("CPACK_HOME", str(tmp_path / f"store of {name}"))
+        alone = call("fetch", lock, "--offline", "--json")
+        assert alone.code == 6
+        assert "is not in the store" in alone.out
+        carried = call("fetch", lock, "--offline", "--from", tmp_path / name, "--json")
+        assert carried.code == 0, carried.out
+        assert carried.document["fetched"] == 0
+
+
+def test_a_gated_model_without_a_token_says_what_to_do(
+    call: Caller, locked: Locked, clone: tuple[str, str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+    def gate(request: Request) -> Answer:
+        return Answer(404 if "/api/" in request.path else 401, headers={"X-Error-Code": "GatedRepo"})
+
+    with serving(gate) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        lock = locked(model("https://huggingface.co/org/gated/resolve/main/x.safetensors"))
+        done = call("fetch", lock, *clone)
+    assert done.code == 4
+    assert "models/loras/x.safetensors" in done.err
+    assert "https://huggingface.co/org/gated is gated" in done.err
+    assert "accept its terms; then set HF_TOKEN" in done.err
+
+
+def test_pickles_are_refused_where_they_are_not_wanted_and_told_where_they_would_run_code(
+    call: Caller, locked: Locked, clone: tuple[str, str]
+) -> None:
+    import pickle
+
+    class Runs:
+        def __reduce__(self) -> object:
+            return eval, ("1",)
+
+    body = pickle.dumps(Runs())
+    with serving(ranged(body)) as server:
+        lock = locked(model(f"{server.url}/x", name="x.ckpt", body=body))
+        refused = call("fetch", lock, *clone, "--no-pickle")
+        assert refused.code == 8
+        assert "models/loras/x.ckpt" in refused.err
+        assert server.requests == []
+        done = call("fetch", lock, *clone)
+    assert done.code == 0
+    assert "x.ckpt would run code when it is loaded: builtins.eval" in done.err
+
+
+def test_another_file_is_kept_aside_and_never_used(
+    call: Caller, locked: Locked, clone: tuple[str, str], tmp_path: Path
+) -> None:
+    wrong = BODY[::-1]
+    with serving(ranged(wrong)) as server:
+        done = call("fetch", locked(model(f"{server.url}/x")), *clone)
+    actual = hashlib.sha256(wrong).hexdigest()
+    assert done.code == 5
+    assert str(tmp_path / "store/rejected" / actual) in done.err
+    assert Store(tmp_path / "store").find(actual) is None
+
+
+def test_models_tells_what_is_here_and_where_the_rest_is(call: Caller, locked: Locked, tmp_path: Path) -> None:
+    here = tmp_path / "models/loras/here.safetensors"
+    here.parent.mkdir(parents=True)
+    here.write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    listed = (
+        model(name="here.safetensors", body=here.read_bytes()),
+        model("https://hub.example/x?token=secret", name="big-00001-of-00002.safetensors"),
+        model(name="lost.ckpt", body=b"lost"),
+    )
+    done = call("models", locked(*listed), "--models", tmp_path, "--offline", "--json")
+    rows = {row["name"]: row for row in done.document["models"]}
+    assert (rows["here.safetensors"]["state"], rows["here.safetensors"]["where"]) == ("here", str(here))
+    assert rows["here.safetensors"]["folder"] == "loras"
+    assert rows["big-00001-of-00002.safetensors"]["where"] == "hub.example"
+    assert rows["lost.ckpt"]["state"] == "missing"
+    assert done.document["incomplete"] == {
+        "models/loras/big.safetensors": ["models/loras/big-00002-of-00002.safetensors"]
+    }
+    text = call("models", tmp_path / "x.cpack.lock", "--models", tmp_path, "--offline")
+    assert "secret" not in text.out
+    assert "1 here" in text.out
+    assert call("models", tmp_path / "x.cpack.lock", "--offline", "--no-pickle").code == 8
+
+
+def test_models_tells_gates_and_licences(
+    call: Caller, locked: Locked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import json
+
+    def hub(request: Request) -> Answer:
+        return Answer(body=json.dumps({"gated": "auto", "tags": ["license:other-license"]}).encode())
+
+    with serving(hub) as server:
+        mirror = ("--mirror", f"https://huggingface.co/api/={server.url}/api/")
+        lock = locked(model("https://huggingface.co/org/gated/resolve/main/x.safetensors"))
+        (row,) = call("models", lock, *mirror, "--json").document["models"]
+        assert (row["gated"], row["licence"]) == (True, "other-license")
+        assert "(gated, other-license)" in call("models", lock, *mirror).out
+
+
+def test_inspect_of_a_model_file_tells_what_it_is(call: Caller, tmp_path: Path) -> None:
+    import json
+
+    header = json.dumps(
+        {"lora_unet_x.lora_up.weight": {"dtype": "F16", "shape": [2, 2], "data_offsets": [0, 8]}}
+    ).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    found = call("inspect", path, "--json").document
+    assert (found["kind"], found["tensors"], found["dtypes"], found["parameters"]) == ("LoRA", 1, ["F16"], 4)
+    path.write_bytes(path.read_bytes()[:-1])
+    broken = call("inspect", path)
+    assert broken.code == 3
+    assert "x.safetensors is no sound safetensors file" in broken.err
