@@ -1,7 +1,7 @@
 """Everything that a pack may hold goes through everything that is done with it, and comes out as it went in.
 
-The pack has a changed node with a Git LFS file, a node and a single file of its own, and its locks for two platforms
-inside; each step is another person's code, and here they meet.
+The pack has a changed node with a Git LFS file, a node and a single file of its own, models that share a layer, and its
+locks for two platforms inside; each step is another person's code, and here they meet.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import pytest
 
 from cpack_build.cli.lockfile import LockFile
 from cpack_build.cpack.reader import LOCK_FILES
+from cpack_build.image import budget
 from cpack_build.lock.schema import Platform
 from tests.cli.calling import Caller
 from tests.engines import Registry
@@ -26,6 +27,7 @@ from tests.restore.test_restore import mirrored
 
 PLATFORMS: tuple[Platform, Platform] = ("linux/amd64", "linux/arm64")
 LARGE = bytes(range(256)) * 99
+MODELS = {MODEL: WEIGHTS, "models/loras/a.safetensors": b"a" * 700, "models/loras/b.safetensors": b"b" * 7000}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +45,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "nodes/alone.py": b"y = 1\n",
         "patches/fancy.patch": PATCH,
     }
-    world = make_world(folder, other=other, node_files={**NODE_FILES, "large.bin": pointer})
+    entries = []
+    for path, data in MODELS.items():
+        if path != MODEL:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            (folder / path).write_bytes(data)
+        entries.append({"filename": path, "size": len(data), "sha256": hashlib.sha256(data).hexdigest(), "source": {}})
+    files = {**NODE_FILES, "large.bin": pointer}
+    world = make_world(folder, other=other, node_files=files, snapshot={"models": entries})
     world.lock_path.unlink()
     LockFile(world.pack, True, None).write([world.lock.model_copy(update={"platform": one}) for one in PLATFORMS])
     return world
@@ -53,7 +62,8 @@ def check_restored(root: Path) -> None:
     assert (root / "custom_nodes/fancy/large.bin").read_bytes() == LARGE
     assert (root / "custom_nodes/mine/__init__.py").is_file()
     assert (root / "custom_nodes/alone.py").read_text() == "y = 1\n"
-    assert (root / MODEL).read_bytes() == WEIGHTS
+    for path, data in MODELS.items():
+        assert (root / path).read_bytes() == data
 
 
 def test_from_a_pack_to_a_registry_and_back_it_is_the_same_image_pack_and_workspace(
@@ -64,13 +74,20 @@ def test_from_a_pack_to_a_registry_and_back_it_is_the_same_image_pack_and_worksp
         assert outcome.code == 0, outcome
         return outcome.document
 
-    places = ["--find-links", world.wheels, *mirrored(world)]
+    # ours are six; one for each of three nodes, one for the largest model, and one that the other models share
+    monkeypatch.setattr(budget, "LAYER_BUDGET", 6 + 3 + 2)
+    sources = ["--find-links", world.wheels, *mirrored(world)]
+    # a model that shares a layer is not one in the store of who pulled it
+    places = [*sources, "--models", world.folder / "models"]
     name = f"{registry.host}/round/trip:1"
-    pushed = done(
-        "image", world.pack, "--locked", *places, "--models", world.folder / "models", "--compression", "gzip",
+    outcome = call(
+        "image", world.pack, "--locked", *places, "--compression", "gzip",
         "--output", f"oci:{tmp_path}/both.oci", "--push", name, "--push-models", f"{registry.host}/round/models",
-        "--attach", world.pack,
+        "--attach", world.pack, "--json",
     )  # fmt: skip
+    assert outcome.code == 0, outcome
+    assert "2 small models share layers" in outcome.err
+    pushed = outcome.document
     ids = {image["platform"]: image["image_id"] for image in pushed["images"]}
     assert list(ids) == list(PLATFORMS)
     assert len(pushed["models"]) == len(pushed["attached"]) == 1, "the platforms share them"
@@ -92,7 +109,7 @@ def test_from_a_pack_to_a_registry_and_back_it_is_the_same_image_pack_and_worksp
         assert done("verify", f"oci:{layout}", "--platform", platform, *places)["same"]
     done("store", "gc", "--all")
     made = done(
-        "image", pack, "--locked", *places, "--models", world.folder / "models", "--output", f"oci:{tmp_path}/2.oci",
+        "image", pack, "--locked", *places, "--output", f"oci:{tmp_path}/2.oci",
         "--push", f"{registry.host}/round/again:1", "--compression", "gzip",
     )  # fmt: skip
     assert (made["digest"], made["pushed"][0]["reference"].partition("@")[2]) == (
@@ -101,7 +118,7 @@ def test_from_a_pack_to_a_registry_and_back_it_is_the_same_image_pack_and_worksp
     )
 
     for number, (source, flags) in enumerate(
-        ((name, ["--offline"]), (f"oci:{tmp_path}/both.oci", ["--offline"]), (pack, places))
+        ((name, ["--offline"]), (f"oci:{tmp_path}/both.oci", ["--offline"]), (pack, sources))
     ):
         monkeypatch.setenv("CPACK_HOME", str(tmp_path / f"store-{number}"))
         root = tmp_path / f"workspace-{number}"
