@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cpack_build.restore.goal import Goal, Restored
     from cpack_build.restore.scripts import Script
 
-__all__ = ["goal_of", "next_command", "restore", "restore_options", "sources_of", "unpack"]
+__all__ = ["goal_of", "next_command", "restore", "restore_options", "sources_of", "trust_option", "unpack"]
 
 
 def restore_options(function: click.decorators.FC) -> click.decorators.FC:
@@ -42,6 +42,14 @@ def restore_options(function: click.decorators.FC) -> click.decorators.FC:
     ):
         function = option(function)
     return function
+
+
+def trust_option(function: click.decorators.FC) -> click.decorators.FC:
+    """*trust*: that others' code may run here."""
+    text = (
+        "Run what others wrote without asking: install.py of custom nodes, and the build of packages without a wheel."
+    )
+    return click.option("--trust", is_flag=True, help=text)(function)
 
 
 def sources_of(
@@ -84,7 +92,7 @@ def sources_of(
     help="How models get into the workspace; link shares the store's file.",
 )
 @click.option("--no-venv", is_flag=True, help="Make no virtual environment.")
-@click.option("--trust", is_flag=True, help="Run the install.py of custom nodes without asking.")
+@trust_option
 @click.option("--offline", is_flag=True, help="Use what the pack, the image and this machine have; ask nobody.")
 @click.option("--dry-run", is_flag=True, help="Say what would be made, and make nothing.")
 @click.option(
@@ -142,8 +150,8 @@ def restore(
         _best_effort(source, folder, chosen, insecure=insecure, ca=ca, terminal=terminal)
         return
     _restore(
-        source, folder, chosen, models=models, no_venv=no_venv, consent=_consent(trust, terminal), offline=offline,
-        dry_run=dry_run, force=force, insecure=insecure, ca=ca, terminal=terminal,
+        source, folder, chosen, models=models, no_venv=no_venv, trust=trust, offline=offline, dry_run=dry_run,
+        force=force, insecure=insecure, ca=ca, terminal=terminal,
     )  # fmt: skip
 
 
@@ -154,7 +162,7 @@ def restore(
 @click.option("--no-venv", is_flag=True, help="Make no virtual environment.")
 @click.option("--include-disabled-models", is_flag=True, help="Also the models that the pack lists and does not use.")
 @click.option("--preheat", is_flag=True, help="Start ComfyUI once at the end, to see that it loads every node.")
-@click.option("--trust", is_flag=True, help="Run the install.py of custom nodes without asking.")
+@trust_option
 @restore_options
 @image_options
 @terminal_options
@@ -178,7 +186,7 @@ def unpack(
         raise UsageError("--preheat starts ComfyUI, which needs the environment.", hint="Leave --no-venv out.")
     _restore(
         source, folder, sources_of(**flags), models="none" if no_models else "link", no_venv=no_venv,
-        consent=_consent(trust, terminal), offline=False, dry_run=False, force=(), insecure=insecure, ca=ca,
+        trust=trust, offline=False, dry_run=False, force=(), insecure=insecure, ca=ca,
         terminal=terminal, disabled_models=include_disabled_models and not no_models, preheat=preheat,
     )  # fmt: skip
 
@@ -190,7 +198,7 @@ def _restore(
     *,
     models: Literal["link", "copy", "none"],
     no_venv: bool,
-    consent: Callable[[Sequence[Script]], bool],
+    trust: bool,
     offline: bool,
     dry_run: bool,
     force: tuple[str, ...],
@@ -206,7 +214,15 @@ def _restore(
 
     store = Store()
     with goal_of(
-        source, chosen, store=store, offline=offline, write=not dry_run, insecure=insecure, ca=ca, terminal=terminal
+        source,
+        chosen,
+        store=store,
+        offline=offline,
+        write=not dry_run,
+        trust=trust,
+        insecure=insecure,
+        ca=ca,
+        terminal=terminal,
     ) as (goal, settings, sources):
         python = settings.python
         done = restored(
@@ -222,7 +238,8 @@ def _restore(
                 find_links=python.find_links,
                 index_urls=tuple(url for url in (python.index_url, *python.extra_index_urls) if url),
                 disabled_models=disabled_models,
-                consent=consent,
+                consent=_consent(trust, terminal),
+                trust=trust,
             ),
             store=store,
             sources=sources,
@@ -247,6 +264,7 @@ def goal_of(
     store: Store,
     offline: bool,
     write: bool = True,
+    trust: bool = False,
     insecure: tuple[str, ...] = (),
     ca: Path | None = None,
     terminal: Terminal,
@@ -273,7 +291,7 @@ def goal_of(
             check_fresh(lock, pack, settings, frozen=True, name=file)
         else:
             settings = settings.model_copy(update={"platform": (_platform(settings),)})
-            made = make_locks(pack, settings, sources=sources, served=False, terminal=terminal)
+            made = make_locks(pack, settings, sources=sources, served=False, trust=trust, terminal=terminal)
             if write:
                 file.write(made)
             (lock,) = made

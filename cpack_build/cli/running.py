@@ -19,7 +19,7 @@ import click
 from cpack_build.cli.export import image_options
 from cpack_build.cli.options import Chosen, terminal_options
 from cpack_build.cli.parameters import parse_values, print_help
-from cpack_build.cli.restore import goal_of, restore_options, sources_of
+from cpack_build.cli.restore import goal_of, restore_options, sources_of, trust_option
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class _Run(click.Command):
     metavar="DIR",
     help="Where its files go; by default here.",
 )
-@click.option("--trust", is_flag=True, help="Run the install.py of custom nodes.")
+@trust_option
 @click.option("--offline", is_flag=True, help="Use what the pack, the image and this machine have; ask nobody.")
 @click.option("--help-of-workflow", is_flag=True, hidden=True)
 @restore_options
@@ -116,7 +116,9 @@ def run_pack(
         with _documents(source, chosen, store=store, terminal=terminal) as (name, documents):
             print_help(source, read_workflow(documents["workflow_api.json"], name=f"{name}: workflow_api.json"))
         return
-    with goal_of(source, chosen, store=store, offline=offline, terminal=terminal) as (goal, settings, sources):
+    with goal_of(source, chosen, store=store, offline=offline, trust=trust, terminal=terminal) as (
+        goal, settings, sources,
+    ):  # fmt: skip
         if "workflow_api.json" not in goal.documents:
             raise UsageError(f"{source} has no workflow to run.", hint="Pack it again with one.")
         workflow = read_workflow(
@@ -132,6 +134,7 @@ def run_pack(
                 model_folders=settings.models,
                 find_links=settings.python.find_links,
                 consent=lambda scripts: trust,
+                trust=trust,
             ),
             store=store,
             sources=sources,
