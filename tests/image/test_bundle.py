@@ -59,6 +59,7 @@ def folder(path: Path, data: bytes) -> Path:
         ({"repositories": [{"name": "0" * 64, "commits": ["--x"], "shallow": []}]}, "commits that are none"),
         ({"repositories": [{"name": "0" * 64, "commits": ["0" * 40]}]}, "commits that are none"),
         ({"blobs": []}, "is damaged"),
+        ({"blobs": {"0" * 64: float("inf")}}, "is damaged"),
     ],
 )  # fmt: skip
 def test_a_description_that_lies_is_refused(tmp_path: Path, store: Store, changes: dict[str, Any], said: str) -> None:

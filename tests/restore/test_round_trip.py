@@ -92,6 +92,15 @@ def test_from_a_pack_to_a_registry_and_back_it_is_the_same_image_pack_and_worksp
     assert list(ids) == list(PLATFORMS)
     assert len(pushed["models"]) == len(pushed["attached"]) == 1, "the platforms share them"
 
+    # a third machine has nothing but the pack and what was carried there
+    for bundle in (tmp_path / "bundle", tmp_path / "bundle.tar"):
+        done("fetch", world.pack, *places, "-o", bundle)
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setenv("CPACK_HOME", str(tmp_path / f"with-{bundle.name}"))
+            layout = tmp_path / f"of-{bundle.name}.oci"
+            carried = done("image", world.pack, "--locked", "--offline", "--from", bundle, "--output", f"oci:{layout}")
+            assert {image["platform"]: image["image_id"] for image in carried["images"]} == ids
+
     # another machine, that has only the registry: and in the end git's remotes, for what only they have
     monkeypatch.setenv("CPACK_HOME", str(tmp_path / "there"))
     done("pull", name, "--attached", tmp_path / "got")
