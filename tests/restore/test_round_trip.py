@@ -18,6 +18,8 @@ from cpack_build.cli.lockfile import LockFile
 from cpack_build.cpack.reader import LOCK_FILES
 from cpack_build.image import budget
 from cpack_build.lock.schema import Platform
+from cpack_build.oci.reference import parse_image_name
+from cpack_build.oci.sources import open_source
 from tests.cli.calling import Caller
 from tests.engines import Registry
 from tests.fetch.repositories import git
@@ -91,6 +93,12 @@ def test_from_a_pack_to_a_registry_and_back_it_is_the_same_image_pack_and_worksp
     ids = {image["platform"]: image["image_id"] for image in pushed["images"]}
     assert list(ids) == list(PLATFORMS)
     assert len(pushed["models"]) == len(pushed["attached"]) == 1, "the platforms share them"
+
+    plan = done("plan", world.pack)
+    for planned in plan["platforms"]:
+        image = open_source(parse_image_name(f"oci:{tmp_path}/both.oci")).as_image(planned["platform"])
+        assert [layer["digest"] for layer in planned["layers"]] == [layer.descriptor.digest for layer in image.layers]
+        assert all(layer["known"] for layer in planned["layers"])
 
     # a third machine has nothing but the pack and what was carried there
     for bundle in (tmp_path / "bundle", tmp_path / "bundle.tar"):
