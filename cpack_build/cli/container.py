@@ -7,6 +7,7 @@ the engine's own ``run``. What is done is one command, which is shown.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -116,16 +117,30 @@ def run_image(name: ImageName, options: RunOptions, *, access: Access, terminal:
         stored,
     )
     command = engine.command(*words)
-    terminal.progress.note(shlex.join(command))
+    shown = _without_values(command)
+    terminal.progress.note(shlex.join(shown))
     with _started(engine, command, container, options, terminal=terminal) as (process, output):
         with terminal.progress.task(f"Starting {stored}"):
             _until_ready(engine, process, output, container, f"{url}/readyz", seconds=options.wait, what=stored)
         terminal.result(
-            {"url": url, "container": container, "engine": engine.program, "image": stored, "command": command}
+            {"url": url, "container": container, "engine": engine.program, "image": stored, "command": shown}
         )
         terminal.say(f"{url}\n  " + (f"{engine.program} stop {container}" if options.detach else "Ctrl-C stops it."))
         if not options.detach:
             _until_end(process, output, stored)
+
+
+def _without_values(command: Sequence[str]) -> list[str]:
+    """*command* as it may be shown, and stand in a log: of variables that it sets only the names."""
+    shown = []
+    is_variable = False
+    for word in command:
+        flag = re.match(r"--env=|-e(?=[A-Za-z_])", word) if not is_variable else None
+        start = flag.end() if flag is not None else 0
+        name, equals, _ = word[start:].partition("=")
+        shown.append(f"{word[:start]}{name}=…" if (is_variable or flag) and equals else word)
+        is_variable = word in ("-e", "--env")
+    return shown
 
 
 # -- the image in the engine -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cpack_build.cli.lockfile import lock_beside
-from cpack_build.cli.options import terminal_options
+from cpack_build.cli.options import access_options, terminal_options
 from cpack_build.cli.push import access_for
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -22,20 +22,7 @@ __all__ = ["access_to", "export", "image_options", "name_of"]
 def image_options(function: click.decorators.FC) -> click.decorators.FC:
     """How an image is reached: *platform*, *mirror*, *insecure* and *ca*."""
     for option in (
-        click.option(
-            "--ca",
-            type=click.Path(path_type=Path),
-            envvar="CPACK_REGISTRY_CA",
-            metavar="FILE",
-            help="Certificates (PEM) to trust besides the usual; or CPACK_REGISTRY_CA.",
-        ),
-        click.option(
-            "--insecure-registry",
-            "insecure",
-            multiple=True,
-            metavar="HOST[:PORT]",
-            help="A registry that may lack TLS or a proper certificate.",
-        ),
+        access_options,
         click.option(
             "--mirror", metavar="PREFIX=PREFIX", help="Take what begins with the first from the second.", multiple=True
         ),

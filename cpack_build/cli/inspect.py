@@ -178,10 +178,7 @@ def _lines(pack: Pack, workflow: Workflow | None, problem: Exception | None, *, 
     )
     lines += _table(
         "single-file nodes",
-        [
-            (n.filename, "in the pack" if f"nodes/{n.filename}" in pack.other else "not in the pack", _off(n.disabled))
-            for n in snapshot.file_nodes
-        ],
+        [(n.filename, _whence(n.filename, pack), _off(n.disabled)) for n in snapshot.file_nodes],
     )
     lines += _table("in the pack itself", _held(pack))
     lines += _table(
@@ -228,6 +225,15 @@ def _own_lock(pack: Pack) -> list[str]:
         ]
     except CpackError as error:
         return [f"  holds a lock that cannot be used: {error.message}"]
+
+
+def _whence(filename: str, pack: Pack) -> str:
+    """Where a single-file node comes from."""
+    from cpack_build.workspace.place import OWN_NODES
+
+    if f"nodes/{filename}" in pack.other:
+        return "in the pack"
+    return "with ComfyUI" if filename in OWN_NODES else "not in the pack"
 
 
 def _held(pack: Pack) -> list[tuple[str, str, str]]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pack"]
 
+_ENDING = re.compile(r"([ _.-]api)?\.(json|png|webp|jpe?g|flac|mp4|webm)$", re.IGNORECASE)
 _SHOWN = 30
 """Files of a captured node that are shown; -v shows all."""
 
@@ -85,6 +86,7 @@ def pack(
     WORKSPACE is the folder of a ComfyUI install; it need not run, and nothing of it is run.
     """
     from cpack_build.cpack.workflowfile import open_workflow
+    from cpack_build.errors import WorkflowError
     from cpack_build.fetch.http import RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
@@ -97,7 +99,11 @@ def pack(
     api, notes = given.in_api_format(info)
     for note in notes:
         terminal.progress.note(note)
-    drawing = open_workflow(editor_workflow).drawing if editor_workflow else given.drawing
+    drawing = given.drawing
+    if editor_workflow is not None and (drawing := open_workflow(editor_workflow).drawing) is None:
+        raise WorkflowError(
+            f"{editor_workflow} is not as the editor saves it.", hint="Save it with Workflow > Save, or leave it out."
+        )
     draft = draft_pack(
         workspace, api, workflow=drawing, object_info=info,
         python=python, extra_model_paths=extra_paths, models=models, inputs=inputs, all_models=all_models,
@@ -127,7 +133,10 @@ def pack(
 
 def _name(workflow: Path) -> str:
     """What a pack of that file is called: without its ending and ``_api``."""
-    return re.sub(r"([ _.-]api)?\.(json|png|webp|jpe?g|flac)$", "", workflow.name, flags=re.IGNORECASE) or "workflow"
+    return (
+        re.sub(r"([ _.-]api)?\.(json|png|webp|jpe?g|flac|mp4|webm)$", "", workflow.name, flags=re.IGNORECASE)
+        or "workflow"
+    )
 
 
 def _show_captured(draft: Draft, terminal: Terminal) -> None:

@@ -82,7 +82,9 @@ def pull(
     platform = platform or own_platform()
     descriptor, manifest = source.manifest(platform)
     if attached is not None:
-        _pull_attached(source, descriptor.digest, attached, access=access, dry_run=dry_run, terminal=terminal)
+        # to the image of this platform, or to all of them: an index is what was pushed with them
+        digests = tuple(dict.fromkeys((source.digest, descriptor.digest)))
+        _pull_attached(source, digests, attached, access=access, dry_run=dry_run, terminal=terminal)
     elif (artifact := read_artifact(str(name), manifest)) is not None:
         _pull_file(source, artifact, descriptor.digest, outputs, dry_run=dry_run, terminal=terminal)
     else:
@@ -143,15 +145,20 @@ def _pull_file(
 
 
 def _pull_attached(
-    source: ImageSource, digest: str, folder: Path, *, access: Access, dry_run: bool, terminal: Terminal
+    source: ImageSource, digests: tuple[str, ...], folder: Path, *, access: Access, dry_run: bool, terminal: Terminal
 ) -> None:
-    """Everything that is attached, each under its own name; of two with one name the second by its digest."""
+    """Everything that is attached to *digests*, each under its own name; of two with one name the second by its
+    digest."""
     from cpack_build.errors import Unresolvable
     from cpack_build.oci.artifact import attached
 
-    found = attached(_registry_of(source), digest, access=access)
+    registry = _registry_of(source)
+    every = (one for digest in digests for one in attached(registry, digest, access=access))
+    found = {(one.blob.digest, one.name): one for one in every}.values()
     if not found:
-        raise Unresolvable(f"Nothing is attached to {source.name} ({digest}).", hint="Push with --attach FILE.")
+        raise Unresolvable(
+            f"Nothing is attached to {source.name} ({' or '.join(digests)}).", hint="Push with --attach FILE."
+        )
     written: list[tuple[Artifact, Path]] = []
     for artifact in found:
         path = folder / artifact.name
@@ -161,7 +168,7 @@ def _pull_attached(
         if not dry_run:
             _write(source, artifact, [path], terminal)
         written.append((artifact, path))
-    _tell_files(source, digest, written, dry_run=dry_run, terminal=terminal)
+    _tell_files(source, digests[0], written, dry_run=dry_run, terminal=terminal)
 
 
 def _write(source: ImageSource, artifact: Artifact, paths: list[Path], terminal: Terminal) -> None:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from cpack_build.oci.reference import Reference
     from cpack_build.oci.transport import Access
     from cpack_build.oci.types import Image, ImageIndex
+    from cpack_build.progress import Progress
 
 __all__ = ["Done", "PushOptions", "access_for", "own_platform", "push", "registry_options", "tell_of_zstd"]
 
@@ -175,7 +176,7 @@ class PushOptions:
         from cpack_build.oci.types import ImageIndex
 
         memo = Store()
-        models = _models_for(image, self.places, dry_run=dry_run)
+        models = _models_for(image, self.places, dry_run=dry_run, progress=terminal.progress)
         given: dict[str, Any] = {
             "jobs": self.jobs,
             "blob_limit": None if self.blob_limit is None else self.blob_limit << 20,
@@ -253,15 +254,24 @@ class Done:
             terminal.say(f"  model {push_line(one)}")
 
 
-def _models_for(image: Image | ImageIndex, places: list[Reference], *, dry_run: bool) -> tuple[ModelImage, ...]:
-    """The models of *image*, if they are to go anywhere. Raises :class:`UsageError` when it has none."""
+def _models_for(
+    image: Image | ImageIndex, places: list[Reference], *, dry_run: bool, progress: Progress
+) -> tuple[ModelImage, ...]:
+    """The models of *image*, if they are to go anywhere, and a word on those that have no layer of their own.
+
+    Raises :class:`UsageError` when it has none.
+    """
     if not places or dry_run:
         return ()
     from cpack_build.errors import UsageError
     from cpack_build.oci.modelimage import model_images
     from cpack_build.oci.types import ImageIndex
 
-    models = model_images(image.images[0] if isinstance(image, ImageIndex) else image)  # the same on each platform
+    one = image.images[0] if isinstance(image, ImageIndex) else image  # the same on each platform
+    models = model_images(one)
+    shared = [layer.descriptor.annotations.get("io.cpack.models.sha256", "") for layer in one.layers]
+    if count := sum(len(listed.split(",")) for listed in shared if listed):
+        progress.note(f"{count} small models share layers in this image, and get no image of their own.")
     if not models:
         raise UsageError("The image has no model that could be pushed.", hint="Leave --models out.")
     return models

@@ -13,7 +13,7 @@ import click
 
 from cpack_build.cli.export import image_options, name_of
 from cpack_build.cli.options import Chosen, terminal_options
-from cpack_build.cli.sources import goal_of, opened_at, restore_options, sources_of
+from cpack_build.cli.sources import goal_of, opened_at, restore_options, sources_of, trust_option
 from cpack_build.cli.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ __all__ = ["next_command", "restore", "unpack"]
     help="How models get into the workspace; link shares the store's file.",
 )
 @click.option("--no-venv", is_flag=True, help="Make no virtual environment.")
-@click.option("--trust", is_flag=True, help="Run the install.py of custom nodes without asking.")
+@trust_option
 @click.option("--offline", is_flag=True, help="Use what the pack, the image and this machine have; ask nobody.")
 @click.option("--dry-run", is_flag=True, help="Say what would be made, and make nothing.")
 @click.option(
@@ -92,8 +92,8 @@ def restore(
         _best_effort(source, folder, chosen, terminal)
         return
     _restore(
-        source, folder, chosen, models=models, no_venv=no_venv, consent=_consent(trust, terminal), offline=offline,
-        dry_run=dry_run, force=force, terminal=terminal,
+        source, folder, chosen, models=models, no_venv=no_venv, trust=trust, offline=offline, dry_run=dry_run,
+        force=force, terminal=terminal,
     )  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def restore(
 @click.option("--no-venv", is_flag=True, help="Make no virtual environment.")
 @click.option("--include-disabled-models", is_flag=True, help="Also the models that the pack lists and does not use.")
 @click.option("--preheat", is_flag=True, help="Start ComfyUI once at the end, to see that it loads every node.")
-@click.option("--trust", is_flag=True, help="Run the install.py of custom nodes without asking.")
+@trust_option
 @restore_options
 @image_options
 @terminal_options
@@ -126,7 +126,7 @@ def unpack(
         raise UsageError("--preheat starts ComfyUI, which needs the environment.", hint="Leave --no-venv out.")
     _restore(
         source, folder, sources_of(**flags), models="none" if no_models else "link", no_venv=no_venv,
-        consent=_consent(trust, terminal), offline=False, dry_run=False, force=(), terminal=terminal,
+        trust=trust, offline=False, dry_run=False, force=(), terminal=terminal,
         disabled_models=include_disabled_models and not no_models, preheat=preheat,
     )  # fmt: skip
 
@@ -138,7 +138,7 @@ def _restore(
     *,
     models: Literal["link", "copy", "none"],
     no_venv: bool,
-    consent: Callable[[Sequence[Script]], bool],
+    trust: bool,
     offline: bool,
     dry_run: bool,
     force: tuple[str, ...],
@@ -151,7 +151,7 @@ def _restore(
     from cpack_build.restore.restoring import restore as restored
 
     store = Store()
-    with goal_of(source, chosen, store=store, offline=offline, write=not dry_run, terminal=terminal) as (
+    with goal_of(source, chosen, store=store, offline=offline, write=not dry_run, trust=trust, terminal=terminal) as (
         goal,
         settings,
         sources,
@@ -170,7 +170,8 @@ def _restore(
                 find_links=python.find_links,
                 index_urls=tuple(url for url in (python.index_url, *python.extra_index_urls) if url),
                 disabled_models=disabled_models,
-                consent=consent,
+                consent=_consent(trust, terminal),
+                trust=trust,
             ),
             store=store,
             sources=sources,

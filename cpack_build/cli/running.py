@@ -19,7 +19,7 @@ import click
 from cpack_build.cli.export import image_options
 from cpack_build.cli.options import Chosen, terminal_options
 from cpack_build.cli.parameters import parse_values, print_help
-from cpack_build.cli.sources import goal_of, opened_at, restore_options, sources_of
+from cpack_build.cli.sources import goal_of, opened_at, restore_options, sources_of, trust_option
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class _Run(click.Command):
     metavar="DIR",
     help="Where its files go; by default here.",
 )
-@click.option("--trust", is_flag=True, help="Run the install.py of custom nodes.")
+@trust_option
 @click.option("--offline", is_flag=True, help="Use what the pack, the image and this machine have; ask nobody.")
 @click.option("--help-of-workflow", is_flag=True, hidden=True)
 @restore_options
@@ -113,7 +113,9 @@ def run_pack(
     if any(word in ("--help", "-h") for word in arguments):
         print_help(source, _workflow(source, chosen, store=store, terminal=terminal))
         return
-    with goal_of(source, chosen, store=store, offline=offline, terminal=terminal) as (goal, settings, sources):
+    with goal_of(source, chosen, store=store, offline=offline, trust=trust, terminal=terminal) as (
+        goal, settings, sources,
+    ):  # fmt: skip
         workflow = _workflow_in(goal.documents, source)
         values = parse_values(workflow, arguments)
         root = store.root / "workspaces" / f"{goal.name}-{goal.lock.sha256[:16]}"
@@ -125,6 +127,7 @@ def run_pack(
                 model_folders=settings.models,
                 find_links=settings.python.find_links,
                 consent=lambda scripts: trust,
+                trust=trust,
             ),
             store=store,
             sources=sources,

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cpack_build.oci.types import Image
     from cpack_build.restore.goal import Goal
 
-__all__ = ["goal_of", "opened_at", "platform_of", "restore_options", "sources_of"]
+__all__ = ["goal_of", "opened_at", "platform_of", "restore_options", "sources_of", "trust_option"]
 
 
 def restore_options(function: click.decorators.FC) -> click.decorators.FC:
@@ -38,6 +38,14 @@ def restore_options(function: click.decorators.FC) -> click.decorators.FC:
     ):
         function = option(function)
     return function
+
+
+def trust_option(function: click.decorators.FC) -> click.decorators.FC:
+    """*trust*: that others' code may run here."""
+    text = (
+        "Run what others wrote without asking: install.py of custom nodes, and the build of packages without a wheel."
+    )
+    return click.option("--trust", is_flag=True, help=text)(function)
 
 
 def sources_of(
@@ -93,7 +101,14 @@ def opened_at(
 
 @contextmanager
 def goal_of(
-    source: str, chosen: Chosen, *, store: Store, offline: bool, write: bool = True, terminal: Terminal
+    source: str,
+    chosen: Chosen,
+    *,
+    store: Store,
+    offline: bool,
+    write: bool = True,
+    trust: bool = False,
+    terminal: Terminal,
 ) -> Iterator[tuple[Goal, Settings, Sources]]:
     """What *source* is to become, and where it may be had from, for as long as the context lasts.
 
@@ -104,7 +119,7 @@ def goal_of(
 
     with opened_at(source, chosen, store=store, offline=offline, terminal=terminal) as found:
         if isinstance(found, Path):
-            yield _goal_of_pack(found, chosen, offline=offline, write=write, terminal=terminal)
+            yield _goal_of_pack(found, chosen, offline=offline, write=write, trust=trust, terminal=terminal)
             return
         artifact = read_artifact(found, name=source)
         settings = chosen.alone()
@@ -113,7 +128,7 @@ def goal_of(
 
 
 def _goal_of_pack(
-    path: Path, chosen: Chosen, *, offline: bool, write: bool, terminal: Terminal
+    path: Path, chosen: Chosen, *, offline: bool, write: bool, trust: bool, terminal: Terminal
 ) -> tuple[Goal, Settings, Sources]:
     from cpack_build.cpack.reader import read_pack
     from cpack_build.lock.freshness import check_fresh
@@ -128,7 +143,7 @@ def _goal_of_pack(
         check_fresh(lock, pack, settings, frozen=True, name=file)
     else:
         settings = settings.model_copy(update={"platform": (platform_of(settings),)})
-        made = make_locks(pack, settings, sources=sources, served=False, terminal=terminal)
+        made = make_locks(pack, settings, sources=sources, served=False, trust=trust, terminal=terminal)
         if write:
             file.write(made)
         (lock,) = made

@@ -68,23 +68,38 @@ def import_repository(folder: Path, packed: PackedRepository, file: IO[bytes], *
             return
         shallow = repository / "shallow"
         known = set(shallow.read_text().split()) if shallow.exists() else set()
-        with writing(repository):
-            if packed.shallow:
-                shallow.write_text("".join(f"{commit}\n" for commit in sorted({*known, *packed.shallow})))
-        done = subprocess.run(
-            [*git_command(repository), "index-pack", "--stdin", "--strict"],
-            stdin=file, capture_output=True, env=git_environment(), check=False,
+
+        def cut(commits: set[str]) -> None:
+            with writing(repository):
+                if commits:
+                    shallow.write_text("".join(f"{commit}\n" for commit in sorted(commits)))
+                else:
+                    shallow.unlink(missing_ok=True)
+
+        cut(known | set(packed.shallow))
+        try:
+            _take(repository, packed, file, what)
+        except BadInput:
+            cut(known)  # what lies about its objects is not believed about their history
+            raise
+
+
+def _take(repository: Path, packed: PackedRepository, file: IO[bytes], what: object) -> None:
+    """Have git read the pack; each of its commits gets a name if it is whole. Raises :class:`BadInput`."""
+    done = subprocess.run(
+        [*git_command(repository), "index-pack", "--stdin", "--strict"],
+        stdin=file, capture_output=True, env=git_environment(), check=False,
+    )  # fmt: skip
+    if done.returncode:
+        raise _damaged(what, done.stderr)
+    for commit in packed.commits:
+        whole = subprocess.run(
+            [*git_command(repository), "rev-list", "--objects", "--quiet", commit],
+            capture_output=True, env=git_environment(), check=False,
         )  # fmt: skip
-        if done.returncode:
-            raise _damaged(what, done.stderr)
-        for commit in packed.commits:
-            whole = subprocess.run(
-                [*git_command(repository), "rev-list", "--objects", "--quiet", commit],
-                capture_output=True, env=git_environment(), check=False,
-            )  # fmt: skip
-            if whole.returncode:
-                raise _damaged(what, whole.stderr)
-            git_output(repository, "update-ref", f"refs/cpack/{commit}", commit, what=packed.name)
+        if whole.returncode:
+            raise _damaged(what, whole.stderr)
+        git_output(repository, "update-ref", f"refs/cpack/{commit}", commit, what=packed.name)
 
 
 def parse(document: object, *, what: object) -> PackedRepository:

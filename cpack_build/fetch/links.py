@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from cpack_build.errors import UnsafeInput
 from cpack_build.fetch.urls import redact
 
-__all__ = ["check_links"]
+__all__ = ["check_links", "stays"]
 
 _FOLLOWED = 40
 """Links that one path may lead through (Linux)."""
@@ -24,13 +24,14 @@ def check_links(links: Mapping[str, str], *, name: str, hint: str) -> None:
     *name* is what the error calls the tree. Raises :class:`UnsafeInput`, also for links that lead in a circle.
     """
     for path, target in links.items():
-        if not _stays(path, links):
+        if not stays(path, links):
             raise UnsafeInput(
                 f"{redact(name)}: the link {path!r} leads out of the tree or in a circle, to {target!r}.", hint=hint
             )
 
 
-def _stays(path: str, links: Mapping[str, str]) -> bool:
+def stays(path: str, links: Mapping[str, str]) -> bool:
+    """Whether the link at *path* stays in its tree, of which *links* are all links (path → target)."""
     parts = path.split("/")[::-1]
     real: list[str] = []
     followed = 0

@@ -9,9 +9,14 @@ from cpack_build.errors import UnsafeInput
 
 __all__ = ["check_http", "has_credentials", "redact", "without_credentials", "without_secrets"]
 
-_NAMES = "(?:access_?token|api_?key|auth|authorization|key|password|secret|sig|signature|token|x-amz-[a-z-]+)="
+_NAMES = (
+    "(?:__sign|access_?token|api_?key|auth|authorization|jwt|key|key-pair-id|password|policy|private_?token|secret|sig"
+    "|signature|token|x-(?:amz|goog)-[a-z-]+)="
+)
 _SECRET = re.compile(_NAMES, re.IGNORECASE)
 _SECRET_IN_TEXT = re.compile(rb"([?&]" + _NAMES.encode() + rb")[^&\s\"'\\<>]+", re.IGNORECASE)
+_USER_IN_TEXT = re.compile(rb"(https?:(?:\\?/){2})[^\s/\"'\\<>?#]+@", re.IGNORECASE)
+"""Slashes may be escaped, as JSON allows. The user of an ``ssh://`` address is nobody's secret."""
 _IN_TEXT = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)(?P<rest>[^\s'\"<>`]+)")
 
 
@@ -25,8 +30,9 @@ def without_credentials(url: str) -> str:
 
 
 def without_secrets(document: bytes) -> bytes:
-    """*document* with the values of secret query parameters in it, wherever they stand, replaced by ``removed``."""
-    return _SECRET_IN_TEXT.sub(rb"\1removed", document)
+    """*document* with the values of secret query parameters in it, wherever they stand, replaced by ``removed``, and
+    without ``user:password@`` in http(s) addresses."""
+    return _USER_IN_TEXT.sub(rb"\1", _SECRET_IN_TEXT.sub(rb"\1removed", document))
 
 
 def has_credentials(text: str) -> bool:

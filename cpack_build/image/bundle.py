@@ -304,7 +304,7 @@ def _parse(data: bytes, path: Path, folder: Path) -> Bundle:
         repositories = tuple(gitpack.parse(one, what=path) for one in document["repositories"])
         bases = tuple(str(name) for name in document["bases"])
         return Bundle(path, folder, blobs, repositories, bases, documents)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise BadInput(f"{path / DESCRIPTION} is damaged: {error}.", hint="Make the bundle again.") from error
 
 

@@ -6,11 +6,10 @@ had is named, and nothing is built."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from cpack_build.errors import HashMismatch, NeedsTrust, StaleLock, Unresolvable, UnsafeInput
+from cpack_build.errors import StaleLock, UnsafeInput
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.places import places_of
@@ -20,7 +19,7 @@ from cpack_build.image.base import open_locked_base
 from cpack_build.image.build import Materials
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.wheels import StoredWheel
-from cpack_build.lock.building import rebuild
+from cpack_build.lock.building import have_built
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import fetch_deb
 from cpack_build.lock.interpreter import compiling, is_vouched
@@ -30,7 +29,6 @@ from cpack_build.lock.resolve import this_platform
 from cpack_build.lock.schema import (
     ArchiveInterpreter,
     BaseImage,
-    BuiltWheel,
     Deb,
     DebInterpreter,
     Lock,
@@ -39,7 +37,6 @@ from cpack_build.lock.schema import (
     RegistryNode,
 )
 from cpack_build.lock.service import service_code, service_files
-from cpack_build.lock.sourcetree import shown
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
@@ -114,9 +111,9 @@ def gather(
 
         def wheel(item: Wheel) -> StoredWheel:
             if item.sha256 in built:
-                _build_again(
-                    item, built[item.sha256], lock, places=places, store=store, sources=sources, trust=trust,
-                    progress=reports,
+                have_built(
+                    item, built[item.sha256], python_version=lock.interpreter.version, find_links=places.find_links,
+                    store=store, sources=sources, trust=trust, progress=reports,
                 )  # fmt: skip
             file = fetch_wheel(
                 item,
@@ -183,32 +180,6 @@ def gather(
 
 def _own(lock: Lock) -> tuple[Deb, ...]:
     return lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
-
-
-def _build_again(
-    wheel: Wheel,
-    built: BuiltWheel,
-    lock: Lock,
-    *,
-    places: Places,
-    store: Store,
-    sources: Sources,
-    trust: bool,
-    progress: Progress,
-) -> None:
-    """See that a wheel which no index has is here: in the store, in a folder that was named, or made from its source.
-
-    Raises :class:`NeedsTrust` unless the user agrees that it is made, :class:`HashMismatch` when another comes out.
-    """
-    with suppress(Unresolvable, HashMismatch):
-        fetch_wheel(wheel, store=store, sources=sources, find_links=places.find_links)
-        return
-    if not trust:
-        raise NeedsTrust([f"{wheel.name} {wheel.version} from {shown(built.source)}"])
-    rebuild(
-        built, name=wheel.name, python_version=lock.interpreter.version, store=store, sources=sources,
-        progress=progress,
-    )  # fmt: skip
 
 
 def to_fetch(lock: Lock, *, places: Places, store: Store) -> list[tuple[str, int | None]]:

@@ -16,6 +16,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -30,10 +31,10 @@ from cpack_build.lock.schema import BuiltWheel, PinnedWheels, Platform, SourceAr
 from cpack_build.lock.sourcetree import build_system, lay_out, shown
 from cpack_build.lock.tags import Target
 from cpack_build.lock.uv import found_python, program
-from cpack_build.lock.wheels import fetch_wheel, wheels_of
+from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Project", "build_wheel", "build_wheels", "rebuild"]
+__all__ = ["Project", "build_wheel", "build_wheels", "have_built", "rebuild"]
 
 DATE = 315532800
 """SOURCE_DATE_EPOCH: 1980-01-01, the earliest time that a zip can hold."""
@@ -163,6 +164,31 @@ def rebuild(
             actual=again.sha256,
             hint="Take it from whoever made the lock with --find-links, or lock again.",
         )
+
+
+def have_built(
+    wheel: Wheel,
+    built: BuiltWheel,
+    *,
+    python_version: str,
+    find_links: Sequence[str],
+    store: Store,
+    sources: Sources,
+    trust: bool,
+    progress: Progress = SILENT,
+) -> None:
+    """See that a wheel which no index has is here: in the store, in a folder that was named, or made from its source.
+
+    Raises :class:`NeedsTrust` unless the user agrees that it is made, :class:`HashMismatch` when another comes out.
+    """
+    with suppress(Unresolvable, HashMismatch):
+        fetch_wheel(wheel, store=store, sources=sources, find_links=find_links)
+        return
+    if not trust:
+        raise NeedsTrust([f"{wheel.name} {wheel.version} from {shown(built.source)}"])
+    rebuild(
+        built, name=wheel.name, python_version=python_version, store=store, sources=sources, progress=progress
+    )  # fmt: skip
 
 
 _ELSEWHERE = (

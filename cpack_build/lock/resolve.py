@@ -88,7 +88,9 @@ def resolve_all(
             errors.append(error)
     if errors:
         raise _distinct(errors)
-    return tuple(_compiled(lock, locks, settings) for lock in locks)
+    # a model's host may have answered for one platform and not for the next, but they share one lock
+    models = max(locks, key=lambda lock: sum(model.access is not None for model in lock.models)).models
+    return tuple(_compiled(lock.model_copy(update={"models": models}), locks, settings) for lock in locks)
 
 
 def _compiled(lock: Lock, siblings: Sequence[Lock], settings: Settings) -> Lock:

@@ -111,6 +111,12 @@ class ImageSource:
         self.kept = kept
         self._origin = origin
         self._found: dict[str, tuple[Descriptor, bytes]] = {}
+        self._top: Document | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of what the name itself stands for: an index, where there is one, or the manifest."""
+        return digest_of(self._document_of_name().data)
 
     def manifest(self, platform: str) -> tuple[Descriptor, bytes]:
         """Descriptor and bytes of the manifest for *platform* (``linux/amd64``).
@@ -118,10 +124,7 @@ class ImageSource:
         Raises :class:`Unresolvable` when there is none, :class:`BadImage`, :class:`HashMismatch`, ``NetworkError``.
         """
         if platform not in self._found:
-            document = self._origin.top()
-            if document.digest is not None:
-                prove(document.data, document.digest, f"{self.name}: the index or manifest")
-            self._found[platform] = self._walk(document, platform)
+            self._found[platform] = self._walk(self._document_of_name(), platform)
         return self._found[platform]
 
     def config(self, platform: str) -> bytes:
@@ -150,6 +153,14 @@ class ImageSource:
     def called(self, descriptor: Descriptor) -> str:
         """What errors call a blob of this image."""
         return f"{self.name}: blob {descriptor.digest}"
+
+    def _document_of_name(self) -> Document:
+        if self._top is None:
+            document = self._origin.top()
+            if document.digest is not None:
+                prove(document.data, document.digest, f"{self.name}: the index or manifest")
+            self._top = document
+        return self._top
 
     def _config(self, platform: str, parsed: tuple[Descriptor, tuple[Descriptor, ...]]) -> BytesBlob:
         descriptor, layers = parsed

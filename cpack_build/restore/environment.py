@@ -29,6 +29,7 @@ from cpack_build.fetch.store import Store
 from cpack_build.fetch.urls import redact
 from cpack_build.image.config import COMFYUI_ENV
 from cpack_build.image.wheels import Environment
+from cpack_build.lock.building import have_built
 from cpack_build.lock.schema import Lock
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
@@ -82,13 +83,23 @@ def fetch_wheels(
     sources: Sources,
     find_links: Sequence[str] = (),
     index_urls: Sequence[str] = (),
+    trust: bool = False,
     progress: Progress = SILENT,
 ) -> dict[Wheel, Path]:
-    """Every wheel, proved by hash. Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`."""
+    """Every wheel, proved by hash; with *trust* one that was built from source for the lock is built again.
+
+    Raises :class:`NeedsTrust` without, :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`.
+    """
     wheels = wheels_of(lock.python)
+    built = {wheel.sha256: wheel for wheel in lock.python.built}
     with working(_PARALLEL, progress) as (pool, reports):
 
         def fetch(wheel: Wheel) -> Path:
+            if wheel.sha256 in built:
+                have_built(
+                    wheel, built[wheel.sha256], python_version=lock.interpreter.version, find_links=find_links,
+                    store=store, sources=sources, trust=trust, progress=reports,
+                )  # fmt: skip
             return fetch_wheel(
                 wheel, store=store, sources=sources, find_links=find_links, index_urls=index_urls, progress=reports
             ).path

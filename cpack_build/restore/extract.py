@@ -93,13 +93,13 @@ def extract(
                     raise UnsafeInput(
                         f"{what}: {name!r} is neither a file nor a symlink.", hint="Do not use this image."
                     )
-                found[name] = _kept(mode, chunks, into)
-                written += found[name].size
+                written += member.size  # before a byte of it is written
                 if written > limit:
                     raise UnsafeInput(
                         f"{what} unpacks to more than {RATIO_LIMIT} times its size.",
                         hint="That is how bombs are made. Do not use this image.",
                     )
+                found[name] = _kept(mode, chunks, into)
     return found
 
 

@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpack_build.errors import BadImage, Occupied
+from cpack_build.errors import BadImage, Occupied, UnsafeInput
+from cpack_build.fetch.links import stays
 from cpack_build.oci.filesystem import FileTree, file_tree, stream_members
 from cpack_build.oci.types import Image
 from cpack_build.progress import SILENT, Progress
-from cpack_build.restore.folder import Folder, escapes
+from cpack_build.restore.extract import RATIO_FREE, RATIO_LIMIT
+from cpack_build.restore.folder import Folder
+from cpack_build.restore.names import is_reserved
 
 __all__ = ["Recovered", "recover"]
 
@@ -25,7 +28,8 @@ _SKIPPED = ("__pycache__", ".venv", "venv", "node_modules", "output", "temp")
 
 @dataclass(frozen=True)
 class Recovered:
-    """What was found at *place* of the image; *left_out* are links out of it and special files."""
+    """What was found at *place* of the image; *left_out* are links out of it, special files, and what git or we would
+    read as our own: a ``.git/config`` names programs that git then runs."""
 
     place: str
     files: int
@@ -48,24 +52,34 @@ def recover(image: Image, root: Path, *, name: str, progress: Progress = SILENT)
     wanted: dict[tuple[int, int], list[str]] = {}
     links: dict[str, str] = {}
     left_out = []
+    size = 0
     for path in tree.below(place):
         node = tree.nodes.get(path)
         below = path.removeprefix(f"{place}/") if place else path
         if node is None or node.kind == "directory" or set(below.split("/")) & set(_SKIPPED):
             continue
-        if node.kind == "symlink":
-            real = tree.find(path)
+        real = tree.find(path) if node.kind == "symlink" else None
+        if is_reserved(below):
+            left_out.append(below)
+        elif real is not None and real.kind == "file" and below.startswith(("models/", "input/")):
             # A model that lies elsewhere in the image is wanted all the same, as a file of its own.
-            if real is not None and real.kind == "file" and below.startswith(("models/", "input/")):
-                wanted.setdefault((real.layer, real.member), []).append(below)
-            elif not escapes(below, node.target):
-                links[below] = node.target
-            else:
-                left_out.append(below)
+            wanted.setdefault((real.layer, real.member), []).append(below)
+            size += real.size
+        elif node.kind == "symlink":
+            links[below] = node.target
         elif node.kind == "file":
             wanted.setdefault((node.layer, node.member), []).append(below)
+            size += node.size
         else:
             left_out.append(below)
+    if size > RATIO_FREE + RATIO_LIMIT * image.size:
+        raise UnsafeInput(
+            f"The ComfyUI of {name} would take {size >> 20} MiB, more than {RATIO_LIMIT} times the image's size.",
+            hint="That is how bombs are made. Do not use this image.",
+        )
+    leading_out = [path for path in links if not stays(path, links)]
+    left_out += leading_out
+    links = {path: target for path, target in links.items() if path not in leading_out}
     folder = Folder(root)
     try:
         count = _write(image, folder, wanted, tree, progress)
@@ -80,7 +94,7 @@ def recover(image: Image, root: Path, *, name: str, progress: Progress = SILENT)
         for path in paths
         if path.startswith("models/") and path.endswith((".safetensors", ".ckpt", ".pt", ".pth", ".gguf", ".bin"))
     )
-    return Recovered(place, count + len(links), tuple(sorted(nodes)), tuple(sorted(models)), tuple(left_out))
+    return Recovered(place, count + len(links), tuple(sorted(nodes)), tuple(sorted(models)), tuple(sorted(left_out)))
 
 
 def _comfyui(tree: FileTree) -> str | None:

@@ -51,6 +51,9 @@ class Options:
     disabled_models: bool = False
     """Also the models that the pack lists as not chosen, as far as it says their hashes."""
     consent: Consent = field(default=lambda scripts: False)
+    """Whether programs of custom nodes may be run."""
+    trust: bool = False
+    """That wheels which were built from source for the lock may be built here."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from secrets import token_hex
 from cpack_build.errors import UnsafeInput, writing
 from cpack_build.restore.folder import OWN
 
-__all__ = ["check_names", "folds_case", "windows_problem"]
+__all__ = ["check_names", "folds_case", "is_reserved", "windows_problem"]
 
 # learn.microsoft.com, "Naming Files, Paths, and Namespaces"
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.IGNORECASE)
@@ -52,7 +52,7 @@ def check_names(paths: Iterable[str], *, windows: bool, folding: bool, what: str
     seen: dict[str, str] = {}
     every = set(paths)
     for path in sorted(every):
-        if any(_is_git_s_own(part) for part in path.split("/")) or _plain(path.split("/")[0]) in _OURS:
+        if is_reserved(path):
             raise UnsafeInput(f"{what}: {path!r} is a name of git's or of cpack-build's own.", hint="Do not use it.")
         for end in range(1, len(parts := path.split("/"))):
             if (parent := "/".join(parts[:end])) in every:
@@ -68,6 +68,12 @@ def check_names(paths: Iterable[str], *, windows: bool, folding: bool, what: str
                     f"{what}: {twin!r} and {name!r} would be one file here, where upper and lower case are the same.",
                     hint="Restore it to a file system that tells them apart.",
                 )
+
+
+def is_reserved(path: str) -> bool:
+    """Whether *path* is a name that git or we would read as our own."""
+    parts = path.split("/")
+    return _plain(parts[0]) in _OURS or any(map(_is_git_s_own, parts))
 
 
 def _is_git_s_own(part: str) -> bool:

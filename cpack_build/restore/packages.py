@@ -69,7 +69,7 @@ class Packages:
     def make(self, options: Options) -> Literal["wheels", "image"]:
         """Make the environment, and say from what.
 
-        Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`ToolMissing`.
+        Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`ToolMissing`, :class:`NeedsTrust`.
         """
         lock, store = self._lock, self._store
         if lock.platform != this_platform():
@@ -83,7 +83,7 @@ class Packages:
                 raise Unresolvable("The image has the packages, and the store does not.")
             wheels = fetch_wheels(
                 lock, store=store, sources=self._origins.outside, find_links=options.find_links,
-                index_urls=options.index_urls, progress=self._progress,
+                index_urls=options.index_urls, trust=options.trust, progress=self._progress,
             )  # fmt: skip
         except (Unresolvable, NetworkError):
             if self._origins.artifact is None:

@@ -20,7 +20,6 @@ from cpack_build.restore.extract import Content, Mode
 
 __all__ = ["File", "Manifest", "Source", "from_content", "from_git", "opened", "read_manifest"]
 
-_BIG = 16 << 20
 _LINE = re.compile(rb"(100644|100755|120000) ([0-9a-f]{64}) ([^\0]+)\0")
 _HINT = "Nothing was written. Do not use this pack or image."
 
@@ -85,11 +84,7 @@ def from_git(tree: Tree, *, origin: Literal["git", "pack"] = "git") -> Iterator[
     with tree.reader() as reader:
 
         def read(path: str) -> Iterator[bytes]:
-            file = oids[path]
-            if file.size > _BIG:
-                yield from tree.chunks(file.oid)
-            else:
-                yield reader(file.oid)
+            yield from tree.content(oids[path], reader)
 
         files = []
         links = {}

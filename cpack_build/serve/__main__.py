@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import os
 import signal
 import sys
@@ -20,12 +21,15 @@ from cpack_build.errors import BadInput, CpackError
 from cpack_build.serve.folders import Folders, prepare_folders
 from cpack_build.serve.settings import Settings
 
+_PR_SET_DUMPABLE = 4  # prctl(2)
+
 
 def main() -> int:
     """Serve until told to stop; returns the exit code of :mod:`cpack_build.errors`."""
     # Process 1 gets only the signals that it asks for, and starting takes seconds.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
+    hide_secrets()
     try:
         settings = Settings.from_environment(os.environ, pid=os.getpid())
         folders = prepare_folders(settings.data, settings.app / "input")
@@ -36,6 +40,16 @@ def main() -> int:
         return error.exit_code
     except asyncio.CancelledError:
         return 0  # told to stop before it served
+
+
+def hide_secrets() -> None:
+    """Have no other process of this user read our environment or memory, which hold tokens and keys.
+
+    Custom nodes are third-party code and run as the same user, so leaving the keys out of ComfyUI's own environment is
+    not enough (prctl(2), "PR_SET_DUMPABLE"; ptrace(2), "Ptrace access mode checking").
+    """
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def _end(number: int, frame: object) -> NoReturn:

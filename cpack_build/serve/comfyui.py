@@ -35,7 +35,17 @@ _HINT_AFTER = 2  # failures in a row
 _HEALTHY_SECONDS = 60  # a child that lived this long starts the backoff anew
 _TERM_SECONDS = 3
 _LONGEST_LINE = 1 << 16  # characters
-_STORAGE_KEYS = frozenset({"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"})
+_OWN_SECRETS = frozenset(
+    {"CPACK_TOKEN", "CPACK_WEBHOOK_SECRET", "CPACK_REGISTRY_USER", "CPACK_REGISTRY_PASSWORD"}
+)  # fmt: skip
+_STORAGE_KEYS = frozenset(
+    {
+        "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_WEB_IDENTITY_TOKEN_FILE",
+        "AWS_CONTAINER_CREDENTIALS_FULL_URI", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI",
+        "AWS_CONTAINER_AUTHORIZATION_TOKEN", "AWS_CONTAINER_AUTHORIZATION_TOKEN_FILE",
+    }
+)  # fmt: skip
+"""What gives boto3 credentials (its documentation, "Credentials")."""
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 
 
@@ -252,7 +262,7 @@ def _known_options(folder: Path) -> frozenset[str]:
 
 def _child_environment(environ: Mapping[str, str], folders: Folders) -> dict[str, str]:
     """*environ* for ComfyUI: what it writes goes under our folders, and nothing is installed while it runs."""
-    left_out = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "CPACK_TOKEN", "CPACK_WEBHOOK_SECRET"}
+    left_out = {"PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", *_OWN_SECRETS}
     if environ.get("CPACK_OUTPUT_URL"):
         left_out |= _STORAGE_KEYS  # custom nodes are third-party code
     child = {name: value for name, value in environ.items() if name not in left_out}

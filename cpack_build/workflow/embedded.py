@@ -1,7 +1,7 @@
-"""The workflow that ComfyUI writes into what it makes: pictures (PNG, animated PNG, WebP, JPEG) and sound (FLAC).
+"""The workflow that ComfyUI writes into what it makes: PNG (animated too), WebP, JPEG, FLAC, MP4 and WebM.
 
 Two texts are kept: ``prompt``, what was run, and ``workflow``, what the editor drew. The file is walked part by part,
-and nothing of the picture itself is read; what is damaged holds no workflow.
+and nothing of the picture or sound itself is read; what is damaged holds no workflow.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from cpack_build.workflow.embeddedvideo import mp4_texts, webm_texts
+
 __all__ = ["is_medium", "read_embedded"]
 
-_PNG, _JPEG, _FLAC = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"fLaC"
+_PNG, _JPEG, _FLAC, _EBML = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"fLaC", b"\x1a\x45\xdf\xa3"
 _KEYS = ("prompt", "workflow")
 _TEXT_LIMIT = 64 << 20
 _PARTS = 100_000
@@ -52,6 +54,10 @@ def _kind(start: bytes) -> Callable[[BinaryIO], Iterator[tuple[bytes, bytes]]] |
         return _jpeg
     if start.startswith(_FLAC):
         return _flac
+    if start[4:8] == b"ftyp":
+        return mp4_texts
+    if start.startswith(_EBML):
+        return webm_texts
     return _webp if start[:4] == b"RIFF" and start[8:12] == b"WEBP" else None
 
 

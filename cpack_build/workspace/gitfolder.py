@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit, urlunsplit
 
+from cpack_build.workspace.address import public_url
 from cpack_build.workspace.gitprogram import BrokenRepository, Git, configuration, environment, program, run
 
-__all__ = ["BIG", "BrokenRepository", "GitFolder", "changes_from", "names_in", "observe", "public_url"]
+__all__ = ["BIG", "BrokenRepository", "GitFolder", "changes_from", "names_in", "observe"]
 
 BIG = 16 << 20
 """Bytes from which a changed or new file is named instead of being put into a patch."""
@@ -30,7 +30,6 @@ _PATCH_LIMIT = 256 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _LFS = re.compile(rb"version https://git-lfs\.github\.com/spec/v1\n(?:.*\n)*?oid sha256:([0-9a-f]{64})\nsize (\d+)\n")
 _POINTER = "^version https://git-lfs[.]github[.]com/spec/v1$"
-_SCP = re.compile(r"(?:(?P<user>[A-Za-z0-9_][\w.-]*)@)?(?P<host>[A-Za-z0-9][\w.-]*):(?P<path>(?!//)[^\s:]+)")
 _NEVER = re.compile(r"(^|/)(__pycache__|\.git|\.DS_Store|\.venv|node_modules)(/|$)|\.py[co]$")
 _SUBMODULE_DEPTH = 4
 
@@ -131,34 +130,6 @@ def _submodule(
     except BrokenRepository as error:
         notes.append(f"has the submodule {below}, whose repository is broken ({error})")
         return b"", []
-
-
-def public_url(url: str) -> str:
-    """*url* as it may stand in a pack: http(s) without credentials, or ssh without a person's name; empty for others.
-
-    >>> public_url("https://someone:secret@hub.example/a/b.git"), public_url("/srv/repositories/b.git")
-    ('https://hub.example/a/b.git', '')
-    """
-    url = url.strip()
-    if re.search(r"[\s\x00-\x1f\x7f]", url):
-        return ""
-    if "://" not in url:
-        match = _SCP.fullmatch(url)
-        # `c:/x` is a drive, `host:path` without a user is a host of somebody's ssh configuration
-        if match is None or match["user"] is None:
-            return ""
-        return url if match["user"] == "git" else f"ssh://{match['host']}/{match['path'].lstrip('/')}"
-    try:
-        parts = urlsplit(url.removeprefix("git+"))
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        return ""
-    if not host or parts.path in ("", "/") or parts.scheme not in ("http", "https", "ssh", "git"):
-        return ""
-    scheme = "https" if parts.scheme == "git" else parts.scheme
-    user = "git@" if scheme == "ssh" and parts.username == "git" else ""
-    netloc = user + (f"[{host}]" if ":" in host else host) + (f":{port}" if port and parts.scheme != "git" else "")
-    return urlunsplit((scheme, netloc, parts.path, "", ""))
 
 
 class _Repository:

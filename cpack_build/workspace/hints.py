@@ -49,13 +49,17 @@ class Hint:
     sizes: tuple[int, int] | None = None
     is_listed: bool = False
 
+    def may_be(self, file: ModelFile) -> bool:
+        """Whether it can mean *file* at all, as far as its size tells."""
+        return self.sizes is None or self.sizes[0] <= file.size <= self.sizes[1]
+
     def is_likely(self, file: ModelFile) -> bool:
         """Whether it may be taken for *file* unconfirmed: a list's entry must agree in folder and size as well."""
         if not self.is_listed:
             return True
         lies = PurePosixPath(file.name).parent.as_posix().removeprefix("models/")
         agrees = self.directory in (lies, file.folder) or lies.startswith(self.directory + "/")
-        return agrees and self.sizes is not None and self.sizes[0] <= file.size <= self.sizes[1]
+        return agrees and self.sizes is not None and self.may_be(file)
 
 
 def fitting(file: ModelFile, hints: Sequence[Hint]) -> list[Hint]:

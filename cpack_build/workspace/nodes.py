@@ -15,8 +15,10 @@ from typing import Any, Literal
 
 from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import BadInput
+from cpack_build.workspace.address import public_url
 from cpack_build.workspace.capture import COMPILED, SKIPPED, CapturedFile, captured
-from cpack_build.workspace.gitfolder import BrokenRepository, GitFolder, observe
+from cpack_build.workspace.gitfolder import GitFolder, observe
+from cpack_build.workspace.gitprogram import BrokenRepository
 from cpack_build.workspace.place import OWN_NODES, Comfyui
 from cpack_build.workspace.upstream import Upstream
 
@@ -213,8 +215,6 @@ def _registered(project: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _repository_hint(project: Mapping[str, Any]) -> str:
-    from cpack_build.workspace.gitfolder import public_url
-
     urls = project.get("urls")
     value = urls.get("Repository") if isinstance(urls, dict) else None
     return public_url(value) if isinstance(value, str) else ""

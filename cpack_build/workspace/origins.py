@@ -29,6 +29,7 @@ _MEMO = "model-source-1"
 _SIDECAR_LIMIT = 8 << 20
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _THREADS = 4
+_HINTS_ASKED = 8
 
 
 def find_origins(
@@ -96,7 +97,8 @@ def _asked(
     listed: Mapping[str, dict[str, Any]] | None,
 ) -> dict[str, Any] | None:
     """*listed* is what Civitai said of all models at once; ``None`` if it said nothing."""
-    for hint in fitting(file, hints):
+    # many models of a list are called `diffusion_pytorch_model.safetensors`
+    for hint in [hint for hint in fitting(file, hints) if hint.may_be(file)][:_HINTS_ASKED]:
         if (address := huggingface.parse_address(hint.url)) is not None:
             found = huggingface.in_repository(address[0], address[1], sha256=sha256, asker=asker)
             if found is not None:

@@ -22,7 +22,9 @@ from packaging.utils import InvalidName, canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from cpack_build.errors import BadInput, Unresolvable
-from cpack_build.workspace.gitfolder import BrokenRepository, observe, public_url
+from cpack_build.workspace.address import public_url
+from cpack_build.workspace.gitfolder import observe
+from cpack_build.workspace.gitprogram import BrokenRepository
 from cpack_build.workspace.place import Comfyui, lexical
 
 __all__ = ["LEFT_OUT", "Environment", "find_environment", "read_packages"]

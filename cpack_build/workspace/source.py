@@ -2,7 +2,8 @@
 
 A ComfyUI without git (a release archive, ComfyUI Desktop's, a portable folder whose ``.git`` was removed) says which
 version it is. Where that release can be had it is compared with it, file by file: then it is the release's commit, and
-a patch for what differs. Where nobody can be asked, its own files are captured, and pinned by one hash over them.
+a patch for what differs. A fork, whose commits nobody finds in ComfyUI's own repository, is seen the same way. Where
+nobody can be asked, its own files are captured, and pinned by one hash over them.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -26,7 +28,9 @@ from cpack_build.workspace.upstream import Upstream
 __all__ = ["Source", "find_source"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-_OURS = re.compile(r"https://github\.com/(comfyanonymous|Comfy-Org)/ComfyUI(\.git)?/?", re.IGNORECASE)
+_OURS = re.compile(
+    r"(https://|ssh://(git@)?|git@)github\.com[/:](comfyanonymous|Comfy-Org)/ComfyUI(\.git)?/?", re.IGNORECASE
+)
 _NOT_SOURCE = ("models/", "input/", "output/", "temp/", "user/", "custom_nodes/")
 _NOT_LISTED = frozenset({*(name.rstrip("/") for name in _NOT_SOURCE), "venv", "env", "__pycache__", "logs"})
 
@@ -68,9 +72,14 @@ def find_source(comfyui: Comfyui, *, commit: str | None = None, upstream: Upstre
         try:
             git = observe(comfyui.root, untracked=False, outside=_NOT_SOURCE)
         except BrokenRepository as error:
-            broken = f"ComfyUI's git repository is broken: {error}. "
+            broken = f" (its repository is broken: {error})"
         else:
             notes = [f"ComfyUI {note}." for note in git.notes]
+            if upstream is not None and not _OURS.fullmatch(git.url):
+                whose = f"a clone of {git.url}" if git.url else "a clone that has no remote which others can reach"
+                with suppress(CpackError, BrokenRepository):
+                    repository, found = upstream.release(comfyui.version)
+                    return _compared(comfyui, repository, found, tracked=tracked, what=f"is {whose}")
             if not git.url:
                 notes.append("ComfyUI's repository has no remote that others can reach; its commit is taken as it is.")
             elif not _OURS.fullmatch(git.url):
@@ -86,20 +95,20 @@ def find_source(comfyui: Comfyui, *, commit: str | None = None, upstream: Upstre
     if upstream is not None:
         try:
             repository, found = upstream.release(comfyui.version, commit)
-            return _compared(comfyui, repository, found, tracked=tracked, broken=broken)
+            return _compared(comfyui, repository, found, tracked=tracked, what=f"is no git checkout{broken}")
         except (CpackError, BrokenRepository) as error:
             why = str(error).rstrip(".")
     content, files = _content(comfyui, tracked)
     if commit is not None:
         return Source(comfyui.version, commit, content=content, count=len(files), tracked=tracked)
     note = (
-        f"{broken}ComfyUI {comfyui.version or 'of unknown version'} is no git checkout, and cannot be compared with "
+        f"ComfyUI {comfyui.version or 'of unknown version'} is no git checkout{broken}, and cannot be compared with "
         f"its release ({why}); it is pinned by its content, sha256 {content[:12]}."
     )
     return Source(comfyui.version, content=content, count=len(files), files=files, tracked=tracked, notes=(note,))
 
 
-def _compared(comfyui: Comfyui, repository: Path, commit: str, *, tracked: frozenset[str], broken: str) -> Source:
+def _compared(comfyui: Comfyui, repository: Path, commit: str, *, tracked: frozenset[str], what: str) -> Source:
     """ComfyUI as the release at *commit*, and a patch for what was changed or added in its own folders."""
     listed = {path.parts[0] for path in map(PurePosixPath, names_in(repository, commit)) if len(path.parts) > 1}
 
@@ -108,7 +117,7 @@ def _compared(comfyui: Comfyui, repository: Path, commit: str, *, tracked: froze
         return top in listed if below else name.endswith(".py")
 
     patch, changed, told = changes_from(repository, commit, folder=comfyui.root, fresh=is_source, outside=_NOT_SOURCE)
-    notes = [f"{broken}ComfyUI {comfyui.version} is no git checkout; it is taken to be commit {commit[:12]}."]
+    notes = [f"ComfyUI {comfyui.version} {what}; it is taken to be commit {commit[:12]} of ComfyUI's own repository."]
     notes += [f"ComfyUI {note}." for note in told]
     if changed:
         shown = ", ".join(changed[:5]) + (f" and {len(changed) - 5} more" if len(changed) > 5 else "")

@@ -148,6 +148,19 @@ def test_the_engine_is_given_the_flags_that_the_image_needs(
     assert ("gpu" in asked(engine)) == ("gpu" in flags)
 
 
+@pytest.mark.parametrize("flag", [["-e", "A_TOKEN=secret"], ["--env=A_TOKEN=secret"], ["-eA_TOKEN=secret"]])
+def test_the_engine_is_told_the_value_of_a_variable_and_nobody_else(
+    call: Caller, engine: Path, monkeypatch: pytest.MonkeyPatch, flag: list[str]
+) -> None:
+    monkeypatch.setenv("CONFIG", "{}")
+    done = call("run", "docker:x:1", "--engine", "auto", "--", "-e", "PLAIN", *flag, "-v", "/a=b:/data")
+    assert "A_TOKEN=secret" in asked(engine)
+    assert "secret" not in done.err + done.out
+    assert "A_TOKEN=…" in done.err
+    assert "-e PLAIN" in done.err
+    assert "/a=b:/data" in done.err
+
+
 def test_a_gpu_that_is_wanted_and_not_here_is_noted(
     call: Caller, engine: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -193,6 +193,8 @@ def test_ctrl_c_leaves_nothing_half_made_and_what_was_hashed_is_remembered(
         (["{root}", "-w", "{root}/nowhere.json"], 3, "nowhere.json cannot be read: no such file"),
         (["{root}", "-w", "{root}/main.py"], 3, "is not JSON"),
         (["{root}/input", "-w", "{workflow}"], 3, "holds no ComfyUI"),
+        (["{root}", "-w", "{workflow}", "--editor-workflow", "{workflow}"], 3, "is not as the editor saves it"),
+        (["{root}", "-w", "{workflow}", "--capture-node", "x"], 3, "--capture-node 'x' is no custom node"),
         (["{root}", "-w", "{workflow}", "--model", "x*"], 4, "--model 'x*' matches no model"),
         (["{root}", "-w", "{workflow}", "--input", "x*"], 4, "--input 'x*' matches no file"),
         (["{root}", "-w", "{workflow}", "--python", "{root}/input"], 3, "is no Python environment"),

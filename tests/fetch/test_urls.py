@@ -67,3 +67,18 @@ def test_no_secret_of_a_document_enters_an_image() -> None:
     assert b"SECRET" not in without_secrets(document)
     assert json.loads(without_secrets(document))["url"] == "https://a.example/m?token=removed&a=b"
     assert without_secrets(b'{"plain": "text?really"}') == b'{"plain": "text?really"}'
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        (b'{"https://user:SECRET@h.example/x.git": 1}', b'{"https://h.example/x.git": 1}'),
+        (b'{"https:\\/\\/SECRET@h.example\\/x": 1}', b'{"https:\\/\\/h.example\\/x": 1}'),
+        (b'{"x @ git+https://SECRET@h.example/x@0123": ""}', b'{"x @ git+https://h.example/x@0123": ""}'),
+        (b'"https://h.example/x?X-Goog-Signature=SECRET&a=b"', b'"https://h.example/x?X-Goog-Signature=removed&a=b"'),
+        (b'"ssh://git@h.example/x, git@h.example:x"', b'"ssh://git@h.example/x, git@h.example:x"'),
+        (b'"https://h.example/@user/x, see https://h.example, and mail a@b.example"',) * 2,
+    ],
+)
+def test_a_document_keeps_no_user_and_no_signature_of_an_address(text: bytes, clean: bytes) -> None:
+    assert without_secrets(text) == clean

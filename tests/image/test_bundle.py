@@ -59,6 +59,7 @@ def folder(path: Path, data: bytes) -> Path:
         ({"repositories": [{"name": "0" * 64, "commits": ["--x"], "shallow": []}]}, "commits that are none"),
         ({"repositories": [{"name": "0" * 64, "commits": ["0" * 40]}]}, "commits that are none"),
         ({"blobs": []}, "is damaged"),
+        ({"blobs": {"0" * 64: float("inf")}}, "is damaged"),
     ],
 )  # fmt: skip
 def test_a_description_that_lies_is_refused(tmp_path: Path, store: Store, changes: dict[str, Any], said: str) -> None:
@@ -122,7 +123,7 @@ def test_a_blob_under_a_wrong_hash_is_refused_or_not_found(tmp_path: Path, store
 def test_a_pack_that_lacks_what_it_promises_makes_no_commit(tmp_path: Path, store: Store) -> None:
     commit = make_repository(tmp_path / "repository", {"a": "text"})
     name = "0" * 64
-    described = description(repositories=[{"name": name, "commits": [commit], "shallow": []}])
+    described = description(repositories=[{"name": name, "commits": [commit], "shallow": ["1" * 40]}])
     empty = subprocess.run(
         [need.tool("git"), "-C", str(tmp_path / "repository"), "pack-objects", "--stdout", "--quiet"],
         stdin=subprocess.DEVNULL, capture_output=True, check=True,
@@ -132,6 +133,7 @@ def test_a_pack_that_lacks_what_it_promises_makes_no_commit(tmp_path: Path, stor
         with pytest.raises(BadInput, match="has a damaged pack"):
             open_bundle(path, store=store)
     assert not has_commit(store.root / "git" / name, commit)
+    assert not (store.root / "git" / name / "shallow").exists(), "nor does what it says of the history stay"
 
 
 def test_a_folder_with_something_else_is_not_written_to(tmp_path: Path, store: Store) -> None:

@@ -21,9 +21,11 @@ from cpack_build.lock.building import rebuild
 from cpack_build.lock.python import Target, lock_environment
 from cpack_build.lock.schema import Platform, PythonEnvironment, SourceArchive, SourceTree
 from cpack_build.lock.wheels import wheels_of
+from cpack_build.restore.environment import fetch_wheels
 from tests.example import system_python
 from tests.fetch.repositories import make_repository
 from tests.lock.indexes import Index, sdist, source_files
+from tests.restore.images import make_world
 
 PYTHON = system_python()
 pytestmark = pytest.mark.usefixtures("plain_uv")
@@ -157,6 +159,20 @@ def test_another_machine_makes_the_same_wheel_or_says_that_it_differs(store: Sto
         lie = built.model_copy(update={"sha256": "0" * 64})
         with pytest.raises(HashMismatch, match="built again"):
             rebuild(lie, name="source", python_version=PYTHON, store=other, sources=Sources())
+
+
+def test_a_restore_builds_what_no_index_has_by_leave_alone(store: Store, tmp_path: Path) -> None:
+    with index_with().serve() as server:
+        environment = lock_environment(
+            ["source"], target=Target(PYTHON), store=store, sources=Sources(), index_url=f"{server.url}/simple/",
+            trust=True,
+        )  # fmt: skip
+        locked = make_world(tmp_path / "world").lock.model_copy(update={"python": environment})
+        other = Store(tmp_path / "other")
+        with pytest.raises(NeedsTrust, match=r"source from source-1\.0\.tar\.gz|source 1\.0 from"):
+            fetch_wheels(locked, store=other, sources=Sources())
+        (path,) = fetch_wheels(locked, store=other, sources=Sources(), trust=True).values()
+    assert path == other.blob_path(environment.built[0].sha256)
 
 
 def test_a_pure_wheel_serves_every_platform_and_another_names_who_can_build_it(store: Store) -> None:

@@ -11,6 +11,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,7 @@ import pytest
 from cpack_build.cpack.schema import GitPin, ModelEntry, NodePin, Snapshot
 from cpack_build.cpack.settings import Settings
 from cpack_build.errors import BadInput, BadSettings, HashMismatch, NetworkError, StaleLock, Unresolvable
-from cpack_build.fetch.http import Sources
+from cpack_build.fetch.http import RequestsTransport, Response, Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from cpack_build.lock.freshness import check_fresh
@@ -227,3 +229,28 @@ def test_two_platforms_are_locked_together_and_share_what_does_not_depend_on_the
     # an interpreter built from the same source compiles for both; alone, the foreign one cannot run here
     foreign = alone if this_platform() == "linux/amd64" else both("linux/amd64")[0]
     assert (amd64.bytecode, arm64.bytecode, foreign.bytecode) == ("compiled", "compiled", "none")
+
+
+class _OnceDeaf(RequestsTransport):
+    """A model's host that does not hear the first question."""
+
+    asked = 0
+
+    @contextmanager
+    def head(self, url: str, *, headers: Mapping[str, str]) -> Iterator[Response]:
+        assert url == "https://models.example/x.bin"
+        self.asked += 1
+        if self.asked == 1:
+            raise ConnectionError("nobody is there")
+        yield Response(200, {"content-length": str(len(DATA))}, iter(()))
+
+
+def test_a_host_that_answers_for_one_platform_alone_leaves_one_lock(world: World, locked: Lock, tmp_path: Path) -> None:
+    model = world.snapshot.models[0].model_copy(update={"urls": ("https://models.example/x.bin",)})
+    pack = FakePack("2" * 64, world.snapshot.model_copy(update={"models": (model,)}))
+    platforms: tuple[Platform, ...] = ("linux/amd64", "linux/arm64")
+    settings = world.settings.model_copy(update={"platform": platforms})
+    sources = Sources(Mirrors(settings.mirrors), _OnceDeaf())
+    locks = resolve_all(pack, platforms, settings=settings, store=Store(world.root / "store"), sources=sources)
+    assert [lock.models[0].access for lock in locks] == ["public", "public"]
+    assert read_locks(locks_to_bytes(locks), name="lock") == locks

@@ -11,16 +11,18 @@ from typing import Any
 
 import pytest
 
+from cpack_build.oci.artifact import attach
 from cpack_build.oci.connection import Connection
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.manifests import list_referrers
+from cpack_build.oci.push import push_index
 from cpack_build.oci.reference import parse_reference
-from cpack_build.oci.types import INDEX, MANIFEST, canonical_json, digest_of
+from cpack_build.oci.types import INDEX, MANIFEST, ImageIndex, canonical_json, digest_of
 from tests import need
 from tests.cli.calling import Caller
 from tests.cpack.packs import make_pack, snapshot
 from tests.engines import Registry
-from tests.oci.images import small_image
+from tests.oci.images import image_of, machine, small_image, text_layer
 from tests.oci.misbehaving import Fault, Misbehaving, run_misbehaving
 from tests.oci.specification import check
 
@@ -143,6 +145,25 @@ def test_a_real_old_registry_keeps_what_is_attached(call: Caller, registry: Regi
     assert Path("got/sbom.json").read_bytes() == SBOM
     done = call("pull", f"{registry.host}/packs/attached@{image.digest}", "--attached", "got", "--json")
     assert done.document["files"][0]["sha256"] == digest_of(SBOM)[7:]
+
+
+def test_what_is_attached_to_the_index_of_several_platforms_is_found_by_its_name(
+    call: Caller, registry: Registry, tmp_path: Path
+) -> None:
+    layer = text_layer({"index": "attached"})
+    index = ImageIndex(tuple(image_of([layer], architecture=architecture) for architecture in ("amd64", "arm64")))
+    place = parse_reference(f"{registry.host}/packs/attached-index:1")
+    push_index(index, [place])
+    sbom = tmp_path / "sbom.json"
+    sbom.write_bytes(SBOM)
+    attach([sbom], index.manifest.descriptor, place)
+    for name in (place, f"{place.name}@{index.digest}"):
+        done = call("pull", name, "--attached", tmp_path / "got", "--json")
+        assert done.code == 0, done.err
+        assert done.document["reference"].endswith(index.digest)
+        assert (tmp_path / "got/sbom.json").read_bytes() == SBOM
+    own = next(image for image in index.images if image.platform.endswith(machine()))
+    assert call("pull", f"{place.name}@{own.digest}", "--attached", tmp_path / "none").code == 4
 
 
 def test_only_what_is_known_is_attached_and_that_is_said_first(call: Caller, fake: Misbehaving, tmp_path: Path) -> None:

@@ -138,7 +138,8 @@ _POINTS = b"[console_scripts]\ntwo-it = two:main\n"
 def lock_of(pack: Pack, model: Path, *, python: PythonEnvironment, store: Store, mirrors: Mapping[str, str]) -> Lock:
     """The lock of *pack*, over nothing and without a system."""
     sources = Sources(Mirrors(mirrors))
-    (locked,), _ = lock_models(pack.snapshot.models, folders=[str(model.parents[1])], store=store, sources=sources)
+    models, missing = lock_models(pack.snapshot.models, folders=[str(model.parents[1])], store=store, sources=sources)
+    assert not missing, missing
     trees = lock_trees(pack.snapshot, pack=pack, store=store, sources=sources)
     assert not trees.missing, trees.missing
     assert trees.comfyui is not None
@@ -158,7 +159,7 @@ def lock_of(pack: Pack, model: Path, *, python: PythonEnvironment, store: Store,
         nodes=trees.nodes,
         registry_nodes=trees.registry_nodes,
         local_nodes=trees.local_nodes,
-        models=(locked,),
+        models=tuple(models),
         environment={},
         comfyui_args=(),
     )
@@ -180,7 +181,7 @@ def make_image(
         wheels=wheels,
         comfyui=open_tree(lock.comfyui, pack, store=store, sources=sources),
         nodes=tuple(open_tree(pin, pack, store=store, sources=sources) for pin in lock.custom_nodes),
-        models={item.sha256: stored_at(model, item.sha256) for item in lock.models},
+        models={item.sha256: stored_at(model.parents[2] / item.path, item.sha256) for item in lock.models},
         documents=documents_of(pack),
     )
     return build(lock, materials, store=store)

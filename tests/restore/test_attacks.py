@@ -234,6 +234,7 @@ def test_bombs_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     data = gzip.compress(tar_of([(member("app/big"), bytes(8 << 20))]))
     with pytest.raises(UnsafeInput, match="200 times"):
         extract([BytesBlob(LAYER_GZIP, data)], ["app/"], into=tmp_path)
+    assert not list(tmp_path.iterdir()), "nothing of it was written"
     monkeypatch.setattr(extracting, "ENTRY_LIMIT", 10)
     with pytest.raises(UnsafeInput, match="more than 10 files"):
         extract([BytesBlob(LAYER, tar_of([file(f"app/{n}") for n in range(20)]))], ["app/"], into=tmp_path)
@@ -253,6 +254,41 @@ def test_whiteouts_of_a_foreign_image_hide_only_what_lies_below(tmp_path: Path) 
     assert listed == ["custom_nodes/new/y.py", "folder_paths.py", "main.py", "nodes.py"]
     assert found.nodes == ("new",)
     assert found.left_out == ("escape",)
+
+
+def foreign(*members: tuple[tarfile.TarInfo, bytes]) -> Image:
+    """Somebody's image with a ComfyUI in it, and *members* besides."""
+    marks = [file(f"srv/ComfyUI/{name}") for name in ("main.py", "nodes.py", "folder_paths.py")]
+    return image_of([BytesBlob(LAYER_GZIP, gzip.compress(tar_of([*marks, *members])))])
+
+
+def test_nothing_is_recovered_that_git_or_a_later_restore_would_obey(tmp_path: Path) -> None:
+    image = foreign(
+        file("srv/ComfyUI/.git/config"), file("srv/ComfyUI/custom_nodes/x/.GIT/hooks/post-checkout"),
+        file("srv/ComfyUI/.cpack/state.json"), file("srv/ComfyUI/custom_nodes/x/node.py"),
+        link("srv/ComfyUI/here", "."), link("srv/ComfyUI/out", "here/.."),
+    )  # fmt: skip
+    found = recover(image, tmp_path / "w", name="it")
+    assert found.left_out == (".cpack/state.json", ".git/config", "custom_nodes/x/.GIT/hooks/post-checkout", "out")
+    listed = sorted(str(path.relative_to(tmp_path / "w")) for path in (tmp_path / "w").rglob("*") if path.is_file())
+    assert listed == ["custom_nodes/x/node.py", "folder_paths.py", "main.py", "nodes.py"]
+    assert not (tmp_path / "w/out").is_symlink()
+
+
+def test_a_bomb_of_a_foreign_image_is_refused_before_it_is_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cpack_build.restore.foreign.RATIO_FREE", 1 << 20)
+    for bomb in (
+        [(member("srv/ComfyUI/models/big.bin"), bytes(8 << 20))],
+        [
+            (member("srv/one.bin"), bytes(range(256)) * 64),
+            *(link(f"srv/ComfyUI/models/{number}.bin", "../../one.bin") for number in range(2000)),
+        ],
+    ):
+        with pytest.raises(UnsafeInput, match="200 times"):
+            recover(foreign(*bomb), tmp_path / "w", name="it")
+        assert not (tmp_path / "w").exists()
 
 
 def test_an_image_without_comfyui_has_nothing_to_recover(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -15,7 +16,7 @@ from cpack_build.oci.reference import parse_image_name, parse_reference
 from cpack_build.oci.sources import open_source
 from tests.cli.calling import Caller, Outcome
 from tests.fetch.repositories import git
-from tests.restore.images import COMFYUI_FILES, MODEL, NODE_FILES, WEIGHTS, World
+from tests.restore.images import COMFYUI_FILES, MODEL, NODE_FILES, WEIGHTS, World, make_world
 
 
 def mirrored(world: World) -> list[str]:
@@ -284,3 +285,23 @@ def test_unpack_takes_comfy_pack_s_flags(world: World, call: Caller, tmp_path: P
     assert outcome.code == 0, outcome
     assert (root / "main.py").is_file()
     assert not (root / MODEL).exists()
+
+
+def test_a_node_s_git_lfs_files_are_restored_and_not_their_pointers(call: Caller, tmp_path: Path) -> None:
+    weights = bytes(range(256)) * 9
+    sha256 = hashlib.sha256(weights).hexdigest()
+    node = tmp_path / "made/git/fancy"
+    kept = node / ".git/lfs/objects" / sha256[:2] / sha256[2:4] / sha256
+    node.mkdir(parents=True)
+    git(node, "init", "--quiet", "--initial-branch=main")
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {len(weights)}\n"
+    kept.parent.mkdir(parents=True)
+    kept.write_bytes(weights)
+    world = make_world(tmp_path / "made", node_files={**NODE_FILES, "weights.bin": pointer})
+
+    flags = ["--find-links", world.wheels, "--models-dir", world.folder / "models", *mirrored(world)]
+    for source, root in ((world.pack, tmp_path / "p"), (f"oci:{world.layout}", tmp_path / "i")):
+        outcome = call("restore", source, "-d", root, "--no-venv", *flags)
+        assert outcome.code == 0, outcome
+        assert (root / "custom_nodes/fancy/weights.bin").read_bytes() == weights
+        assert call("restore", "--verify", root).code == 0

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from cpack_build.errors import CpackError, NodeFailed, UsageError
 from cpack_build.serve.answer import answer_with_error, choose_file, names_of
-from cpack_build.serve.comfyui import command_line
+from cpack_build.serve.comfyui import _child_environment, command_line
 from cpack_build.serve.device import choose_device
 from cpack_build.serve.exchange import Produced, safe_name, shipped_file
 from cpack_build.serve.folders import prepare_folders
@@ -216,3 +218,41 @@ def test_a_folder_in_the_way_is_our_error(tmp_path: Path) -> None:
     (tmp_path / "data").write_text("")
     with pytest.raises(CpackError, match="Mount a writable volume"):
         prepare_folders(tmp_path / "data", tmp_path)
+
+
+_READ_BY_A_CHILD = """
+import ctypes, os, sys
+from cpack_build.serve.__main__ import hide_secrets
+if os.getuid() == 0:  # root may read everything
+    os.setgroups([]); os.setgid(65534); os.setuid(65534)
+ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)  # as any program is when it was started
+
+def read_by_a_child():
+    child = os.fork()
+    if not child:
+        try:
+            open(f"/proc/{os.getppid()}/environ", "rb").read()
+        except PermissionError:
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+before = read_by_a_child()
+hide_secrets()
+print(before, read_by_a_child())
+"""
+
+
+def test_no_custom_node_reads_the_service_s_keys_from_its_process() -> None:
+    command = [sys.executable, "-c", _READ_BY_A_CHILD]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env={"CPACK_TOKEN": "secret"})
+    assert done.stdout.split() == ["True", "False"]
+
+
+def test_comfyui_gets_none_of_the_service_s_own_secrets(tmp_path: Path) -> None:
+    folders = prepare_folders(tmp_path / "data", tmp_path / "input")
+    secrets = {"CPACK_TOKEN", "CPACK_REGISTRY_PASSWORD", "AWS_SECRET_ACCESS_KEY", "AWS_CONTAINER_AUTHORIZATION_TOKEN"}
+    given = {**dict.fromkeys(secrets, "secret"), "CPACK_OUTPUT_URL": "s3://bucket", "HF_HOME": "/cache"}
+    child = _child_environment(given, folders)
+    assert not secrets & child.keys()
+    assert child["HF_HOME"] == "/cache"

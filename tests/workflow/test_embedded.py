@@ -28,6 +28,26 @@ def chunk(kind: bytes, data: bytes) -> bytes:
     return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
 
+def box(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data) + 8) + kind + data
+
+
+def mp4() -> bytes:
+    """As PyAV writes it with ``use_metadata_tags``."""
+    keys = b"".join(box(b"mdta", key.encode()) for key in TEXTS)
+    items = b"".join(
+        box(struct.pack(">I", number), box(b"data", struct.pack(">II", 1, 0) + text.encode()))
+        for number, text in enumerate(TEXTS.values(), 1)
+    )
+    meta = bytes(4) + box(b"hdlr", bytes(25)) + box(b"keys", struct.pack(">II", 0, len(TEXTS)) + keys)
+    moov = box(b"mvhd", bytes(100)) + box(b"udta", box(b"meta", meta + box(b"ilst", items)))
+    return box(b"ftyp", b"isom" + bytes(8)) + box(b"mdat", b"video") + box(b"moov", moov)
+
+
+def element(identity: int, data: bytes) -> bytes:
+    return identity.to_bytes((identity.bit_length() + 7) // 8, "big") + (len(data) | 1 << 28).to_bytes(4, "big") + data
+
+
 def save(path: Path, kind: str) -> Path:
     """A picture as ComfyUI's own nodes save it (``nodes.py``, ``comfy_extras/nodes_images.py``)."""
     picture = Image.new("RGB", (3, 2))
@@ -49,6 +69,15 @@ def save(path: Path, kind: str) -> Path:
         path.write_bytes(
             b"fLaC" + struct.pack(">I", 34) + bytes(34) + struct.pack(">I", 0x84 << 24 | len(body)) + body + b"sound"
         )
+    elif kind == "mp4":
+        path.write_bytes(mp4())
+    elif kind == "webm":
+        tags = [
+            element(0x67C8, element(0x45A3, key.upper().encode()) + element(0x4487, text.encode()))
+            for key, text in TEXTS.items()
+        ]
+        body = element(0x1F43B675, b"video") + element(0x1254C367, element(0x7373, b"".join(tags)))
+        path.write_bytes(element(0x1A45DFA3, b"") + element(0x18538067, body))
     else:
         exif = picture.getexif()
         exif[0x0110] = "prompt:" + TEXTS["prompt"]
@@ -57,7 +86,7 @@ def save(path: Path, kind: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["png", "ztxt", "itxt", "apng", "webp", "jpeg", "flac"])
+@pytest.mark.parametrize("kind", ["png", "ztxt", "itxt", "apng", "webp", "jpeg", "flac", "mp4", "webm"])
 def test_both_texts_are_found_in_every_kind(tmp_path: Path, kind: str) -> None:
     path = save(tmp_path / "x", kind)
     assert is_medium(path)
@@ -94,7 +123,7 @@ def test_a_text_that_is_no_workflow_is_an_error_that_names_it(tmp_path: Path, te
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    kind=st.sampled_from(["png", "ztxt", "apng", "webp", "jpeg", "flac"]),
+    kind=st.sampled_from(["png", "ztxt", "apng", "webp", "jpeg", "flac", "mp4", "webm"]),
     edits=st.lists(st.tuples(st.integers(0, 2000), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6),
     cut=st.integers(0, 600),
 )

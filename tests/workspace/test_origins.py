@@ -178,6 +178,10 @@ def test_managers_own_list_says_where_a_model_is(model: ModelFile, tmp_path: Pat
     confirmed = replace(hint, url="https://huggingface.co/org/repo/resolve/main/sub/m.safetensors", sizes=None)
     with serving_files({"/hf/api/models/org/repo/revision/main": json.dumps(REVISION).encode()}) as server:
         assert origin(model, server=server, hints=(confirmed,)) == HUB
+    other = replace(confirmed, sizes=(10_000, 20_000))  # another file of that name is not asked for
+    with serving_files({}) as server:
+        assert origin(model, server=server, hints=(other,)) == {}
+        assert not [request for request in server.requests if "org/repo" in request.path]
 
 
 def test_addresses_in_the_workflows_notes_are_hints(model: ModelFile) -> None:

@@ -19,7 +19,7 @@ from cpack_build.fetch.store import Store
 from cpack_build.lock.nodes import lock_trees
 from cpack_build.workspace import Draft, Upstream, draft_pack, write_draft
 from tests.fetch.repositories import git
-from tests.workspace.installs import HUB, WORKFLOW, make_git_node, make_install, make_registry_node
+from tests.workspace.installs import HUB, WORKFLOW, make_git_node, make_install, make_registry_node, publish
 
 
 @pytest.fixture
@@ -184,9 +184,16 @@ def test_a_comfyui_without_git_is_its_release_and_a_patch(root: Path, tmp_path: 
     git(upstream, "checkout", "--quiet", "--force", "HEAD")
     commit = git(upstream, "rev-parse", "HEAD")
     git(upstream, "tag", "v0.3.64+standin")
-    shutil.rmtree(root / ".git")
     mirrors = Mirrors({"https://github.com/comfyanonymous/ComfyUI": str(upstream)})
     known = Upstream(Store(tmp_path / "s"), Sources(mirrors))
+    (root / "main.py").write_text("# a fork's\n")
+    git(root, "commit", "--quiet", "--all", "--message", "a fork's")
+    publish(root, "https://github.com/somebody/ComfyUI.git")
+    fork = draft_pack(root, WORKFLOW, upstream=known)
+    assert (fork.source.commit, fork.source.changed) == (commit, ("main.py",))
+    assert any("is a clone of https://github.com/somebody/ComfyUI.git; it is taken" in note for note in fork.notes)
+    git(root, "reset", "--quiet", "--hard", commit)
+    shutil.rmtree(root / ".git")
     plain = draft_pack(root, WORKFLOW, upstream=known)
     assert (plain.source.commit, plain.source.patch, plain.source.files) == (commit, b"", ())
     (root / "nodes.py").write_text("changed\n")
