@@ -79,6 +79,10 @@ class SystemSettings(_Section):
     """``comfyui``: what its custom nodes count on, which is libGL and GLib (OpenCV), ffmpeg (video and sound) and git.
     ``none`` leaves them out."""
 
+    sources: tuple[str, ...] = ()
+    """Lines of apt's one-line format to resolve them from, instead of the machine's or the base's own: a snapshot
+    (``deb [check-valid-until=no] https://snapshot.debian.org/archive/debian/20261101T000000Z bookworm main``)."""
+
     def wanted(self) -> tuple[str, ...]:
         """The names of all of them."""
         return (*(_DEFAULT_PACKAGES if self.defaults == "comfyui" else ()), *self.packages)

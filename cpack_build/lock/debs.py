@@ -62,6 +62,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9-]+)?(=[A-Za-z0-9.+:~-]+)?")
 _URI = re.compile(r"\b(?P<url>https?://[^\s\]#]+)")
 _PRINTED = re.compile(r"'(?P<url>[^']+)' (?P<file>[^ /]+)_(?P<arch>[^ _/]+)\.deb (?P<size>\d+) ?.*")
 """A line of ``apt-get --print-uris``; the file name holds the version with its epoch's colon as ``%3a``."""
+_SOURCE = re.compile(r"deb( \[[^\[\]\n]*\])? https?://[^\s\[\]#]+ \S+( [\w./-]+)*")
 _WAIVED = re.compile(
     r"\b(trusted|allow-(insecure|weak|downgrade-to-insecure))\s*[=:](?!\s*(no|false|without|off|disable|0)\b)",
     re.IGNORECASE,
@@ -80,6 +81,23 @@ class AptSources:
     files: Mapping[str, bytes]
     status: bytes
     is_host: bool
+
+    def replaced(self, lines: Sequence[str]) -> AptSources:
+        """The same keys and status with other sources: *lines* of the one-line format (sources.list(5)).
+
+        Raises :class:`UnsafeInput` where one waives its signature or names no http(s) URL.
+        """
+        for line in lines:
+            if not _SOURCE.fullmatch(line):
+                raise UnsafeInput(
+                    f"system.sources has {redact(line)!r}, which is no line of apt's for an http(s) archive.",
+                    hint="Write `deb [options] https://host/path suite component…`.",
+                )
+            if _WAIVED.search(line):
+                raise UnsafeInput(f"system.sources has {redact(line)!r}, which waives apt's signature check.")
+        kept = {path: data for path, data in self.files.items() if not path.startswith("etc/apt/sources.list")}
+        text = "".join(f"{line}\n" for line in lines)
+        return AptSources({**kept, "etc/apt/sources.list": text.encode()}, self.status, self.is_host)
 
 
 def host_sources() -> AptSources:

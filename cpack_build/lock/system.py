@@ -77,6 +77,8 @@ def lock_system(
     if base is not None and interpreter is not None and not wanted:
         return System(base.record, (), interpreter, glibc_minor(installed(base.files)) or UNKNOWN_GLIBC)
     apt = host_sources() if base is None else base_sources(base.files)
+    if settings.system.sources:
+        apt = apt.replaced(settings.system.sources)
     archive = open_archive(
         apt, architecture=platform.partition("/")[2], store=store, mirrors=sources.mirrors, progress=progress
     )

@@ -111,6 +111,32 @@ def test_a_base_that_says_that_it_does_not_waive_them_is_taken(text: str) -> Non
     assert path in base_sources({path: source.encode(), "var/lib/dpkg/status": b""}).files
 
 
+def test_sources_that_are_named_take_the_place_of_the_others(archive: AptArchive, store: Store) -> None:
+    sha256 = archive.add("tool")
+    with archive.serve() as server:
+        elsewhere = archive.sources("http://127.0.0.1:9")  # where nobody answers
+        named = elsewhere.replaced([f"deb [signed-by=/{KEYRING}] {server.url}/debian stable main"])
+        found = open_archive(named, architecture="amd64", store=store, mirrors=Mirrors()).resolve(["tool"])
+    assert [(deb.name, deb.sha256) for deb in found] == [("tool", sha256)]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "deb [trusted=yes] https://deb.example/debian stable main",
+        "deb [ allow-insecure=yes ] https://deb.example/debian stable main",
+        "deb file:///etc stable main",
+        "deb copy:/etc stable main",
+        "deb https://deb.example/debian stable main\ndeb [trusted=yes] https://evil.example/ x main",
+        "https://deb.example",
+        "",
+    ],
+)
+def test_a_named_source_is_a_signed_archive_on_the_web_or_refused(line: str, archive: AptArchive) -> None:
+    with pytest.raises(UnsafeInput, match=r"system\.sources"):
+        archive.sources("https://deb.example").replaced([line])
+
+
 def test_a_base_cannot_have_local_sources_read() -> None:
     for uri in ("file:/srv/debian", "copy:/srv/debian", "mirror+file:/srv/list"):
         text = f"Types: deb\nURIs: {uri}\nSuites: ./\n"
