@@ -38,6 +38,13 @@ __all__ = ["serve"]
     metavar="FILE",
     help="The Python of that ComfyUI; by default its own .venv or venv, else python3.",
 )
+@click.option(
+    "-w",
+    "--workflow",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="What a workspace serves, in the API format; by default what it was restored with.",
+)
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Where to write; by default a temporary.")
 @click.option("--json", "as_json", is_flag=True, help="Each request as one line of JSON.")
 def serve(
@@ -47,19 +54,25 @@ def serve(
     comfyui: str | None,
     workspace: Path | None,
     python: str | None,
+    workflow: Path | None,
     data: Path | None,
     as_json: bool,
 ) -> None:
-    """Serve SOURCE, a NAME.cpack.zip or a workflow_api.json, as its image would: POST /generate, and a page at /.
+    """Serve SOURCE, a NAME.cpack.zip, a workflow_api.json or a workspace (the folder of a ComfyUI), as its image would:
+    POST /generate, and a page at /.
 
-    ComfyUI either runs already (--comfyui) or is started (--workspace). The environment variables of the image's
-    service (docs/serving.md) work here, too.
+    ComfyUI either runs already (--comfyui) or is started (--workspace, or SOURCE itself). The environment variables of
+    the image's service (docs/serving.md) work here, too.
     """
     import os
     import tempfile
 
     from cpack_build.errors import ToolMissing, UsageError
 
+    if source.is_dir():
+        workspace = workspace or source
+    elif workflow is not None:
+        raise UsageError("-w is for a workspace.", hint=f"Leave it out: {source} is served itself.")
     if comfyui is None and workspace is None:
         raise UsageError(
             "No ComfyUI is named.",
@@ -67,7 +80,7 @@ def serve(
         )
     with tempfile.TemporaryDirectory(prefix="cpack-serve-") as folder:
         app = Path(folder) / "app"
-        _lay_out(source, app)
+        _lay_out(source, app, workflow=workflow)
         given = {
             "CPACK_APP": str(app),
             "CPACK_DATA": str((data or Path(folder) / "data").absolute()),
@@ -98,11 +111,21 @@ def _python_of(workspace: Path | None) -> str:
     return "python3"
 
 
-def _lay_out(source: Path, app: Path) -> None:
-    """Write what an image has in its application folder to *app*: the workflow, and the pack's inputs."""
-    from cpack_build.errors import BadInput
+def _lay_out(source: Path, app: Path, *, workflow: Path | None) -> None:
+    """Write what an image has in its application folder to *app*: the workflow, and the inputs that come with it."""
+    from cpack_build.errors import BadInput, UsageError
 
     (app / "input").mkdir(parents=True)
+    if source.is_dir():
+        own = workflow or source / ".cpack" / "workflow_api.json"
+        if not own.is_file():
+            raise UsageError(
+                f"{source} has no workflow of its own: {own} is not there.",
+                hint="Name one with -w FILE (Workflow > Export (API) in ComfyUI).",
+            )
+        (app / "workflow_api.json").write_bytes(own.read_bytes())
+        _copy_used_inputs(own, source / "input", app / "input")
+        return
     if source.suffix == ".json":
         try:
             (app / "workflow_api.json").write_bytes(source.read_bytes())
@@ -116,6 +139,23 @@ def _lay_out(source: Path, app: Path) -> None:
     pack = read_pack(source)
     (app / "workflow_api.json").write_bytes(pack.open_member("workflow_api.json"))
     _copy_inputs(pack, app)
+
+
+def _copy_used_inputs(workflow: Path, folder: Path, target: Path) -> None:
+    """Copy those files of a workspace's input *folder* that *workflow* names: they are its parameters' defaults."""
+    import shutil
+
+    from cpack_build.workflow import read_workflow
+    from cpack_build.workflow.references import references
+
+    read = read_workflow(workflow.read_bytes(), name=workflow.name)
+    for reference in references(read.nodes).inputs:
+        path = (folder.parent if reference.place == "base" else folder) / reference.value
+        is_ours = reference.place in ("input", "base") and path.resolve().is_relative_to(folder.resolve())
+        if is_ours and path.is_file():
+            place = target / path.resolve().relative_to(folder.resolve())
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
 
 
 def _copy_inputs(pack: Pack, app: Path) -> None:
