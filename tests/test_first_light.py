@@ -287,7 +287,7 @@ def elsewhere(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the pack and its shaping settings, as on a machine that has nothing else."""
     folder = tmp_path_factory.mktemp("site")
     shutil.copy(built.example.pack, folder)
-    (folder / "example.cpack.yaml").write_text(json.dumps({"system": {"packages": []}}))
+    (folder / "example.cpack.yaml").write_text(json.dumps({"system": {"defaults": "none"}}))
     return folder
 
 

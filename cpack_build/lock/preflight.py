@@ -189,7 +189,7 @@ def _model(model: Model, folders: Sequence[str], store: Store, sources: Sources,
     if store.find(model.sha256) is not None:
         return _Answer()
     seen = {url: look_at(model, url, asker=asker, store=store) for url in model.sources}
-    others = [url for url, look in seen.items() if look.state in ("other", "gone")]
+    others = [url for url, look in seen.items() if look.state == "other"]
     urls = tuple(url for url in model.sources if url not in others)
     wanted = Wanted(safe_model_path(model.path), model.sha256, model.size, urls, model.layer_digest)
     problems: list[CpackError] = []

@@ -108,8 +108,11 @@ class Client:
         address = self._engine.address
         if address is None:
             raise EngineUnavailable(self._engine.trouble)
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._connected.wait(), _CONNECT_SECONDS)
+        if not self._connected.is_set():
+            # No wait_for: up to Python 3.11 it loses a cancellation that comes as what it waits for is done.
+            connecting = asyncio.ensure_future(self._connected.wait())
+            await asyncio.wait((connecting,), timeout=_CONNECT_SECONDS)
+            connecting.cancel()
         job = _Job(str(uuid.uuid4()), address, asyncio.get_running_loop().create_future(), watch=watch, began=began)
         self._jobs[job.prompt_id] = job
         try:
