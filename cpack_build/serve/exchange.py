@@ -83,7 +83,10 @@ class Inbox:
         key = f"{self._engine.address}/{digest}/{name}"
         upload = self._uploads.get(key)
         if upload is None or (upload.done() and (upload.cancelled() or upload.exception() is not None)):
-            work = self._client.upload(path, name=name, subfolder=f"cpack/{digest[:32]}")
+            # A folder of its own, also beside the same bytes under another name: it is removed with the file, perhaps
+            # just as the other is written.
+            folder = hashlib.sha256(f"{digest}/{name}".encode()).hexdigest()[:32]
+            work = self._client.upload(path, name=name, subfolder=f"cpack/{folder}")
             upload = self._uploads[key] = asyncio.ensure_future(work)
         self._users[key] = self._users.get(key, 0) + 1
         try:

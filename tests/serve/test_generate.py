@@ -227,6 +227,22 @@ def test_equal_requests_at_once_share_an_upload_and_all_succeed(service: Service
     assert [answer.status_code for answer in answers] == [200] * 6
 
 
+def test_the_same_bytes_under_other_names_do_not_share_a_place_that_is_removed(service: Service) -> None:
+    data, places = picture((10, 20, 30)), set()
+    inputs = service.data / "input" / "cpack"
+
+    def ask(name: str) -> None:
+        assert service.generate(files={"photo": (name, data)}, seconds=0.5, size=29).status_code == 200
+
+    threads = [threading.Thread(target=ask, args=(f"{number}.png",)) for number in range(2)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        places |= {(path.parent.name, path.name) for path in inputs.glob("*/*.png")}
+    assert {name for _, name in places} == {"0.png", "1.png"}
+    assert len({folder for folder, _ in places}) == 2
+
+
 def test_nothing_of_a_request_is_left(service: Service) -> None:
     service.generate(files={"photo": ("x.png", picture()), "attachment": ("a.txt", b"a")})
     service.generate(files={"photo": ("x.png", b"no picture")})
