@@ -81,7 +81,7 @@ class SystemSettings(_Section):
 
     sources: tuple[str, ...] = ()
     """Lines of apt's one-line format to resolve them from, instead of the machine's or the base's own: a snapshot
-    (``deb [check-valid-until=no] https://snapshot.debian.org/archive/debian/20261101T000000Z bookworm main``)."""
+    (``deb [check-valid-until=no] https://snapshot.example/debian/20261101T000000Z bookworm main``)."""
 
     def wanted(self) -> tuple[str, ...]:
         """The names of all of them."""
