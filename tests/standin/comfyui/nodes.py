@@ -245,7 +245,9 @@ def load_custom_node(path: str) -> bool:
         module = importlib.util.module_from_spec(spec)
         sys.modules[name] = module
         spec.loader.exec_module(module)
-        NODE_CLASS_MAPPINGS.update(getattr(module, "NODE_CLASS_MAPPINGS", {}))
+        for class_name, node_class in getattr(module, "NODE_CLASS_MAPPINGS", {}).items():
+            NODE_CLASS_MAPPINGS[class_name] = node_class
+            node_class.RELATIVE_PYTHON_MODULE = f"custom_nodes.{os.path.basename(path).removesuffix('.py')}"
         NODE_DISPLAY_NAME_MAPPINGS.update(getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", {}))
         return True
     except Exception:
