@@ -18,7 +18,7 @@ import threading
 
 __all__ = ["main"]
 
-_PATIENCE = ((signal.SIGINT, 20.0), (signal.SIGTERM, 5.0), (signal.SIGKILL, 5.0))
+_PATIENCE = ((signal.SIGINT, 10.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0))
 """What is sent, and seconds until the next: the tool leaves nothing half-made after the first."""
 _LOOK_EVERY = 1.0
 

@@ -122,9 +122,8 @@ def test_a_form_of_another_site_starts_nothing(comfyui: Comfyui) -> None:
     form = {"kind": "pack"}
     assert requests.post(url, data=form, headers={"Origin": "https://evil.example"}, timeout=60).status_code == 403
     assert requests.post(url, data=form, timeout=60).status_code == 403
-    plain = requests.post(
-        url, data='{"kind": "pack"}', headers={"X-CPack": "1", "Content-Type": "text/plain"}, timeout=60
-    )
+    simple = {"X-CPack": "1", "Content-Type": "text/plain"}
+    plain = requests.post(url, data='{"kind": "pack"}', headers=simple, timeout=60)
     assert (plain.status_code, plain.json()["error"]["code"]) == (400, "no_json")
     settled()
     assert comfyui.get("/cpack/jobs").json() == before
