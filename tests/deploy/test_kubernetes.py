@@ -1,5 +1,5 @@
-"""``deploy kubernetes`` writes manifests that Kubernetes takes, that hold to its strictest policy, and are the same each
-time; what cannot work is refused with the reason."""
+"""``deploy kubernetes`` writes manifests that Kubernetes takes, that hold to its strictest policy, and are the same
+each time; what cannot work is refused with the reason."""
 
 from __future__ import annotations
 

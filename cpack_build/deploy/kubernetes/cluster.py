@@ -169,6 +169,11 @@ def _told(what: str, *, namespace: str | None = None) -> Iterator[None]:
         yield
     except (ApiException, DynamicApiError) as error:
         raise _refused(what, namespace, error.status or 0, _message(error)) from error
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        # The client takes apart what comes without looking: it met no Kubernetes.
+        raise NetworkError(
+            f"What answers is no Kubernetes API ({what}).", hint="Check the server in the kubeconfig."
+        ) from error
     except urllib3.exceptions.HTTPError as error:
         raise NetworkError(
             f"The cluster does not answer ({what}): {type(error).__name__}.",
