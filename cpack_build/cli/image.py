@@ -12,7 +12,7 @@ import click
 from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.downloads import Downloads, download_options
 from cpack_build.cli.lock import make_locks
-from cpack_build.cli.lockfile import LockFile
+from cpack_build.cli.lockfile import LockFile, lock_beside
 from cpack_build.cli.lockfile import lock_file as locks_at
 from cpack_build.cli.options import (
     Chosen,
@@ -24,6 +24,7 @@ from cpack_build.cli.options import (
     terminal_options,
 )
 from cpack_build.cli.push import PushOptions, access_for, registry_options, tell_of_zstd
+from cpack_build.cli.receipt import Recorder
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -107,6 +108,7 @@ def image(
     podman, else to NAME.oci/ beside PACK.
     """
     from cpack_build.cpack.reader import read_pack
+    from cpack_build.cpack.settings import settings_beside
     from cpack_build.errors import UsageError
     from cpack_build.fetch.store import Store
     from cpack_build.lock.form import compression_of, in_form
@@ -116,12 +118,14 @@ def image(
     from cpack_build.oci.reference import EngineName, Reference
     from cpack_build.oci.types import ImageIndex
 
+    store = Store()
+    beside = [lock_file or lock_beside(pack), chosen.config or settings_beside(pack)]
+    recorder = Recorder.of_run(store, [pack, *beside])
     read = read_pack(pack)
     read.served()
     settings = chosen.settings(read)
     path = locks_at(read, lock_file)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
-    store = Store()
     bundle = downloads.opened(store, progress=terminal.progress)
     must = frozen or lock_file is not None or (locked and bundle is None)
     found = find_locks(read, settings, path, must=must, frozen=frozen)
@@ -148,6 +152,9 @@ def image(
         terminal.result({"dry_run": True, "lock": str(path), "locked": found is not None, "outputs": places})
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
+    chose_docker = isinstance(destinations[0].place, EngineName) and destinations[0].place.engine == "docker"
+    if found is None or bundle is not None or not (outputs or pushes or chose_docker):
+        recorder.is_whole = False  # It would be asked again which engine is here.
     if found is None:
         sources = downloads.sources(settings, chosen)
         made = make_locks(read, form, store=store, sources=sources, trust=trust, terminal=terminal)
@@ -158,12 +165,14 @@ def image(
     near: dict[str, Places] = {lock.platform: downloads.places(settings, bundle, lock) for lock in found}
     sources = downloads.sources(settings, chosen)
     with _built(
-        found, read, near, siblings=siblings, store=store, sources=sources, trust=trust, terminal=terminal
-    ) as built:
+        found, read, near, siblings=siblings, store=store, sources=sources, trust=trust, recorder=recorder,
+        progress=recorder.noting(terminal.progress),
+    ) as built:  # fmt: skip
         images = built.images if isinstance(built, ImageIndex) else (built,)
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
+            recorder.delivered(built, destination)
         packed = built
         if how is not None:
             packed = _compressed(built, how, progress=terminal.progress)
@@ -185,6 +194,7 @@ def image(
     done.say(terminal)
     for destination in destinations:
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
+    recorder.keep(terminal)
 
 
 def _compressed(built: Image | ImageIndex, how: Compression, *, progress: Progress) -> Image | ImageIndex:
@@ -245,7 +255,8 @@ def _built(
     store: Store,
     sources: Sources,
     trust: bool,
-    terminal: Terminal,
+    recorder: Recorder,
+    progress: Progress,
 ) -> Iterator[Image | ImageIndex]:
     """The image, or for several platforms the index of images, for as long as the context lasts. *siblings* are all
     locks of the pack, for an interpreter that runs here."""
@@ -265,7 +276,8 @@ def _built(
                 sources=sources,
                 siblings=siblings,
                 trust=trust,
-                progress=terminal.progress,
+                progress=progress,
             )
-            images.append(stack.enter_context(build(lock, materials, store=store, progress=terminal.progress)))
+            recorder.made_of(materials)
+            images.append(stack.enter_context(build(lock, materials, store=store, progress=progress)))
         yield images[0] if len(images) == 1 else ImageIndex(tuple(images))

@@ -77,6 +77,12 @@ class Leases:
                 fcntl.flock(self._gate, fcntl.LOCK_UN)
             self._held.add(sha256)
 
+    @property
+    def held(self) -> frozenset[str]:
+        """What this process holds."""
+        with self._lock:
+            return frozenset(self._held)
+
     @contextmanager
     def alone(self) -> Iterator[Mapping[str, int]]:
         """Nobody takes a lease meanwhile: what is held (hash → when it was taken, seconds since 1970).
