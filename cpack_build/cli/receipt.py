@@ -38,6 +38,8 @@ class Recorder:
     """That nothing is known that a later run would have to look at, and that no receipt can name."""
     docker: list[dict[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    images: int = 0
+    """Of how many it is known what they are made of."""
 
     @classmethod
     def of_run(cls, store: Store, files: Iterable[Path]) -> Recorder:
@@ -52,6 +54,7 @@ class Recorder:
 
     def made_of(self, materials: Materials) -> None:
         """An image is made of *materials*."""
+        self.images += 1
         files = materials.files()
         if files is None:
             self.is_whole = False
@@ -78,9 +81,9 @@ class Recorder:
         else:
             self.is_whole = False
 
-    def keep(self, terminal: Terminal) -> None:
-        """Keep the receipt, if one can be given, of what *terminal* has shown."""
-        if not self.is_whole or terminal.mode == "json":  # whose events tell of work
+    def keep(self, terminal: Terminal, *, images: int) -> None:
+        """Keep the receipt, if one can be given, of what *terminal* has shown, and so many *images*."""
+        if not self.is_whole or self.images != images or terminal.mode == "json":  # whose events tell of work
             return
         said = {"stdout": "".join(terminal.printed), "stderr": "" if terminal.quiet else "".join(self.notes)}
         used = self.store.leases.held

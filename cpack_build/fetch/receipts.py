@@ -183,6 +183,8 @@ def _use(root: str, key: str, used: Sequence[str]) -> None:
 
 def _docker_has(known: Mapping[str, str]) -> bool:
     """Whether Docker has that very image under that name (``GET /images/{name}/json``)."""
+    if sys.platform == "win32":  # There Docker has no such socket.
+        return False
     import socket
 
     name = known["name"]
