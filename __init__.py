@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
 
 if __package__:  # not where a tool reads this file by itself
-    from .cpack_build.nodes.plugin import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, start
+    from .cpack_build.nodes.registration import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, start
 
     start()
 
