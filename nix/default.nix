@@ -51,8 +51,10 @@ let
   run = name: order: more: derivation ({
     name = "cpack-${safe name}";
     inherit system;
-    builder = program;
-    args = [ "-s" "-m" "cpack_build.backends.nix.derive" ];
+    # Nix calls a builder by its bare name, by which a Python does not find the environment that it is of.
+    builder = "/bin/sh";
+    args = [ "-c" "exec \"$program\" -s -m cpack_build.backends.nix.derive" ];
+    inherit program;
     order = toJSON order;
     passAsFile = [ "order" ];
     PATH = programs;
@@ -187,7 +189,7 @@ let
   # In its layout the layers are links to the derivations' own. A model's is left out unless *withModels*: its digest is
   # in the lock, and whoever gives the image away streams it from where the model lies (image-layout.md: a layout may
   # leave blobs to an external store).
-  imageWith = withModels: run "image-${planned.name}"
+  imageWith = withModels: run "image"
     {
       kind = "image";
       platform = chosen;
@@ -209,17 +211,16 @@ let
     args = [ "-c" "echo \"$text\" > $out; ${if pkgs != null then "${pkgs.coreutils}/bin/" else "/bin/"}chmod +x $out" ];
     text = ''
       #!/bin/sh
-      PYTHONPATH=${./tool}''${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 exec ${program} -s -m cpack_build deliver ${image} ${arguments} "$@"'';
+      PYTHONPATH=${./tool}''${PYTHONPATH:+:$PYTHONPATH} PYTHONDONTWRITEBYTECODE=1 exec '${program}' -s -m cpack_build deliver ${image} ${arguments} "$@"'';
   };
 
   sourceOf = made: { drv = builtins.unsafeDiscardStringContext made.drvPath; out = builtins.unsafeDiscardStringContext made.outPath; inherit (made) name; };
   sourcesOf = file: map (item: { id = item.sha256; } // sourceOf (file item));
 in
-rec {
-  inherit image system platforms runtime loaderCache;
-  default = image;
+# `nix-build` alone builds the image, and -A the rest.
+image // {
+  inherit image platforms;
   image-with-models = imageWith true;
-  layer-list = map ({ entry, made }: made) (filter ({ entry, made }: entry.kind != "model") layers);
   # Every blob read and compared with what it is called, every document with the lock.
   check = run "check" { kind = "check"; image = "${image}"; } { };
   push = app "push" "--push";

@@ -18,7 +18,7 @@
       app = program: { type = "app"; program = "${program}"; };
     in
     {
-      packages = each (one: { inherit (one) default image image-with-models; });
+      packages = each (one: { inherit (one) image image-with-models; default = one.image; });
       checks = each (one: { inherit (one) image check; });
       apps = each (one: { push = app one.push; load = app one.load; archive = app one.archive; });
     };

@@ -9,7 +9,6 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from cpack_build.errors import BadImage, HashMismatch, StaleLock
 from cpack_build.image.app import app_layer
@@ -18,11 +17,12 @@ from cpack_build.image.layer import Recipe, TarLayer
 from cpack_build.lock.schema import Lock, Model, read_lock
 from cpack_build.lock.service import service_code
 from cpack_build.oci import tar
+from cpack_build.oci.documents import parse_descriptor, parse_manifest
 from cpack_build.oci.layout import LAYOUT_FILE, image_index, index_entry
 from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.types import CHUNK, Blob, BytesBlob, Descriptor, FileBlob, Image
 
-__all__ = ["LAYER", "LAYER_TAR", "check_image", "models_in", "open_image", "write_image"]
+__all__ = ["LAYER", "LAYER_TAR", "check_image", "lock_in", "open_image", "write_image"]
 
 LAYER, LAYER_TAR = "layer.json", "layer.tar"
 """What the output of a layer's derivation holds: its descriptor and history, and its bytes."""
@@ -56,7 +56,7 @@ def write_image(
             history.append(history_of(outside))
             continue
         document = json.loads((layer / LAYER).read_bytes())
-        blob = FileBlob(_descriptor(document["descriptor"]), layer / LAYER_TAR)
+        blob = FileBlob(parse_descriptor(document["descriptor"], str(layer)), layer / LAYER_TAR)
         _blob_path(out, blob.descriptor).symlink_to(blob.path)
         descriptors.append(blob)
         history.append(document["history"])
@@ -84,13 +84,6 @@ def _measured(recipe: Recipe) -> TarLayer:
     return TarLayer(recipe, f"sha256:{hashlib.sha256(data).hexdigest()}", len(data))
 
 
-def models_in(folder: Path) -> tuple[Model, ...]:
-    """The models that the layout in *folder* leaves to others. Raises as :func:`open_image`."""
-    image, lock = _documents(folder)
-    absent = {layer.digest for layer in image if not _blob_path(folder, layer).exists()}
-    return tuple(model for model in lock.models if model.layer_digest in absent)
-
-
 def open_image(folder: Path, models: Callable[[Model], Blob]) -> Image:
     """The image whose layout a derivation has put into *folder*; *models* gives the layers that it leaves out.
 
@@ -98,10 +91,10 @@ def open_image(folder: Path, models: Callable[[Model], Blob]) -> Image:
     """
     _, lock = _documents(folder)
     manifest = BytesBlob(*_manifest(folder))
-    document = json.loads(manifest.data)
+    config, descriptors = parse_manifest(str(folder), manifest.data)
     by_digest = {model.layer_digest: model for model in lock.models}
     layers: list[Blob] = []
-    for descriptor in map(_descriptor, document["layers"]):
+    for descriptor in descriptors:
         path = _blob_path(folder, descriptor)
         if path.exists():
             layers.append(FileBlob(descriptor, path))
@@ -109,9 +102,13 @@ def open_image(folder: Path, models: Callable[[Model], Blob]) -> Image:
             layers.append(models(by_digest[descriptor.digest]))
         else:
             raise BadImage(folder, f"has no {descriptor.shown}")
-    config = _descriptor(document["config"])
     data = _blob_path(folder, config).read_bytes()
     return Image(manifest, BytesBlob(config.media_type, data), tuple(layers))
+
+
+def lock_in(folder: Path) -> Lock:
+    """The lock whose image the layout in *folder* is."""
+    return _documents(folder)[1]
 
 
 def check_image(folder: Path) -> str:
@@ -132,18 +129,18 @@ def check_image(folder: Path) -> str:
         if not _blob_path(folder, layer).exists() and layer.digest not in known:
             raise BadImage(folder, f"has no {layer.shown}")
     _, data = _manifest(folder)
-    config = json.loads(_blob_path(folder, _descriptor(json.loads(data)["config"])).read_bytes())
-    label = config["config"]["Labels"]["io.cpack.lock.sha256"]
+    config, _ = parse_manifest(str(folder), data)
+    label = json.loads(_blob_path(folder, config).read_bytes())["config"]["Labels"]["io.cpack.lock.sha256"]
     if label != lock.carried.sha256:
         raise HashMismatch(f"The lock beside {folder}", expected=label, actual=lock.carried.sha256)
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
-def _documents(folder: Path) -> tuple[list[Descriptor], Lock]:
+def _documents(folder: Path) -> tuple[tuple[Descriptor, ...], Lock]:
     try:
         lock = read_lock((folder / LOCK).read_bytes(), name=folder / LOCK)
         _, data = _manifest(folder)
-        return [_descriptor(item) for item in json.loads(data)["layers"]], lock
+        return parse_manifest(str(folder), data)[1], lock
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadImage(
             folder, "is not what Nix makes of a lock", hint="Name the result of `nix build .#image`."
@@ -151,15 +148,11 @@ def _documents(folder: Path) -> tuple[list[Descriptor], Lock]:
 
 
 def _manifest(folder: Path) -> tuple[str, bytes]:
-    entry = _descriptor(json.loads((folder / "index.json").read_bytes())["manifests"][0])
+    entry = parse_descriptor(json.loads((folder / "index.json").read_bytes())["manifests"][0], f"{folder}: index.json")
     data = _blob_path(folder, entry).read_bytes()
     if (actual := f"sha256:{hashlib.sha256(data).hexdigest()}") != entry.digest:
         raise HashMismatch(f"The manifest in {folder}", expected=entry.digest, actual=actual)
     return entry.media_type, data
-
-
-def _descriptor(document: Any) -> Descriptor:
-    return Descriptor(document["mediaType"], document["digest"], document["size"], document.get("annotations", {}))
 
 
 def _blob_path(folder: Path, descriptor: Descriptor) -> Path:
