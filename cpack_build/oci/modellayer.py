@@ -147,12 +147,18 @@ def prove_layer(path: Path, sha256: str, size: int, *, digest: str, on_read: Cal
     The digest covers the model's name, which is its *sha256* as whoever made *digest* knew it, so the file is proved as
     far as that one is trusted.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     hasher = hashlib.sha256(prefix(sha256, size))
     count = 0
-    buffer = memoryview(bytearray(CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while length := file.readinto(buffer):
-            hasher.update(buffer[:length])
+    buffers = [memoryview(bytearray(2 * CHUNK)) for _ in range(2)]
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as second:
+        # What comes next is read, which is a copy at the least, while this is hashed.
+        pending = second.submit(file.readinto, buffers[0])
+        while length := pending.result():
+            pending = second.submit(file.readinto, buffers[1])
+            hasher.update(buffers[0][:length])
+            buffers.reverse()
             count += length
             on_read(length)
     hasher.update(layer_tail(size))
