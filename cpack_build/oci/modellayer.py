@@ -215,6 +215,13 @@ class ModelLayer:
     """The file's :func:`stamp` when it was known to have *sha256*, and *digest* to be its layer's. While it is the same
     the bytes need not be hashed again."""
 
+    def is_proved(self) -> bool:
+        """Whether the file is still the one that was hashed here, so that its bytes are known."""
+        try:
+            return self.proof is not None and stamp(self.path.stat()) == self.proof
+        except OSError:
+            return False
+
     @property
     def descriptor(self) -> Descriptor:
         annotations = {"io.cpack.layer.kind": "model", "io.cpack.model.sha256": self.sha256}

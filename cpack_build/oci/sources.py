@@ -41,7 +41,7 @@ from cpack_build.oci.types import MANIFEST, Blob, BytesBlob, Descriptor, FileBlo
 if TYPE_CHECKING:
     from cpack_build.oci.transport import Access
 
-__all__ = ["ImageSource", "Kept", "Mirror", "SourceBlob", "open_source"]
+__all__ = ["ImageSource", "Kept", "LayoutBlob", "Mirror", "SourceBlob", "open_source"]
 
 _DOCUMENT_COUNT = 16
 """Indexes that one image name may lead through: enough for any real image, and no loop runs for long."""
@@ -134,6 +134,8 @@ class ImageSource:
     def layers(self, platform: str) -> tuple[Blob, ...]:
         """The layers from bottom to top, as they are stored; each is verified while it is read."""
         _, layers = parse_manifest(self.name, self.manifest(platform)[1])
+        if isinstance(self._origin, LayoutOrigin):
+            return tuple(LayoutBlob(layer, self, self._origin) for layer in layers)
         return tuple(SourceBlob(layer, self) for layer in layers)
 
     def as_image(self, platform: str) -> Image:
@@ -223,3 +225,14 @@ class SourceBlob:
 
     def chunks(self) -> Iterator[bytes]:
         return self.source.read_blob(self.descriptor)
+
+
+@dataclass(frozen=True)
+class LayoutBlob(SourceBlob):
+    """A layer that lies in a layout here, so that reading can begin anywhere in it."""
+
+    origin: LayoutOrigin
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]:
+        """The bytes from *offset* on, which nobody has proved: whoever takes them must."""
+        return self.origin.blob_from(self.descriptor, offset)

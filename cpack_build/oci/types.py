@@ -105,7 +105,9 @@ class Blob(Protocol):
 
 @runtime_checkable
 class Seekable(Protocol):
-    """A blob that can be read from any place on without making what comes before it."""
+    """A blob that can be read from any place on without making what comes before it.
+
+    Nothing proves what comes from within, so :meth:`chunks_from` never does, not even from the beginning."""
 
     def chunks_from(self, offset: int) -> Iterator[bytes]: ...
 
