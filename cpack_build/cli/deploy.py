@@ -8,7 +8,12 @@ from cpack_build.cli import LazyGroup
 
 __all__ = ["PLACES", "deploy"]
 
-PLACES: dict[str, tuple[str, str]] = {}
+PLACES: dict[str, tuple[str, str]] = {
+    "bentocloud": (
+        "cpack_build.cli.deploying.bentocloud:bentocloud",
+        "BentoCloud: pushed as a Bento, and scaled there.",
+    ),
+}
 """Place → where its command is, and its one line of help."""
 
 

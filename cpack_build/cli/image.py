@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from cpack_build.oci.types import Image, ImageIndex
     from cpack_build.progress import Progress
 
-__all__ = ["find_locks", "image"]
+__all__ = ["built_of", "find_locks", "image"]
 
 
 @click.command(
@@ -157,7 +157,7 @@ def image(
     siblings = every or found
     near: dict[str, Places] = {lock.platform: downloads.places(settings, bundle, lock) for lock in found}
     sources = downloads.sources(settings, chosen)
-    with _built(
+    with built_of(
         found, read, near, siblings=siblings, store=store, sources=sources, trust=trust, terminal=terminal
     ) as built:
         images = built.images if isinstance(built, ImageIndex) else (built,)
@@ -236,7 +236,7 @@ def _base_of(lock: Lock) -> list[Reference]:
 
 
 @contextmanager
-def _built(
+def built_of(
     locks: Sequence[Lock],
     pack: Pack,
     places: Mapping[str, Places],
