@@ -159,7 +159,10 @@ def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
     import threading
 
     # to that very thread, or the call that it sleeps in goes on
-    main = threading.main_thread().ident
-    again = threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT))
+    if sys.platform == "win32":
+        again = threading.Timer(_AGAIN, signal.raise_signal, (signal.SIGINT,))
+    else:
+        main = threading.main_thread().ident
+        again = threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT))
     again.daemon = True
     again.start()

@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.downloads import Downloads, download_options
-from cpack_build.cli.options import Chosen, settings_options, terminal_options
+from cpack_build.cli.options import Chosen, documents_of, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
     from cpack_build.deploy.bento import Bento, Contents
     from cpack_build.fetch.store import Store
-    from cpack_build.image.gather import Places
     from cpack_build.oci.types import Image
 
 __all__ = ["bento", "build_bento", "contents_of", "made_of", "unpack_bento"]
@@ -224,7 +223,9 @@ def _built(
     path: Path, chosen: Chosen, downloads: Downloads, *, trust: bool, terminal: Terminal
 ) -> Iterator[tuple[Image, str]]:
     """The image of the pack at *path*, which is locked first where there is no lock."""
-    from cpack_build.cli.image import built_of, find_locks
+    from cpack_build.backends.embedded import Embedded
+    from cpack_build.backends.protocol import Request
+    from cpack_build.cli.image import find_locks
     from cpack_build.cli.lock import make_locks
     from cpack_build.cli.lockfile import lock_file
     from cpack_build.cpack.reader import read_pack
@@ -243,10 +244,18 @@ def _built(
     if locks is None:
         locks = make_locks(read, settings, store=store, sources=sources, trust=trust, terminal=terminal)
         file.write(locks)
-    places: dict[str, Places] = {lock.platform: downloads.places(settings, bundle, lock) for lock in locks}
-    with built_of(
-        locks, read, places, siblings=locks, store=store, sources=sources, trust=trust, terminal=terminal
-    ) as image:
+    request = Request(
+        locks,
+        documents=documents_of(read),
+        pack=read,
+        places={lock.platform: downloads.places(settings, bundle, lock) for lock in locks},
+        store=store,
+        sources=sources,
+        siblings=locks,
+        trust=trust,
+        progress=terminal.progress,
+    )
+    with Embedded().built(request) as image:
         if isinstance(image, ImageIndex):
             raise UsageError("A Bento is for one platform.", hint="Name one with --platform.")
         yield image, read.name

@@ -51,7 +51,7 @@ class Cloud:
 
 @dataclass(frozen=True)
 class Wanted:
-    """A deployment as it is wanted; ``None`` leaves what is there, or BentoCloud's default. No value of *envs* is shown."""
+    """A deployment as it is wanted; ``None`` leaves what is there, or the default. No value of *envs* is shown."""
 
     bento: str
     name: str | None = None
@@ -140,7 +140,7 @@ def connect(*, context: str | None = None, endpoint: str | None = None) -> Cloud
                 f"The token of this login belongs to {own}, not to {place}.",
                 hint="Log in there (`bentoml cloud login --endpoint`), or set BENTO_CLOUD_API_KEY to one of its own.",
             )
-    client = BentoCloudClient(login.api_token, place)
+    client = BentoCloudClient(api_key=login.api_token, endpoint=place)  # type: ignore[call-arg]
     cloud = Cloud(client, place, login.api_token)
 
     def record(request: Any) -> None:

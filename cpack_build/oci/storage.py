@@ -12,14 +12,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from cpack_build import filesystem
 from cpack_build.errors import writing
 
 __all__ = ["PARTIAL", "reflink", "shared_copy", "sync_directory", "whole_file"]
 
 PARTIAL = ".cpack-partial-"
 """What the name of a file begins with while it is being written."""
-_FICLONE = 0x40049409
-"""ioctl_ficlone(2)."""
 
 
 @contextmanager
@@ -35,7 +34,7 @@ def whole_file(
     place = place or path
     aside = (directory or path.parent) / f"{PARTIAL}{secrets.token_hex(8)}"
     with writing(place):
-        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        descriptor = filesystem.open_file(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file
@@ -52,8 +51,10 @@ def whole_file(
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in *path* durable, where the file system knows how."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Make the names in *path* durable, where the system and the file system know how."""
+    if sys.platform == "win32":
+        return
+    descriptor = filesystem.open_folder(path)
     try:
         os.fsync(descriptor)
     except OSError as error:
@@ -65,17 +66,8 @@ def sync_directory(path: Path) -> None:
 
 def reflink(source: Path, target: Path) -> bool:
     """Whether *target*, which is made, could be made to share the blocks of *source*; if not, it is not there."""
-    if not sys.platform.startswith("linux"):
-        return False
-    import fcntl
-
     with writing(target), source.open("rb") as read, target.open("xb") as write:
-        try:
-            fcntl.ioctl(write.fileno(), _FICLONE, read.fileno())
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
-                raise
-        else:
+        if filesystem.share_blocks(read.fileno(), write.fileno()):
             return True
     target.unlink()
     return False
@@ -89,11 +81,8 @@ def shared_copy(source: Path, target: Path, *, may_link: bool) -> bool:
     aside = target.parent / f"{PARTIAL}{secrets.token_hex(8)}"
     try:
         with writing(target):
-            if shared := reflink(source, aside):
-                pass
-            elif may_link and _linked(source, aside):
-                shared = True
-            else:
+            shared = reflink(source, aside) or (may_link and _linked(source, aside))
+            if not shared:
                 shutil.copyfile(source, aside)
                 with aside.open("rb+") as file:
                     os.fsync(file.fileno())
