@@ -13,6 +13,7 @@ PLACES: dict[str, tuple[str, str]] = {
         "cpack_build.cli.deploying.bentocloud:bentocloud",
         "BentoCloud: pushed as a Bento, and scaled there.",
     ),
+    "kubernetes": ("cpack_build.cli.deploying.kubernetes:kubernetes", "Manifests, or the objects in a cluster."),
 }
 """Place → where its command is, and its one line of help."""
 
