@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -306,10 +307,15 @@ def _build(
 def _from(context: Path) -> Iterator[None]:
     """In the folder *context*, for BentoML takes no template from elsewhere; and with no ``service`` imported, for it
     imports the one there to see that it can be, and another Bento's must not be taken for it."""
+    from pydantic.json_schema import PydanticJsonSchemaWarning
+
     before, place = sys.modules.pop("service", None), Path.cwd()
     try:
         os.chdir(context)
-        yield
+        with warnings.catch_warnings():
+            # of a file that need not be given, whose default BentoML's schema cannot say
+            warnings.simplefilter("ignore", PydanticJsonSchemaWarning)
+            yield
     finally:
         os.chdir(place)
         sys.modules.pop("service", None)

@@ -107,8 +107,9 @@ class Deployed:
     console: str
 
 
-def connect(*, context: str | None = None, endpoint: str | None = None) -> Cloud:
-    """The login that BentoML has, at *endpoint* where that is given.
+@contextmanager
+def connect(*, context: str | None = None, endpoint: str | None = None) -> Iterator[Cloud]:
+    """The login that BentoML has, at *endpoint* where that is given; its connections end with the context.
 
     Raises :class:`UsageError` where there is none, :class:`UnsafeInput` where a token would go over plain HTTP, and
     :class:`NetworkError` where it is refused.
@@ -146,11 +147,12 @@ def connect(*, context: str | None = None, endpoint: str | None = None) -> Cloud
     def record(request: Any) -> None:
         cloud.requests.append(f"{request.method} {request.url.path}")
 
-    client.client.session.event_hooks = {"request": [record]}
-    with _errors(cloud, "The login"):
-        if client.client.v1.get_current_user() is None:
-            raise NetworkError(f"{place} does not know whose the token is.", hint="Log in with another.")
-    return cloud
+    with client.client.session as session:
+        session.event_hooks = {"request": [record]}
+        with _errors(cloud, "The login"):
+            if client.client.v1.get_current_user() is None:
+                raise NetworkError(f"{place} does not know whose the token is.", hint="Log in with another.")
+        yield cloud
 
 
 # -- pushing -----------------------------------------------------------------------------------------------------------
@@ -188,10 +190,14 @@ def push_bento(
 def pull_bento(tag: str, *, context: str | None = None, progress: Progress = SILENT) -> Any:
     """The Bento *tag* with its models from BentoCloud, in BentoML's store."""
     from bentoml._internal.cloud.bento import BentoAPI
+    from bentoml._internal.configuration.containers import BentoMLContainer
 
-    cloud = connect(context=context)
-    with _Spinner(progress) as spinner, _errors(cloud, f"The pull of {tag}", spinner):
-        return BentoAPI(cloud.client.client, spinner=spinner).pull(tag, with_models=True)  # type: ignore[arg-type]
+    with connect(context=context) as cloud, _Spinner(progress) as spinner, _errors(cloud, f"The pull of {tag}"):
+        BentoMLContainer.bentocloud_client.set(cloud.client)  # the models ask for the login by themselves
+        try:
+            return BentoAPI(cloud.client.client, spinner=spinner).pull(tag, with_models=True)  # type: ignore[arg-type]
+        finally:
+            BentoMLContainer.bentocloud_client.reset()
 
 
 # -- deploying ---------------------------------------------------------------------------------------------------------
@@ -298,7 +304,7 @@ def _require_secrets(cloud: Cloud, wanted: Wanted) -> None:
 
 def _wait(cloud: Cloud, made: Any, *, seconds: float, progress: Progress, sleep: Callable[[float], None]) -> None:
     until = time.monotonic() + seconds
-    status = ""
+    status, pause = "", 0.25
     with ExitStack() as stack:
         while True:
             now = made.get_status().status
@@ -314,7 +320,8 @@ def _wait(cloud: Cloud, made: Any, *, seconds: float, progress: Progress, sleep:
                     f"The deployment {made.name} is not ready{why}: it is {status}.{_pods_say(cloud, made)}",
                     hint=f"Its logs: {made.admin_console}",
                 )
-            sleep(min(5.0, max(0.1, until - time.monotonic())))
+            pause = min(2 * pause, 5.0)
+            sleep(min(pause, max(0.1, until - time.monotonic())))
 
 
 def _pods_say(cloud: Cloud, made: Any) -> str:
@@ -345,6 +352,7 @@ class _Passing(CpackError):
 @contextmanager
 def _errors(cloud: Cloud, what: str, spinner: _Spinner | None = None) -> Iterator[None]:
     from bentoml.exceptions import BentoMLException, NotFound
+    from cattrs.errors import BaseValidationError
     from httpx import HTTPError, TransportError
 
     try:
@@ -361,6 +369,11 @@ def _errors(cloud: Cloud, what: str, spinner: _Spinner | None = None) -> Iterato
         if spinner is not None and isinstance(error, TransportError | OSError):
             raise _Passing(message) from None
         raise NetworkError(message, hint="Check the endpoint and the network.") from None
+    except (ValueError, KeyError, TypeError, BaseValidationError) as error:
+        raise NetworkError(
+            f"{what} failed: what {cloud.endpoint} says is no answer of BentoCloud's ({type(error).__name__}).",
+            hint="Check the endpoint.",
+        ) from error
 
 
 def _error(cloud: Cloud, what: str, error: Any, spinner: _Spinner | None) -> CpackError:

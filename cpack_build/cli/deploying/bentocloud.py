@@ -80,14 +80,14 @@ def bentocloud(
         "", name=name, cluster=cluster, instance_type=instance_type, scaling_min=scaling_min, scaling_max=scaling_max,
         strategy=strategy, envs=envs_of(envs, os.environ), secrets=secrets, is_protected=is_protected,
     )  # fmt: skip
-    cloud = connect(context=context, endpoint=endpoint)
-    tag = _tag_of(source, chosen, downloads, name=bento_name, trust=trust, terminal=terminal)
-    wanted = replace(wanted, bento=tag)
-    if dry_run:
-        _tell_plan(planned(cloud, wanted, tag), tag, terminal)
-        return
-    sent = push_bento(cloud, tag, progress=terminal.progress)
-    done = deploy(cloud, wanted, wait=timeout if wait else None, progress=terminal.progress)
+    with connect(context=context, endpoint=endpoint) as cloud:
+        tag = _tag_of(source, chosen, downloads, name=bento_name, trust=trust, terminal=terminal)
+        wanted = replace(wanted, bento=tag)
+        if dry_run:
+            _tell_plan(planned(cloud, wanted, tag), tag, terminal)
+            return
+        sent = push_bento(cloud, tag, progress=terminal.progress)
+        done = deploy(cloud, wanted, wait=timeout if wait else None, progress=terminal.progress)
     terminal.result(
         {
             "bento": tag, "pushed": sent, "deployment": done.name, "cluster": done.cluster, "created": done.created,
@@ -108,12 +108,12 @@ def push_to(image: str, name: str, *, dry_run: bool, chosen: Chosen, terminal: T
 
     if not name:
         raise UsageError("bentocloud: names no Bento.", hint="Write bentocloud:NAME.")
-    cloud = connect()
-    tag = _tag_of(image, chosen, Downloads(), name=name, trust=False, terminal=terminal)
-    if dry_run:
-        _tell_plan(planned(cloud, None, tag), tag, terminal)
-        return
-    sent = push_bento(cloud, tag, progress=terminal.progress)
+    with connect() as cloud:
+        tag = _tag_of(image, chosen, Downloads(), name=name, trust=False, terminal=terminal)
+        if dry_run:
+            _tell_plan(planned(cloud, None, tag), tag, terminal)
+            return
+        sent = push_bento(cloud, tag, progress=terminal.progress)
     terminal.result({"bento": tag, "pushed": sent, "endpoint": cloud.endpoint, "requests": cloud.requests})
     terminal.say(f"{tag} {'is pushed' if sent else 'was already'} at {cloud.endpoint}.")
 
