@@ -17,6 +17,7 @@ from cpack_build.lock.resolve import host_platform
 from cpack_build.lock.schema import HostInterpreter, load_lock
 from cpack_build.lock.tags import Target
 from cpack_build.lock.target import elsewhere, retarget
+from cpack_build.lock.uv import found_python
 from cpack_build.lock.wheels import wheels_of
 from tests import need
 from tests.cli.calling import Caller
@@ -35,8 +36,10 @@ def no_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine with git and Python, and no package manager."""
     tools = tmp_path / "bin"
     tools.mkdir()
-    for name in ("git", f"python{system_python()}"):
-        (tools / name).symlink_to(Path(need.tool(name)).resolve())
+    python = found_python(system_python())
+    assert python is not None
+    (tools / "git").symlink_to(need.tool("git"))
+    (tools / python.name).symlink_to(python)
     monkeypatch.setenv("PATH", str(tools))
 
 
@@ -54,9 +57,9 @@ def test_a_pack_without_a_lock_needs_no_apt_and_stays_what_it_was_resolved_to(
     done = call("restore", alone, "-d", root, *flags_of(world), "--json")
     if done.code == NetworkError.exit_code:
         need.missing(f"the package registries ({done.out})")
-    assert done.code == 0, done
+    assert done.code == 0, done.out
     lock = load_lock(root / ".cpack/cpack.lock")
-    assert (lock.interpreter.kind, lock.system, wheels_of(lock.service)) == ("host", (), [])
+    assert (lock.interpreter.kind, lock.system, wheels_of(lock.service)) == ("host", (), ())
     assert {"one", "two"} <= {wheel.name for wheel in wheels_of(lock.python)}
     assert call("restore", "--verify", root).code == 0
     assert not list(tmp_path.glob("*.cpack.lock")), "what is beside a pack is for images"
