@@ -139,11 +139,14 @@ class Settings(_Section):
     """URL prefix → URL prefix or path."""
     models: tuple[str, ...] = ()
     """Folders searched for model files (a ComfyUI ``models`` folder, or any folder)."""
+    pickles: Literal["allow", "refuse"] = "allow"
+    """``refuse`` takes no model in a format whose loading can run code (.ckpt, .pt, .pth, .bin, …)."""
 
     def digest(self) -> str:
         """sha256 hex of what shapes the image."""
         left_out: dict[str, Any] = {
-            "compression": True, "platform": True, "mirrors": True, "models": True, "python": {"find_links"},
+            "compression": True, "platform": True, "mirrors": True, "models": True, "pickles": True,
+            "python": {"find_links"},
         }  # fmt: skip
         shaping = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
