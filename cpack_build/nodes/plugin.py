@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -37,6 +38,8 @@ class Plugin:
         self.comfyui = comfyui
         self.tool = tool or Tool(_ROOT)
         self.folder, self._held = _private_folder()
+        self.pool = ThreadPoolExecutor(4, thread_name_prefix="cpack")
+        """Where requests wait for the tool, so that ComfyUI's own pool is left alone."""
         self.jobs = Jobs(self.folder / "jobs", lambda job: comfyui.send(EVENT, job))
         self._lock = threading.Lock()
         self._requests = 0
