@@ -167,12 +167,14 @@ class Job:
         )
         return process.result(self._line)
 
-    def start(self, command: Sequence[str], *, environment: Mapping[str, str]) -> Process:
+    def start(self, command: Sequence[str], *, environment: Mapping[str, str], is_service: bool = False) -> Process:
         """Start *command*, which ends when the job is cancelled."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._lock:
             self.check()
-            process = self._process = Process(command, environment=environment, folder=self.folder)
+            process = self._process = Process(
+                command, environment=environment, folder=self.folder, is_service=is_service
+            )
         return process
 
     def changed(self) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from .packing import pack
+from .serving import serve
 
 if TYPE_CHECKING:
     from .asked import Asked
@@ -16,4 +17,5 @@ __all__ = ["KINDS"]
 
 KINDS: Mapping[str, Callable[[Plugin, Asked, Mapping[str, Any]], Job]] = {
     "pack": pack,
+    "serve": serve,
 }

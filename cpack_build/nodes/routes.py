@@ -131,6 +131,13 @@ def register(routes: Any, plugin: Plugin) -> None:
     async def _log(request: web.Request) -> web.StreamResponse:
         return web.Response(text=plugin.jobs.get(request.match_info["id"]).log, headers=_HEADERS)
 
+    @route("GET", "/serve/log")
+    async def _serve_log(request: web.Request) -> web.StreamResponse:
+        job = plugin.jobs.running("serve")
+        if job is None:
+            raise Refused("not_serving", "No service runs.", next="Start one.", status=404)
+        return web.Response(text=job.log, headers=_HEADERS)
+
     @route("POST", "/jobs/{id}/cancel")
     async def _cancel(request: web.Request) -> web.StreamResponse:
         job = plugin.jobs.get(request.match_info["id"])
