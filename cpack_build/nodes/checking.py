@@ -45,6 +45,8 @@ def inventory(plugin: Plugin, asked: Asked) -> dict[str, Any]:
     used = set(plugin.comfyui.modules(asked.classes).values())
     for model in found["models"]:
         model["recent"] = model.pop("below") in recent
+    for file in (*found["models"], *found["inputs"]):
+        file["path"] = file.pop("name")
     for node in found["nodes"]:
         node["used"] = node["name"] in used
         node["note"] = " ".join(node["notes"])

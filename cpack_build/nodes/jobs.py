@@ -281,11 +281,12 @@ class Jobs:
         work: Callable[[Job], Mapping[str, Any] | None],
         *,
         secrets: Sequence[str] = (),
+        without: Sequence[str] = (),
     ) -> Job:
-        """Start *work*. Raises :class:`Refused` (409) while another of its kind runs."""
+        """Start *work*. Raises :class:`Refused` (409) while another of its kind runs, or of one in *without*."""
         with self._lock:
             for other in self._jobs.values():
-                if other.kind == kind and not other.is_over:
+                if other.kind in (kind, *without) and not other.is_over:
                     raise Refused(
                         "already_running", f"{other.title} is still at work.",
                         next="Wait for its end, or cancel it.", status=409,

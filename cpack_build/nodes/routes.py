@@ -131,6 +131,11 @@ def register(routes: Any, plugin: Plugin) -> None:
     async def _log(request: web.Request) -> web.StreamResponse:
         return web.Response(text=plugin.jobs.get(request.match_info["id"]).log, headers=_HEADERS)
 
+    @route("POST", "/uploads")
+    async def _upload(request: web.Request) -> web.StreamResponse:
+        upload = await plugin.uploads.take(request)
+        return answer({"upload": upload.id, "name": upload.name, "size": upload.size})
+
     @route("GET", "/serve/log")
     async def _serve_log(request: web.Request) -> web.StreamResponse:
         job = plugin.jobs.running("serve")

@@ -131,8 +131,7 @@ def _candidates(root: Path, environ: Mapping[str, str]) -> Iterator[str]:
 
 def command_of(found: Found, *arguments: object) -> list[str]:
     """The words of one run that reports as JSON."""
-    verb, *rest = map(str, arguments)
-    return [found.path, verb, "--json", "--progress", "json", *rest]
+    return [found.path, *map(str, arguments), "--json", "--progress", "json"]
 
 
 def redact(text: str, secrets: Sequence[str] = ()) -> str:

@@ -68,12 +68,12 @@ def test_the_inventory_has_everything_and_what_is_used(tmp_path: Path) -> None:
         keep = {"2": {"class_type": "EmptyImage", "inputs": {"width": 8, "height": 8, "batch_size": 1, "color": 0}},
                 "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": "x"}}}  # fmt: skip
         found = comfyui.post("/cpack/inventory", {"prompt": workflow()}).json()
-        models = {model["name"]: model for model in found["models"]}
+        models = {model["path"]: model for model in found["models"]}
         assert set(models) >= {"models/upscale_models/tiny.safetensors", "models/loras/ünused lora.safetensors"}
         tiny, lora = models["models/upscale_models/tiny.safetensors"], models["models/loras/ünused lora.safetensors"]
         assert (tiny["referenced"], tiny["node_ids"], tiny["recent"], tiny["sha256"]) == (True, ["2"], False, None)
         assert (lora["referenced"], lora["node_ids"], lora["folder"], lora["size"]) == (False, [], "loras", 32)
-        assert {item["name"]: item["referenced"] for item in found["inputs"]} == {
+        assert {item["path"]: item["referenced"] for item in found["inputs"]} == {
             "input/example.png": True, "input/sub/other.png": False
         }  # fmt: skip
         nodes = {node["name"]: node for node in found["nodes"]}
@@ -87,6 +87,6 @@ def test_the_inventory_has_everything_and_what_is_used(tmp_path: Path) -> None:
         wait_for(lambda: comfyui.get("/history").json(), "the prompt")
         comfyui.done("pack", name="x", prompt=workflow())
         again = comfyui.post("/cpack/inventory", {"prompt": workflow()}).json()
-        tiny = next(one for one in again["models"] if one["name"] == "models/upscale_models/tiny.safetensors")
+        tiny = next(one for one in again["models"] if one["path"] == "models/upscale_models/tiny.safetensors")
         assert tiny["recent"] is True
         assert len(tiny["sha256"]) == 64
