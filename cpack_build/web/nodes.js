@@ -10,6 +10,7 @@ import { app } from "../../scripts/app.js";
 
 const VALUE = { CPackInputAny: "input", CPackInputFile: "path", CPackInputChoice: "value" };
 const BOUNDED = ["CPackInputInt", "CPackInputFloat"];
+const PICTURES = ["CPackInputImage", "CPackInputMask"];
 const SHAPE = "cpack_widget";
 const OUTPUT = 2; // LiteGraph's NodeSlotType
 const NUMBER_OPTIONS = ["min", "max", "step", "step2", "round", "precision"];
@@ -174,6 +175,14 @@ function keepBounds(node) {
   after(node, "onConfigure", hold);
 }
 
+/** Put the upload button behind the picture's name, where workflows of comfy-pack have saved it. */
+function keepPlaces(node) {
+  const button = named(node, "upload");
+  if (!button) return;
+  node.widgets.splice(node.widgets.indexOf(button), 1);
+  node.widgets.splice(1, 0, button);
+}
+
 function follow(node) {
   const title = node.title; // what it is called before anyone has named it
   // An own function stands before one of the prototype, such as comfy-pack's, which would replace the node's widget.
@@ -196,6 +205,7 @@ function follow(node) {
     const shape = node.properties?.[SHAPE];
     const widget = shape?.type in app.widgets ? reshape(node, name, { options: {}, ...shape }) : named(node, name);
     if (widget && value !== undefined && value !== null) widget.value = value;
+    setTimeout(() => mirror(node, { fresh: false })); // once its links are there, as after pasting or making a subgraph
   });
   if (node.type === "CPackInputChoice") {
     const listed = named(node, "choices");
@@ -221,6 +231,7 @@ function tellOptions(output) {
   for (const [id, entry] of Object.entries(output ?? {})) {
     if (entry.class_type !== "CPackInputAny") continue;
     const node = exported(id);
+    if (node) mirror(node, { fresh: false });
     const shape = node && shapeOf(named(node, "input"), node);
     const options = { ...shape?.options, ...(shape?.values ? { values: shape.values } : {}) };
     delete options.multiline;
@@ -241,6 +252,7 @@ export const hooks = {
   nodeCreated(node) {
     if (node.comfyClass in VALUE) follow(node);
     else if (BOUNDED.includes(node.comfyClass)) keepBounds(node);
+    else if (PICTURES.includes(node.comfyClass)) keepPlaces(node);
   },
   afterConfigureGraph() {
     const graphs = [root(), ...(root()?.subgraphs?.values?.() ?? [])];
