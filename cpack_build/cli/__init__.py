@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("cpack_build.cli.models:models", "List the models of a pack, lock or workspace: here or where."),
     "fetch": ("cpack_build.cli.fetch:fetch", "Fetch all that an image needs, also for a place without a network."),
     "push": ("cpack_build.cli.push:push", "Push an image to a registry."),
+    "deliver": ("cpack_build.cli.delivering:deliver", "Give what Nix has built to an engine or a registry."),
     "pull": ("cpack_build.cli.pull:pull", "Pull an image or a pack from a registry."),
     "login": ("cpack_build.cli.login:login", "Log in to a registry."),
     "logout": ("cpack_build.cli.login:logout", "Forget the login of a registry."),
@@ -115,7 +116,9 @@ def run(arguments: Sequence[str]) -> int:
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         _end_as_with_ctrl_c()
         # Not standalone, click returns the code of ``ctx.exit`` ("differs" is 1), or what the verb returned: nothing.
-        code = cli.main(args=list(arguments), prog_name="cpack-build", standalone_mode=False)
+        # The words themselves are what a receipt is kept under.
+        words = list(arguments)
+        code = cli.main(args=words, prog_name="cpack-build", standalone_mode=False, obj=tuple(words))
         sys.stdout.flush()
     except SystemExit as ended:
         # Shell completion and a closed pipe end this way within click.

@@ -10,6 +10,7 @@ __all__ = ["PLACES", "deploy"]
 
 PLACES: dict[str, tuple[str, str]] = {
     "kubernetes": ("cpack_build.cli.deploying.kubernetes:kubernetes", "Manifests, or the objects in a cluster."),
+    "compose": ("cpack_build.cli.deploying.compose:compose", "One host with Docker, with TLS before it if wanted."),
 }
 """Place → where its command is, and its one line of help."""
 

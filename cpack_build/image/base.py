@@ -6,8 +6,9 @@ folder or archive only if that still holds it."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cpack_build.errors import StaleLock
 from cpack_build.fetch.http import Sources
@@ -19,8 +20,8 @@ from cpack_build.lock.schema import BaseImage, ScratchBase
 from cpack_build.oci import tar
 from cpack_build.oci.filesystem import FileTree, file_tree
 from cpack_build.oci.pull import pull
-from cpack_build.oci.reference import Reference, parse_image_name
-from cpack_build.oci.sources import open_source
+from cpack_build.oci.reference import ArchiveName, ImageName, LayoutName, Reference, parse_image_name
+from cpack_build.oci.sources import ImageSource, open_source
 from cpack_build.oci.types import Blob, BytesBlob, Image, canonical_json
 from cpack_build.oci.uncompressed import uncompressed
 from cpack_build.progress import SILENT, Progress
@@ -40,11 +41,13 @@ class Base:
     config: dict[str, object]
     layers: tuple[Blob, ...]
     store: Store | None = None
+    sources: tuple[Path, ...] | None = None
+    """The files that it lies in; ``None`` where that is not known."""
 
-    def files(self) -> FileTree:
-        """The file system that the layers add up to; each is read once."""
+    def files(self, *, keeping: Sequence[str] = ()) -> FileTree:
+        """The file system that the layers add up to; each is read once, and of the contents *keeping* are kept."""
         empty = BytesBlob("", b"")
-        return file_tree(Image(empty, empty, self.layers))
+        return file_tree(Image(empty, empty, self.layers), keeping=keeping)
 
     def accounts(self) -> tuple[bytes, bytes]:
         """``/etc/passwd`` and ``/etc/group``."""
@@ -54,7 +57,7 @@ class Base:
         if known is not None:
             passwd, group = (text.encode("latin-1") for text in json.loads(known))
             return passwd, group
-        found = self.files().read(names)
+        found = self.files(keeping=names).read(names)
         passwd, group = (found.get(name, b"") for name in names)
         if self.store is not None:
             self.store.remember(_ACCOUNTS, key, json.dumps([passwd.decode("latin-1"), group.decode("latin-1")]))
@@ -95,7 +98,21 @@ def open_locked_base(
             layers.append(uncompressed(layer, diff_id, memo=store))
             task.advance(1)
     store.remember(_LAYER_COUNT, pin.digest, str(len(layers)))
-    return Base(config, tuple(layers), store)
+    digests = [descriptor.digest, *(blob.descriptor.digest for blob in (image.config, *image.layers))]
+    return Base(config, tuple(layers), store, _sources_of(source, image_name, digests, store))
+
+
+def _sources_of(source: ImageSource, name: ImageName, digests: Sequence[str], store: Store) -> tuple[Path, ...] | None:
+    """The files that hold the image *name* with the blobs *digests*, or ``None`` where that cannot be told."""
+    if isinstance(name, ArchiveName):
+        return (name.path,)
+    if isinstance(name, LayoutName):
+        blobs = name.path / "blobs" / "sha256"
+        return (name.path / "index.json", *(blobs / digest.removeprefix("sha256:") for digest in digests))
+    if source.kept is None:
+        return None
+    found = [store.find(digest) for digest in digests]
+    return tuple(file.path for file in found if file is not None) if all(found) else None
 
 
 def known_base_layers(base: ScratchBase | BaseImage, *, store: Store) -> int:
