@@ -47,13 +47,17 @@ def source_of(source: str, *, context: str | None, terminal: Terminal) -> Iterat
             yield str(pack)
         return
     from cpack_build.fetch.store import Store
+    from cpack_build.oci.reference import parse_reference
 
     store = Store()
-    document = json.loads(about.read_bytes())
-    for sha256, tag in document["models"].items():
-        _known(tag, sha256, store, name=f"{bento.tag}: {tag}")
+    document = _document(about, bento.tag)
+    models, image = document.get("models"), document.get("image")
+    if not isinstance(models, dict) or not isinstance(image, str):
+        raise BadField(f"{bento.tag}: {about.name}", "models, image", "are not what cpack-build writes")
+    for sha256, tag in models.items():
+        _known(str(tag), sha256, store, name=f"{bento.tag}: {tag}")
     layout = Path(bento.path_of("image"))
-    yield f"oci:{layout}" if layout.is_dir() else str(document["image"])
+    yield f"oci:{layout}" if layout.is_dir() else str(parse_reference(image))
 
 
 def _bento(tag: str, *, context: str | None) -> Any:
