@@ -67,7 +67,7 @@ def _bento(tag: str, *, context: str | None) -> Any:
     bentoml = require_bentoml()
     try:
         return bentoml.bentos.get(tag)
-    except (bentoml.exceptions.NotFound, ValueError) as error:
+    except (bentoml.exceptions.BentoMLException, ValueError) as error:
         if context is None:
             raise Unresolvable(
                 f"There is no Bento {tag} in BentoML's store: {error}",
@@ -142,7 +142,7 @@ def _known(tag: str, sha256: object, store: Any, *, name: str) -> str:
     bentoml = require_bentoml()
     try:
         path = Path(bentoml.models.get(tag).path_of("model.bin"))
-    except (bentoml.exceptions.NotFound, ValueError) as error:
+    except (bentoml.exceptions.BentoMLException, ValueError) as error:
         raise Unresolvable(
             f"{name} is not in BentoML's model store: {error}",
             hint="Get it with `bentoml models pull`, or import the Bento's export, which has it.",
