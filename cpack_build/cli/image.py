@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.backend import BackendChoice, backend_options
 from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.downloads import Downloads, download_options
 from cpack_build.cli.lock import make_locks
@@ -29,9 +28,6 @@ from cpack_build.cli.terminal import Terminal, amount
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
-    from cpack_build.fetch.http import Sources
-    from cpack_build.fetch.store import Store
-    from cpack_build.image.gather import Places
     from cpack_build.lock.schema import Lock
     from cpack_build.oci.compressed import Compression
     from cpack_build.oci.reference import Reference
@@ -78,6 +74,7 @@ __all__ = ["find_locks", "image"]
     help="Run here what others wrote: the Python of a lock that was made elsewhere, to compile bytecode with it, and "
     "the build of packages that have no wheel.",
 )
+@backend_options
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @form_options
 @settings_options
@@ -96,6 +93,7 @@ def image(
     dry_run: bool,
     compression: str | None,
     format_revision: int | None,
+    backend: BackendChoice,
     chosen: Chosen,
     downloads: Downloads,
     terminal: Terminal,
@@ -106,8 +104,9 @@ def image(
     Locks first when there is no lock. Without --output and --push the image goes to Docker if it answers, else to
     podman, else to NAME.oci/ beside PACK.
     """
+    from cpack_build.backends.protocol import Request
     from cpack_build.cpack.reader import read_pack
-    from cpack_build.errors import UsageError
+    from cpack_build.errors import UsageError, together
     from cpack_build.fetch.store import Store
     from cpack_build.lock.form import compression_of, in_form
     from cpack_build.lock.freshness import check_all_fresh
@@ -118,6 +117,7 @@ def image(
 
     read = read_pack(pack)
     read.served()
+    builder = backend.opened(dry_run=dry_run)
     settings = chosen.settings(read)
     path = locks_at(read, lock_file)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
@@ -155,11 +155,25 @@ def image(
         path.write(found)
     how = compression_of(found[0], instead=compression) if targets else None
     siblings = every or found
-    near: dict[str, Places] = {lock.platform: downloads.places(settings, bundle, lock) for lock in found}
-    sources = downloads.sources(settings, chosen)
-    with _built(
-        found, read, near, siblings=siblings, store=store, sources=sources, trust=trust, terminal=terminal
-    ) as built:
+    request = Request(
+        found,
+        documents=documents_of(read),
+        pack=read,
+        places={lock.platform: downloads.places(settings, bundle, lock) for lock in found},
+        store=store,
+        sources=downloads.sources(settings, chosen),
+        siblings=siblings,
+        trust=trust,
+        progress=terminal.progress,
+    )
+    if refusals := builder.refusals(request):
+        raise together(refusals)
+    if backend.print_to is not None:
+        line = builder.written(request, backend.print_to)
+        terminal.result({"printed": str(backend.print_to), "lock": str(path), "build": line})
+        terminal.say(f"{backend.print_to} has all that the build needs. Build it with:\n  {line}")
+        return
+    with builder.built(request) as built:
         images = built.images if isinstance(built, ImageIndex) else (built,)
         for destination in destinations:
             if destination.place not in targets:
@@ -233,39 +247,3 @@ def _base_of(lock: Lock) -> list[Reference]:
         return []
     name = parse_image_name(lock.base.reference)
     return [name] if isinstance(name, Reference) else []
-
-
-@contextmanager
-def _built(
-    locks: Sequence[Lock],
-    pack: Pack,
-    places: Mapping[str, Places],
-    *,
-    siblings: Sequence[Lock],
-    store: Store,
-    sources: Sources,
-    trust: bool,
-    terminal: Terminal,
-) -> Iterator[Image | ImageIndex]:
-    """The image, or for several platforms the index of images, for as long as the context lasts. *siblings* are all
-    locks of the pack, for an interpreter that runs here."""
-    from cpack_build.image.build import build
-    from cpack_build.image.gather import gather
-    from cpack_build.oci.types import ImageIndex
-
-    with ExitStack() as stack:
-        images = []
-        for lock in locks:
-            materials = gather(
-                lock,
-                documents=documents_of(pack),
-                pack=pack,
-                places=places[lock.platform],
-                store=store,
-                sources=sources,
-                siblings=siblings,
-                trust=trust,
-                progress=terminal.progress,
-            )
-            images.append(stack.enter_context(build(lock, materials, store=store, progress=terminal.progress)))
-        yield images[0] if len(images) == 1 else ImageIndex(tuple(images))

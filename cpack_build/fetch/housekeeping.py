@@ -7,7 +7,6 @@ now, so a clock that jumps can only make things stay.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import stat as modes
@@ -19,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cpack_build import filesystem
 from cpack_build.errors import writing
 from cpack_build.fetch.store import CHUNK, Store, stat_key
 from cpack_build.progress import SILENT, Progress, working
@@ -231,13 +231,12 @@ def _remove(left: Leftover) -> bool:
     if left.path.parent.name == "partial":
         lock = left.path.with_name(left.path.name.partition(".")[0] + ".lock")
     try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(lock, "rb", opener=filesystem.open_file) as file:
+            if not filesystem.lock(file, wait=False):
+                return False
             left.path.unlink(missing_ok=True)
     except FileNotFoundError:
         left.path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
     return True
 
 
@@ -249,18 +248,15 @@ def _leftovers(store: Store) -> Iterator[Leftover]:
         for path, status in _files(store.root / folder):
             if path.suffix == ".lock" or (why == "temporary" and _is_held(path)):
                 continue
-            yield Leftover(path, status.st_blocks * 512, why)
+            yield Leftover(path, filesystem.allocated(status), why)
 
 
 def _is_held(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        with open(path, "rb", opener=filesystem.open_file) as file:
+            return not filesystem.lock(file, wait=False)
     except OSError:
         return False
-    return False
 
 
 def _entries(folder: Path) -> list[Path]:

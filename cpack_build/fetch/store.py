@@ -18,7 +18,6 @@ only read; what lies there under a hash is hashed once before it is believed, an
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -27,9 +26,10 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
+from cpack_build import filesystem
 from cpack_build.errors import HashMismatch, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.leases import Leases, held_file
 from cpack_build.fetch.memo import Memo
@@ -217,7 +217,7 @@ class Store:
             if flush is not None:
                 flush()
             os.fsync(descriptor)
-            os.fchmod(descriptor, 0o444)
+            filesystem.read_only(descriptor, path)
             blob.parent.mkdir(parents=True, exist_ok=True)
             with _held_folder(blob.parent):
                 if self._believed(blob, _hex(sha256), own=True) is None:
@@ -238,7 +238,7 @@ class Store:
         return aside
 
     @contextmanager
-    def temporary(self) -> Iterator[NamedTemporaryFile]:  # type: ignore[valid-type]
+    def temporary(self) -> Iterator[BufferedRandom]:
         """A file in ``tmp/``, removed at the end unless it was renamed away."""
         with writing(self.root):
             file = held_file(self._swept())
@@ -257,9 +257,9 @@ class Store:
             if not self._is_swept:
                 self._is_swept = True
                 for path in folder.iterdir():
-                    with suppress(OSError), path.open("rb") as file:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        path.unlink()
+                    with suppress(OSError), open(path, "rb", opener=filesystem.open_file) as file:
+                        if filesystem.lock(file, wait=False):
+                            path.unlink()
         return folder
 
     # -- files elsewhere -----------------------------------------------------------------------------------------------
@@ -326,9 +326,9 @@ def _hex(sha256: str) -> str:
 @contextmanager
 def _held_folder(folder: Path) -> Iterator[None]:
     """*folder* against other threads and processes that hold it; the system lets go of it at a kill."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    handle = filesystem.open_folder(folder)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        filesystem.lock(handle)
         yield
     finally:
         os.close(handle)

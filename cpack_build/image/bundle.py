@@ -15,7 +15,6 @@ proved by the lock when they are used, packs by git, the base by its digest.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from cpack_build import filesystem
 from cpack_build.errors import BadInput, UsageError, writing
 from cpack_build.fetch import gitpack
 from cpack_build.fetch.gitpack import PackedRepository, export_repository, import_repository
@@ -50,7 +50,6 @@ _DOCUMENT = re.compile(r"[^/\\\x00-\x1f]{1,200}\.cpack\.(lock|zip|yaml)")
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 _PACK = re.compile(r"git/([0-9a-f]{64})\.pack")
 _BASE = re.compile(r"base-(amd64|arm64)/(oci-layout|index\.json|blobs/sha256/[0-9a-f]{64})")
-_FICLONE = 0x40049409
 
 
 @dataclass(frozen=True)
@@ -194,15 +193,10 @@ def _copied(source: Path, target: Path, size: int) -> int:
             return 0
     except FileNotFoundError:
         pass
-    with whole_file(target) as file, source.open("rb") as content:
-        try:
-            fcntl.ioctl(file.fileno(), _FICLONE, content.fileno())
+    with whole_file(target) as file, source.open("rb") as content, writing(target):
+        if filesystem.share_blocks(content.fileno(), file.fileno()):
             return 0
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM):
-                raise
-        with writing(target):
-            shutil.copyfileobj(content, file, CHUNK)
+        shutil.copyfileobj(content, file, CHUNK)
     return size
 
 
@@ -319,7 +313,7 @@ def _described(file: Path, path: Path) -> Iterator[bytes]:
 
 def _opened(file: Path, path: Path) -> IO[bytes]:
     try:
-        return os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        return os.fdopen(filesystem.open_file(file, os.O_RDONLY), "rb")
     except OSError as error:
         if error.errno == errno.ENOENT and file.name == DESCRIPTION:
             raise _none(path) from error

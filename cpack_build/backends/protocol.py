@@ -1,0 +1,80 @@
+"""What every backend can be asked: is it there, what of this lock can it not do, build it, write down how.
+
+A :class:`Backend` gets a :class:`Request`, which is the same for all, and gives an image that any publisher takes. What
+it cannot do is asked before anything is fetched, so that nobody waits for a build that must fail."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cpack_build.errors import CpackError
+from cpack_build.fetch.http import Sources
+from cpack_build.fetch.store import Store
+from cpack_build.image.gather import Places
+from cpack_build.lock.captured import Captured
+from cpack_build.lock.schema import Lock
+from cpack_build.oci.types import Image, ImageIndex
+from cpack_build.progress import SILENT, Progress
+
+__all__ = ["Backend", "Farm", "Request"]
+
+
+@dataclass(frozen=True)
+class Farm:
+    """Where a backend that has workers elsewhere finds them, and what they share."""
+
+    builder: str | None = None
+    """As the backend's own program knows it."""
+    cache_from: tuple[str, ...] = ()
+    cache_to: tuple[str, ...] = ()
+
+    @property
+    def is_default(self) -> bool:
+        return self == Farm()
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is to be built, and with what."""
+
+    locks: tuple[Lock, ...]
+    """One for each platform."""
+    documents: Mapping[str, bytes]
+    """What the image carries below ``/app/cpack`` beside its lock."""
+    pack: Captured | None
+    """What nobody else has: local nodes and patches."""
+    places: Mapping[str, Places]
+    """Platform → where on this machine things may lie."""
+    store: Store
+    sources: Sources
+    siblings: Sequence[Lock] = ()
+    """All locks of the pack, for an interpreter that runs here."""
+    trust: bool = False
+    progress: Progress = SILENT
+
+
+class Backend(Protocol):
+    """One way to make the image of a lock."""
+
+    def require(self) -> None:
+        """See that the programs and daemons that execute are here and answer. Raises :class:`ToolMissing`."""
+        ...
+
+    def refusals(self, request: Request) -> Sequence[CpackError]:
+        """What of *request* this backend cannot do, all of it; known from the locks alone, and nothing is fetched."""
+        ...
+
+    def built(self, request: Request) -> AbstractContextManager[Image | ImageIndex]:
+        """The image, or for several platforms the index of images, for as long as the context lasts."""
+        ...
+
+    def written(self, request: Request, folder: Path) -> str:
+        """Write what the backend executes into *folder*, which is new or empty; the command that builds from there.
+
+        Raises :class:`UsageError` where there is nothing to write, :class:`Occupied` for a folder with something in it.
+        """
+        ...

@@ -1,0 +1,90 @@
+"""Who builds: the options ``--backend``, ``--builder``, ``--cache-from``, ``--cache-to`` and ``--print``."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import click
+
+if TYPE_CHECKING:
+    from cpack_build.backends.protocol import Backend
+
+__all__ = ["BackendChoice", "backend_options"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class BackendChoice:
+    """The backend of one run, and what it is told."""
+
+    name: str
+    builder: str | None
+    cache_from: tuple[str, ...]
+    cache_to: tuple[str, ...]
+    print_to: Path | None
+    """The folder to write the build into, instead of building."""
+
+    def opened(self, *, dry_run: bool) -> Backend:
+        """The backend, which answers unless it is a *dry_run* or the build is only printed.
+
+        Raises :class:`ToolMissing`, :class:`UsageError`.
+        """
+        from cpack_build.backends.choice import open_backend
+        from cpack_build.backends.protocol import Farm
+
+        backend = open_backend(self.name, Farm(self.builder, self.cache_from, self.cache_to))
+        if not dry_run and self.print_to is None:
+            backend.require()
+        return backend
+
+
+def backend_options(function: F) -> F:
+    """The options above, passed as *backend*."""
+
+    @functools.wraps(function)
+    def wrapped(
+        *args: Any,
+        backend: str,
+        builder: str | None,
+        cache_from: tuple[str, ...],
+        cache_to: tuple[str, ...],
+        print_to: Path | None,
+        **kwargs: Any,
+    ) -> Any:
+        choice = BackendChoice(backend, builder, cache_from, cache_to, print_to)
+        return function(*args, backend=choice, **kwargs)
+
+    options = (
+        click.option(
+            "--backend",
+            type=click.Choice(["embedded"]),
+            default="embedded",
+            show_default=True,
+            help="Who executes the lock (docs/backends.md).",
+        ),
+        click.option("--builder", metavar="NAME", help="The backend's builder; by default the one in use."),
+        click.option(
+            "--cache-from",
+            multiple=True,
+            metavar="REF",
+            help="An image in a registry that holds a build cache; may be given several times.",
+        ),
+        click.option(
+            "--cache-to", multiple=True, metavar="REF", help="Where the build cache goes, for other builders."
+        ),
+        click.option(
+            "--print",
+            "print_to",
+            type=click.Path(path_type=Path, file_okay=False),
+            metavar="DIR",
+            help="Write what the backend executes into DIR, and build nothing.",
+        ),
+    )
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return cast("F", wrapped)
