@@ -42,10 +42,10 @@ class Dialog {
     this.host = h("div", { "data-cpack-dialog": name });
     for (const kind of KEPT) this.host.addEventListener(kind, (event) => event.stopPropagation());
     const heading = unique("title");
-    this.body = h("main", { "data-part": "body" });
-    this.foot = h("footer", { "data-part": "foot" });
+    this.body = h("div.body", { "data-part": "body" });
+    this.foot = h("div.foot", { "data-part": "foot" });
     this.element = h("dialog", { "aria-labelledby": heading, style: `--width:${width}px;${height ? `--height:${height}px` : ""}` },
-      h("header", {}, h("span.mark", {}, icon(drawing)), h("div.grow", {}, h("h2", { id: heading }, title), h("p.soft", {}, subtitle)),
+      h("div.head", {}, h("span.mark", {}, icon(drawing)), h("div.grow", {}, h("h2", { id: heading }, title), h("p.soft", {}, subtitle)),
         button("", { kind: "quiet.square", drawing: "close", "aria-label": t("close"), title: `${t("close")} (Esc)`, onclick: () => this.close() })),
       this.body, this.foot);
     this.element.addEventListener("keydown", (event) => {

@@ -48,5 +48,6 @@ export function settle(app) {
     toast(failed ? "error" : "success", t(failed ? "panel.failed" : "panel.done", { title: job.title || t(`kind.${job.kind}`) }), job.error?.message ?? "");
   });
   app.ui?.settings?.addEventListener?.("Comfy.Locale.change", () => void follow());
-  return jobs.connect();
+  // The frontend need not wait for this, and what fails is told where it matters: in the panel and the dialogs.
+  jobs.connect().catch((error) => console.warn("cpack-build:", error.message));
 }
