@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
 import subprocess
 import sys
@@ -78,16 +77,6 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         "licenses/LICENSE",
     }
     assert {"cpack_build/py.typed", "cpack_build/serve/requirements.txt"} <= names
-
-
-def test_the_door_for_comfyui_opens_without_the_package(tmp_path: Path) -> None:
-    """ComfyUI imports it by path, in an environment that may not have cpack-build."""
-    spec = importlib.util.spec_from_file_location("custom_node", ROOT / "__init__.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    assert module.NODE_CLASS_MAPPINGS == {}
 
 
 def test_make_has_the_targets_that_a_newcomer_would_guess() -> None:

@@ -122,7 +122,7 @@ def image(
     path = locks_at(read, lock_file)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
     store = Store()
-    bundle = downloads.opened(store, progress=terminal.progress)
+    bundle = downloads.opened(store, dry_run=dry_run, progress=terminal.progress)
     must = frozen or lock_file is not None or (locked and bundle is None)
     found = find_locks(read, settings, path, must=must, frozen=frozen)
     every = path.locks() if path.data is not None else ()

@@ -31,6 +31,7 @@ from pathlib import Path
 
 from cpack_build import filesystem
 from cpack_build.errors import HashMismatch, Unresolvable, UnsafeInput, writing
+from cpack_build.fetch.derived import DerivedFolders
 from cpack_build.fetch.leases import Leases, held_file
 from cpack_build.fetch.memo import Memo
 
@@ -102,6 +103,7 @@ class Store:
         self.further = further_roots(self.root) if further is None else tuple(further)
         self.memo = Memo(self.root)
         self.leases = Leases(self.root, self.memo)
+        self.derived = DerivedFolders(self.root)
         self._is_leased = leased
         self._lock = threading.Lock()
         self._is_swept = False

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.browser import Record, browsing, chromium, screenshot
+from tests.nodes import routing
 from tests.nodes.comfy import PLUGIN, Comfy, running
 
 _KINDS = [pytest.param("standin", id="standin")]
@@ -28,6 +29,13 @@ if "CPACK_TEST_COMFYUI" in os.environ:
 def comfy(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     """ComfyUI with the plugin, shared: tests leave it as they found it."""
     with running(request.param, tmp_path_factory.mktemp("comfy")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[routing.Comfyui]:
+    """An install with git, models and inputs, its plugin a clone: for the routes, which look at all of that. Shared."""
+    with routing.running(tmp_path_factory.mktemp("comfyui")) as engine:
         yield engine
 
 
@@ -81,9 +89,9 @@ class OpenComfy(Protocol):
     ) -> ComfyPage: ...
 
 
-@pytest.fixture
-def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenComfy]:
-    """Opens ComfyUI's page in a size, a theme and a language."""
+@contextmanager
+def opening(comfy: Comfy, browser: Browser, shots: Path) -> Iterator[OpenComfy]:
+    """Opens ComfyUI's page in a size, a theme and a language; at the end no script of the plugin may have failed."""
     records = []
     with ExitStack() as stack:
 
@@ -113,10 +121,17 @@ def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenC
             context.grant_permissions(["clipboard-read", "clipboard-write"])
             page = context.new_page()
             page.goto("/")
-            opened = ComfyPage(page, record, tmp_path)
+            opened = ComfyPage(page, record, shots)
             opened.ready()
             return opened
 
         yield open_comfy
     for record in records:
         assert not record.errors_of(f"/extensions/{PLUGIN}/")
+
+
+@pytest.fixture
+def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenComfy]:
+    """Opens a page of its own for the test."""
+    with opening(comfy, browser, tmp_path) as open_comfy:
+        yield open_comfy
