@@ -76,7 +76,7 @@ function form(dialog, status) {
     dialog.buttons("", button(t("close"), { onclick: () => dialog.close() }),
       button(t(`deploy.${id}.start`), { kind: "primary", drawing: id === "bentocloud" ? "deploy" : "file", onclick: start }));
   };
-  const pages = tabs(Object.entries(forms).map(([id, { element }]) => ({ id, label: t(`deploy.${id}`), panel: h("form", { onsubmit: (event) => (event.preventDefault(), start()) }, element, h("button", { type: "submit", hidden: true })) })), { label: t("deploy.title"), across: true, onchange: chosen });
+  const pages = tabs(Object.entries(forms).map(([id, { element }]) => ({ id, label: t(`deploy.${id}`), panel: h("form", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) }, element, h("button", { type: "submit", hidden: true })) })), { label: t("deploy.title"), across: true, onchange: chosen });
 
   async function start() {
     const params = forms[where].asked();

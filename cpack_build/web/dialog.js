@@ -50,6 +50,7 @@ class Dialog {
       this.body, this.foot);
     this.element.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.foot.querySelector(".primary:not(:disabled)")?.click();
+      if (event.key === "Tab") this.#turn(event);
     });
     this.element.addEventListener("close", () => this.#end());
     rooted(this.host).append(this.element);
@@ -91,6 +92,16 @@ class Dialog {
   close() {
     if (this.element.open) this.element.close();
     else this.#end();
+  }
+
+  /** Leads Tab from the last button to the first and back: the browser itself would let it out to its own toolbar. */
+  #turn(event) {
+    const first = this.element.querySelector("button");
+    const last = [...this.foot.querySelectorAll("button:not(:disabled), a")].at(-1) ?? first;
+    const [from, to] = event.shiftKey ? [first, last] : [last, first];
+    if (this.host.shadowRoot.activeElement !== from) return;
+    event.preventDefault();
+    to.focus();
   }
 
   #end() {

@@ -48,7 +48,7 @@ function form(dialog, { workflow, inventory }) {
   const models = inventory.models.filter((model) => model.referenced);
   const inputs = inventory.inputs.filter((file) => file.referenced);
   const plan = h("div");
-  const elements = h("form.stack", { onsubmit: (event) => (event.preventDefault(), start()) }, reference.element, h("div.pair", {}, target.element, base.element), named.element, then.element, plan, h("button", { type: "submit", hidden: true }));
+  const elements = h("form.stack", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) }, reference.element, h("div.pair", {}, target.element, base.element), named.element, then.element, plan, h("button", { type: "submit", hidden: true }));
 
   function asked() {
     const value = reference.input.value.trim();

@@ -80,7 +80,7 @@ function form(dialog, { workflow, inventory, findings }) {
   const local = h("input", { type: "checkbox", checked: only.some((node) => node.used) });
   const inside = h("dl.facts");
   const errors = findings.some((finding) => finding.level === "error");
-  const overview = h("form.stack", { onsubmit: (event) => (event.preventDefault(), start()) }, name.element, keep.element,
+  const overview = h("form.stack", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) }, name.element, keep.element,
     h("section.stack.tight", {}, h("h3", {}, h("strong", {}, t("package.inside"))), inside),
     only.length ? h("label.row", {}, local, h("span", {}, t("package.local", { names: only.map((node) => node.name).join(", ") }), h("span.small.soft", { style: "display:block" }, t("package.local.why")))) : null,
     findings.length ? notice(errors ? "error" : "note", t("package.findings", { summary: summary(findings) }), null, h("div", {}, button(t("package.findings.see"), { onclick: () => pages.choose("findings") }))) : notice("done", t("check.clean")));

@@ -44,7 +44,7 @@ function form(dialog, trouble = null) {
   };
   const go = button(t("serve.start"), { kind: "primary", drawing: "serve", onclick: start });
   warn(first);
-  dialog.say(h("form.stack", { onsubmit: (event) => (event.preventDefault(), start()) }, trouble, h("p.soft", {}, t("serve.what")), port.element, listen.element, risk, h("button", { type: "submit", hidden: true })));
+  dialog.say(h("form.stack", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) }, trouble, h("p.soft", {}, t("serve.what")), port.element, listen.element, risk, h("button", { type: "submit", hidden: true })));
   dialog.buttons("", button(t("close"), { onclick: () => dialog.close() }), go);
   port.input.focus();
 }

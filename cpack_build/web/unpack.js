@@ -65,7 +65,7 @@ function needs(dialog, { sent, found }) {
   const name = field(t("unpack.name"), line({ value: sent.name.replace(/(\.cpack)?\.zip$/i, "").replace(/[^\p{L}\p{N}._-]+/gu, "-").replace(/^[.-]+/, "") || "workflow" }), { hint: t("unpack.name.hint") });
   const withModels = h("input", { type: "checkbox", checked: true });
   const fact = (label, value) => value && [h("dt", {}, label), h("dd", {}, value)];
-  const overview = h("form.stack", { onsubmit: (event) => (event.preventDefault(), start()) },
+  const overview = h("form.stack", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) },
     h("dl.facts", {},
       fact("ComfyUI", [comfyui.version ?? comfyui.commit?.slice(0, 12) ?? "?", comfyui.same === undefined ? null : [" ", h(`span.badge.${comfyui.same ? "good" : ""}`.replace(/\.$/, ""), {}, t(comfyui.same ? "unpack.same" : "unpack.other"))]]),
       fact("Python", python),

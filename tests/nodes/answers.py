@@ -132,7 +132,7 @@ SERVING = {
 
 @dataclass
 class Answers:
-    """Answers for the routes on *page*; jobs stay at work until a test ends them. *asked* has what jobs were asked for."""
+    """Answers for the routes on *page*; jobs are at work until a test ends them. *asked*: for which jobs."""
 
     page: Page
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
