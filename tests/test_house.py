@@ -92,7 +92,7 @@ def test_make_parses_and_explains_itself() -> None:
     assert "make demo" in done.stdout
 
 
-@pytest.mark.parametrize("script", [".ci/run", ".ci/venv"])
+@pytest.mark.parametrize("script", [".ci/run", ".ci/venv", ".ci/docker-next"])
 def test_scripts_are_executable_and_parse(script: str) -> None:
     path = ROOT / script
     assert path.stat().st_mode & 0o111

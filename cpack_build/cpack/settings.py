@@ -34,6 +34,7 @@ __all__ = [
     "VariableName",
     "load_settings",
     "parse_settings",
+    "settings_beside",
     "settings_for",
     "settings_to_carry",
 ]
@@ -172,7 +173,7 @@ def settings_for(
     not where on this machine bytes are taken from, and no program that it names is run here: with a base or an
     interpreter of its choice there is no bytecode. Raises :class:`BadSettings`, :class:`UnsafeInput`.
     """
-    beside = pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.yaml")
+    beside = settings_beside(pack)
     if config is not None or beside.exists():
         return load_settings(config or beside, overrides=overrides)
     if inside is None:
@@ -184,6 +185,11 @@ def settings_for(
     if any(chosen and key not in (overrides or {}) for key, chosen in foreign.items()):
         return found.model_copy(update={"bytecode": "none"})
     return found
+
+
+def settings_beside(pack: Path) -> Path:
+    """``NAME.cpack.yaml`` beside ``NAME.cpack.zip``."""
+    return pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.yaml")
 
 
 def load_settings(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Settings:

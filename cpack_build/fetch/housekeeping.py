@@ -20,6 +20,7 @@ from typing import Literal
 
 from cpack_build import filesystem
 from cpack_build.errors import writing
+from cpack_build.fetch import receipts
 from cpack_build.fetch.derived import Derived
 from cpack_build.fetch.store import CHUNK, Store, stat_key
 from cpack_build.progress import SILENT, Progress, working
@@ -233,6 +234,9 @@ def collect(
     for left in _leftovers(store):
         if dry_run or _remove(left):
             removals.append(Removal(left.path, left.size, left.why))
+    if not dry_run:
+        for receipt in receipts.stale(str(store.root)):
+            receipts.forget(receipt)
     return Collected((*folders, *removals), in_use)
 
 
