@@ -11,7 +11,7 @@ import { meter } from "./work.js";
 function described(parameter) {
   const { minimum, maximum } = parameter;
   const bounds = minimum !== undefined && minimum !== null && maximum !== undefined && maximum !== null ? `${minimum} – ${maximum}` : "";
-  return [parameter.type, bounds, parameter.required ? t("check.required") : "", parameter.description].filter(Boolean).join(" · ");
+  return [parameter.type ?? parameter.kind, bounds, parameter.required ? t("check.required") : "", parameter.description].filter(Boolean).join(" · ");
 }
 
 function list(title, entries, absent) {

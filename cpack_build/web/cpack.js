@@ -2,9 +2,10 @@
 
 import { app } from "../../scripts/app.js";
 import { offered, settle } from "./dialogs.js";
+import { hooks } from "./nodes.js";
 import { follow } from "./texts.js";
 
 // The frontend asks for labels as soon as the extension is registered.
 await follow();
 
-app.registerExtension(Object.assign(offered(), { name: "cpack", setup: () => settle(app) }));
+app.registerExtension(Object.assign(offered(), hooks, { name: "cpack", setup: () => settle(app) }));

@@ -9,7 +9,7 @@ import { jobs } from "./jobs.js";
 import { button, code, field, line, notice, tabs } from "./parts.js";
 import { ask, downloadURL, openWorkflow, workflowName } from "./server.js";
 import { t } from "./texts.js";
-import { watch } from "./work.js";
+import { run } from "./work.js";
 
 const NAME = /^[a-z]([a-z0-9-]{0,61}[a-z0-9])?$/; // a label of RFC 1035, which Kubernetes and BentoCloud ask for
 
@@ -81,11 +81,8 @@ function form(dialog, status) {
   async function start() {
     const params = forms[where].asked();
     if (!params) return;
-    await dialog.attempt(async () => {
-      const job = await jobs.start("deploy", { where, ...params, ...(await openWorkflow()) });
-      if (params.token) status.token_known = true;
-      watch(dialog, job.id, { done: (ended) => deployed(dialog, ended), back });
-    });
+    await run(dialog, "deploy", { where, ...params, ...(await openWorkflow()) }, { done: (ended) => deployed(dialog, ended), back });
+    if (params.token) status.token_known = true;
   }
   function back() {
     dialog.say(pages.element);

@@ -3,12 +3,12 @@
 import { app } from "../../scripts/app.js";
 import { fill, h, icon } from "./dom.js";
 import { opened } from "./dialog.js";
-import { jobs } from "./jobs.js";
 import { picture } from "./layers.js";
-import { button, choices, code, complaint, copying, field, line, notice, select } from "./parts.js";
+import { takeAlong } from "./package.js";
+import { button, choices, code, copying, field, line, notice, select } from "./parts.js";
 import { ask, openWorkflow, workflowName } from "./server.js";
 import { bytes, t } from "./texts.js";
-import { meter, watch } from "./work.js";
+import { meter, run } from "./work.js";
 
 const TARGETS = ["", "cpu", "cuda12.6", "cuda12.8", "cuda13.0", "rocm6.4"];
 const BASES = ["", "cuda", "cuda-base", "cuda-devel"];
@@ -47,8 +47,9 @@ function form(dialog, { workflow, inventory }) {
   ], { value: "load" });
   const models = inventory.models.filter((model) => model.referenced);
   const inputs = inventory.inputs.filter((file) => file.referenced);
+  const local = takeAlong(inventory.nodes);
   const plan = h("div");
-  const elements = h("form.stack", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) }, reference.element, h("div.pair", {}, target.element, base.element), named.element, then.element, plan, h("button", { type: "submit", hidden: true }));
+  const elements = h("form.stack", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) }, reference.element, h("div.pair", {}, target.element, base.element), named.element, then.element, local.element, plan, h("button", { type: "submit", hidden: true }));
 
   function asked() {
     const value = reference.input.value.trim();
@@ -58,30 +59,24 @@ function form(dialog, { workflow, inventory }) {
     const chosenBase = base.input.value === "other" ? named.input.value.trim() : base.input.value;
     if (base.input.value === "other" && !chosenBase) return named.tell(t("image.base.empty")), null;
     return {
-      ...workflow, name: workflowName(), reference: value, then: then.chosen(), models: models.map((model) => model.path), inputs: inputs.map((file) => file.path),
+      ...workflow, name: workflowName(), reference: value, then: then.chosen(), models: models.map((model) => model.path), inputs: inputs.map((file) => file.path), ...local.params(),
       ...(target.input.value ? { target: target.input.value } : {}), ...(chosenBase ? { base: chosenBase } : {}),
     };
   }
   async function start() {
     const params = asked();
     if (!params) return;
-    await dialog.attempt(async () => {
-      const job = await jobs.start("image", params);
-      watch(dialog, job.id, { done: (ended) => built(dialog, ended), back });
-    });
+    await run(dialog, "image", params, { done: (ended) => built(dialog, ended), back });
   }
   async function preview() {
     const params = asked();
     if (!params) return;
-    await dialog.attempt(async () => {
-      const job = await jobs.start("plan", params);
-      const shown = (ended) => {
-        back();
-        fill(plan, picture(ended.result.layers));
-        plan.scrollIntoView({ block: "nearest" });
-      };
-      watch(dialog, job.id, { done: shown, back, doing: t("plan.doing") });
-    });
+    const shown = (ended) => {
+      back();
+      fill(plan, picture(ended.result.layers));
+      plan.scrollIntoView({ block: "nearest" });
+    };
+    await run(dialog, "plan", params, { done: shown, back, doing: t("plan.doing") });
   }
   function back() {
     dialog.say(elements);
@@ -94,12 +89,12 @@ function form(dialog, { workflow, inventory }) {
 
 /** The end of a build: what it is called, by which digest, and the line that runs it. */
 export function built(dialog, job) {
-  const { digest, reference, run } = job.result;
+  const { digest, reference, run: line, saved } = job.result;
   const fact = (name, value) => value && [h("dt", {}, t(name)), h("dd.row", {}, h("span", {}, value), copying(() => value))];
   dialog.say(h("div.stack.middle", { "data-part": "outcome" },
-    notice("done", t("image.done", { reference: reference ?? job.title })),
-    h("dl.facts", {}, fact("image.reference", reference), fact("image.digest", digest)),
-    run && h("div.stack.tight", {}, h("h3", {}, h("strong", {}, t("image.run"))), code(run, { label: t("image.run") }))));
+    notice("done", t("image.done", { reference: reference || saved || job.title })),
+    h("dl.facts", {}, fact("image.reference", reference), fact("image.digest", digest), fact("image.saved", saved)),
+    line && h("div.stack.tight", {}, h("h3", {}, h("strong", {}, t("image.run"))), code(line, { label: t("image.run") }))));
   const close = button(t("close"), { kind: "primary", onclick: () => dialog.close() });
   dialog.buttons("", close);
   close.focus();

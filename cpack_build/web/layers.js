@@ -1,7 +1,7 @@
 /** A plan as a picture: the image's layers stacked as they lie, each as high as it weighs, hatched where it need not be made or sent again. */
 
 import { h } from "./dom.js";
-import { bytes, t } from "./texts.js";
+import { bytes, named, t } from "./texts.js";
 
 // Hues far apart also for those who see red and green alike; the words beside them say the same.
 const HUES = {
@@ -17,14 +17,14 @@ export function picture(layers) {
   const fresh = layers.filter((layer) => !layer.known);
   const rows = layers.map((layer) => {
     const height = Math.max(26, Math.round(TALLEST * Math.sqrt((layer.size ?? 0) / heaviest)));
-    const shared = layer.shared_with?.length ? t("plan.shared", { count: layer.shared_with.length }) : "";
+    const shared = layer.shared_with?.[0];
     return h(`li${layer.known ? ".known" : ""}`, { style: `--hue:${HUES[layer.kind] ?? "#7d8590"};height:${height}px`, title: [layer.name, ...(layer.shared_with ?? [])].join("\n") },
-      h("span.grow.clip", {}, layer.name), shared && h("span.badge", {}, shared), layer.known && h("span.badge.good", {}, t("plan.known")), h("span.amount", {}, bytes(layer.size)));
+      h("span.grow.clip", {}, layer.name), shared && h("span.badge", { title: shared }, t("plan.shared")), layer.known && h("span.badge.good", {}, t("plan.known")), h("span.amount", {}, layer.size === null ? "" : bytes(layer.size)));
   });
   const kinds = [...new Set(layers.map((layer) => layer.kind))];
   return h("div.stack", { "data-part": "plan" },
     h("p", {}, h("strong", {}, t("plan.layers", { count: layers.length })), " · ", bytes(total), " · ",
       fresh.length ? t("plan.new", { count: fresh.length, size: bytes(fresh.reduce((sum, layer) => sum + (layer.size ?? 0), 0)) }) : t("plan.nothing")),
     h("ol.layers", { "aria-label": t("plan.picture") }, rows),
-    h("p.legend", {}, kinds.map((kind) => h("span", {}, h("i", { style: `--hue:${HUES[kind] ?? "#7d8590"}` }), t(`layer.${kind}`)))));
+    h("p.legend", {}, kinds.map((kind) => h("span", {}, h("i", { style: `--hue:${HUES[kind] ?? "#7d8590"}` }), named(`layer.${kind}`, kind)))));
 }

@@ -3,12 +3,11 @@
 import { fill, h, icon } from "./dom.js";
 import { opened } from "./dialog.js";
 import { findingList, summary } from "./findings.js";
-import { jobs } from "./jobs.js";
 import { button, choices, field, line, notice, tabs } from "./parts.js";
 import { fileTree, modelList } from "./picking.js";
 import { ask, downloadURL, openWorkflow, workflowName } from "./server.js";
 import { bytes, t } from "./texts.js";
-import { meter, watch } from "./work.js";
+import { meter, run } from "./work.js";
 
 /** Why *name* cannot be a file's name, or null. The server looks again. */
 export function nameFault(name) {
@@ -19,17 +18,27 @@ export function nameFault(name) {
 function nodesSeen(nodes) {
   const row = (node) => h("li", {}, icon("package"), h("div.grow", {}, h("div", {}, node.name),
     h("div.small.soft", {}, [t(`node.${node.kind}`), node.version ?? node.commit?.slice(0, 10), node.note].filter(Boolean).join(" · "))),
-    node.used && h("span.badge.accent", {}, t("node.used")), node.dirty && h("span.badge.warn", { title: t("node.dirty.why") }, t("node.dirty")));
+    node.disabled && h("span.badge", {}, t("node.disabled")), node.used && h("span.badge.accent", {}, t("node.used")), node.dirty && h("span.badge.warn", { title: t("node.dirty.why") }, t("node.dirty")));
   return h("div.stack.tight", {}, h("p.soft.small", {}, t("nodes.what")),
     nodes.length ? h("ul.plain", {}, [...nodes].sort((one, other) => Number(other.used) - Number(one.used)).map(row)) : h("p.empty", {}, t("nodes.absent")));
 }
 
 function packagesSeen(packages) {
-  const rows = packages.map((each) => h("li", {}, h("span.grow", {}, each.name), each.note && h("span.badge.warn", {}, each.note), h("span.amount", {}, each.version)));
+  const rows = packages.map((each) => h("li", {}, h("span.grow", {}, each.name), each.source && h("span.badge.warn.clip", { title: each.source }, each.source), h("span.amount", {}, each.version)));
   const list = h("ul.plain", {}, rows);
   const search = h("input", { type: "search", placeholder: t("packages.search"), "aria-label": t("packages.search"), oninput: () =>
     packages.forEach((each, at) => (rows[at].hidden = !each.name.toLowerCase().includes(search.value.trim().toLowerCase()))) });
   return h("div.stack.tight", {}, h("p.soft.small", {}, t("packages.what")), h("div.searching", {}, icon("search"), search), list);
+}
+
+/** Asks whether what only this computer has may travel along; `params()` says so to the server. */
+export function takeAlong(nodes) {
+  const only = nodes.filter((node) => node.local && !node.disabled);
+  if (!only.length) return { element: null, params: () => ({}) };
+  const box = h("input", { type: "checkbox", checked: only.some((node) => node.used) });
+  const names = only.map((node) => node.name).join(", ");
+  const element = h("label.row", {}, box, h("span", {}, t("package.local", { names }), h("span.small.soft", { style: "display:block" }, t("package.local.why"))));
+  return { element, params: () => ({ include_local: box.checked }) };
 }
 
 /** Asks for what there is to pack and what the preflight thinks of it; both are real work on big folders. */
@@ -58,8 +67,7 @@ function form(dialog, { workflow, inventory, findings }) {
     { value: "download", label: t("package.download"), hint: t("package.download.hint") },
     { value: "save", label: t("package.save"), hint: t("package.save.hint") },
   ], { value: "download" });
-  const more = field(t("system.more"), h("textarea", { spellcheck: "false", placeholder: "libsndfile1" }), { hint: t("system.what") });
-  more.input.value = system.map((each) => each.name ?? each).join("\n");
+  const more = field(t("system.more"), h("textarea", { spellcheck: "false", placeholder: "libsndfile1" }), { hint: t("system.what", { names: system.join(", ") }) });
   const status = h("span");
   const tell = () => {
     const chosen = pickModels.chosen();
@@ -76,13 +84,12 @@ function form(dialog, { workflow, inventory, findings }) {
   };
   const pickModels = modelList(models, { onchange: () => tell() });
   const pickFiles = fileTree(inputs, { onchange: () => tell() });
-  const only = nodes.filter((node) => node.kind === "file" || node.kind === "local" || node.dirty);
-  const local = h("input", { type: "checkbox", checked: only.some((node) => node.used) });
+  const local = takeAlong(nodes);
   const inside = h("dl.facts");
   const errors = findings.some((finding) => finding.level === "error");
   const overview = h("form.stack", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) }, name.element, keep.element,
     h("section.stack.tight", {}, h("h3", {}, h("strong", {}, t("package.inside"))), inside),
-    only.length ? h("label.row", {}, local, h("span", {}, t("package.local", { names: only.map((node) => node.name).join(", ") }), h("span.small.soft", { style: "display:block" }, t("package.local.why")))) : null,
+    local.element,
     findings.length ? notice(errors ? "error" : "note", t("package.findings", { summary: summary(findings) }), null, h("div", {}, button(t("package.findings.see"), { onclick: () => pages.choose("findings") }))) : notice("done", t("check.clean")));
   const pages = tabs([
     { id: "overview", label: t("tab.overview"), panel: overview },
@@ -90,7 +97,7 @@ function form(dialog, { workflow, inventory, findings }) {
     { id: "inputs", label: t("inputs"), panel: pickFiles.element },
     { id: "nodes", label: t("nodes"), count: nodes.length, panel: nodesSeen(nodes) },
     { id: "packages", label: t("packages"), count: packages.length, panel: packagesSeen(packages) },
-    { id: "system", label: t("system"), count: system.length || null, panel: more.element },
+    { id: "system", label: t("system"), panel: more.element },
     { id: "findings", label: t("findings"), count: findings.length, panel: findingList(findings, { leave: () => dialog.close() }) },
   ], { label: t("package.title") });
 
@@ -106,14 +113,11 @@ function form(dialog, { workflow, inventory, findings }) {
       models: pickModels.chosen().map((model) => model.path),
       inputs: pickFiles.chosen().map((file) => file.path),
       system: more.input.value.split(/[\s,]+/).filter(Boolean),
-      ...(only.length ? { include_local: local.checked } : {}),
+      ...local.params(),
       ...(keep.chosen() === "save" ? { save_as: called } : {}),
     };
     const saves = keep.chosen() === "save";
-    await dialog.attempt(async () => {
-      const job = await jobs.start("pack", params);
-      watch(dialog, job.id, { done: (ended) => finished(dialog, ended, { saves }), back });
-    });
+    await run(dialog, "pack", params, { done: (ended) => finished(dialog, ended, { saves }), back });
   }
   function back() {
     dialog.say(pages.element);

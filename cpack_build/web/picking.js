@@ -112,7 +112,7 @@ export function fileTree(files, { onchange }) {
     leaves.set(file.path, row(file.path, steps.at(-1), { depth: level(file.path), size: file.size, referenced: file.referenced }));
     order.push(file.path);
   }
-  for (const folder of folders.values()) folder.open = folder.under.some((path) => ticked.has(path));
+  for (const folder of folders.values()) folder.open = folder.under.length === files.length || folder.under.some((path) => ticked.has(path));
 
   function row(key, name, { folder = false, depth, size, referenced }) {
     return h("li.pick", { role: "treeitem", tabindex: "-1", "data-path": key, "aria-level": depth, style: `padding-left:${12 + (depth - 1) * 22}px`, onclick: (event) => click(key, event) },

@@ -31,12 +31,13 @@ function form(dialog, trouble = null) {
     { value: "loopback", label: t("serve.loopback"), hint: t("serve.loopback.hint") },
     { value: "network", label: t("serve.network"), hint: t("serve.network.hint") },
   ], { value: first, onchange: warn });
+  const token = field(t("serve.token"), h("input", { type: "password", autocomplete: "new-password", spellcheck: "false" }), { hint: t("serve.token.hint") });
   const start = async () => {
     const number = Number(port.input.value);
     if (!Number.isInteger(number) || number < 1 || number > 65535) return port.tell(t("serve.port.wrong"));
     go.disabled = true;
     try {
-      const job = await jobs.start("serve", { ...(await openWorkflow()), port: number, listen: listen.chosen() });
+      const job = await jobs.start("serve", { ...(await openWorkflow()), port: number, listen: listen.chosen(), ...(token.input.value ? { token: token.input.value } : {}) });
       if (!dialog.gone.aborted) show(dialog, job);
     } catch (error) {
       form(dialog, complaint(error));
@@ -44,7 +45,7 @@ function form(dialog, trouble = null) {
   };
   const go = button(t("serve.start"), { kind: "primary", drawing: "serve", onclick: start });
   warn(first);
-  dialog.say(h("form.stack", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) }, trouble, h("p.soft", {}, t("serve.what")), port.element, listen.element, risk, h("button", { type: "submit", hidden: true })));
+  dialog.say(h("form.stack", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) }, trouble, h("p.soft", {}, t("serve.what")), h("div.pair", {}, port.element, token.element), listen.element, risk, h("button", { type: "submit", hidden: true })));
   dialog.buttons("", button(t("close"), { onclick: () => dialog.close() }), go);
   port.input.focus();
 }
@@ -89,12 +90,12 @@ function show(dialog, first) {
       const outcome = job.state === "failed" ? complaint(job.error ?? { message: t("work.failed") }) : notice("note", t("serve.stopped"));
       return form(dialog, outcome);
     }
-    const { url, listen, health: how = "starting", examples } = job.result ?? {};
+    const { url, network_url: wide, listen, health: how = "starting", examples } = job.result ?? {};
     health.className = `state ${how}`;
     health.textContent = t(`health.${how}`);
     if (!url || url === address) return;
     address = url;
-    fill(where, h("a", { href: url, target: "_blank", rel: "noopener" }, url, " ", icon("link")), " ", h("span.badge", {}, t(`serve.${listen}`)));
+    fill(where, h("a", { href: url, target: "_blank", rel: "noopener" }, url, " ", icon("link")), " ", wide && h("span.soft", {}, `(${wide}) `), h("span.badge", {}, t(`serve.${listen}`)));
     const entries = [["curl", "curl"], ["python", "Python"], ["javascript", "JavaScript"]].filter(([id]) => examples?.[id]);
     if (entries.length) fill(calls, tabs(entries.map(([id, label]) => ({ id, label, panel: code(examples[id], { label }) })), { label: t("serve.calls"), across: true }).element);
   }, { signal: dialog.gone });

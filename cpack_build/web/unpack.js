@@ -2,12 +2,11 @@
 
 import { h, icon } from "./dom.js";
 import { opened } from "./dialog.js";
-import { jobs } from "./jobs.js";
 import { nameFault } from "./package.js";
 import { button, code, complaint, field, line, notice, tabs } from "./parts.js";
 import { upload } from "./server.js";
 import { bytes, t } from "./texts.js";
-import { meter, watch } from "./work.js";
+import { meter, run } from "./work.js";
 
 export async function unpack() {
   const dialog = await opened({ name: "unpack", title: "unpack.title", subtitle: "unpack.subtitle", drawing: "unpack", width: 760, height: 640 });
@@ -42,8 +41,7 @@ async function take(dialog, file) {
   dialog.buttons("", button(t("work.cancel"), { kind: "danger", onclick: () => (stopped.abort(), choose(dialog)) }));
   try {
     const sent = await upload(file, { progress: (done, total) => how.show({ label: t("unpack.sending", { name: file.name }), done, total, unit: "bytes" }), signal: stopped.signal });
-    const job = await jobs.start("inspect", { upload: sent.upload });
-    watch(dialog, job.id, { done: (ended) => needs(dialog, { sent, found: ended.result }), back: () => choose(dialog), doing: t("unpack.reading") });
+    await run(dialog, "inspect", { upload: sent.upload }, { done: (ended) => needs(dialog, { sent, found: ended.result }), back: () => choose(dialog), doing: t("unpack.reading") });
   } catch (error) {
     if (!stopped.signal.aborted) choose(dialog, complaint(error));
   }
@@ -59,21 +57,22 @@ function listed(entries, drawing, about, absent) {
 
 /** What the pack *found* asks for, and the name of the folder to restore it into. */
 function needs(dialog, { sent, found }) {
-  const { models = [], nodes = [], comfyui = {}, python, inputs = [], packages = [] } = found;
+  const { models = [], nodes = [], comfyui = {}, python, inputs = [], packages = [], problem } = found;
   const missing = models.filter((model) => !model.here);
-  const lost = missing.filter((model) => model.source === null || model.sources === 0);
+  const lost = missing.filter((model) => !model.source);
   const name = field(t("unpack.name"), line({ value: sent.name.replace(/(\.cpack)?\.zip$/i, "").replace(/[^\p{L}\p{N}._-]+/gu, "-").replace(/^[.-]+/, "") || "workflow" }), { hint: t("unpack.name.hint") });
   const withModels = h("input", { type: "checkbox", checked: true });
   const fact = (label, value) => value && [h("dt", {}, label), h("dd", {}, value)];
   const overview = h("form.stack", { novalidate: true, onsubmit: (event) => (event.preventDefault(), start()) },
     h("dl.facts", {},
-      fact("ComfyUI", [comfyui.version ?? comfyui.commit?.slice(0, 12) ?? "?", comfyui.same === undefined ? null : [" ", h(`span.badge.${comfyui.same ? "good" : ""}`.replace(/\.$/, ""), {}, t(comfyui.same ? "unpack.same" : "unpack.other"))]]),
+      fact("ComfyUI", [comfyui.version ?? comfyui.commit?.slice(0, 12) ?? "?", (comfyui.same ?? null) === null ? null : [" ", h(`span.badge.${comfyui.same ? "good" : ""}`.replace(/\.$/, ""), {}, t(comfyui.same ? "unpack.same" : "unpack.other"))]]),
       fact("Python", python),
       fact(t("nodes"), t("unpack.of", { missing: nodes.filter((node) => !node.here).length, total: nodes.length })),
       fact(t("models"), t("unpack.of", { missing: missing.length, total: models.length })),
       fact(t("unpack.toget"), missing.length ? bytes(missing.reduce((sum, model) => sum + (model.size ?? 0), 0)) : null),
       fact(t("inputs"), inputs.length ? String(inputs.length) : null),
       fact(t("packages"), packages.length ? String(packages.length) : null)),
+    problem ? notice("warning", problem) : null,
     lost.length ? notice("warning", t("unpack.lost", { count: lost.length }), t("unpack.lost.next")) : null,
     name.element,
     models.length ? h("label.row", {}, withModels, h("span", {}, t("unpack.models"))) : null,
@@ -91,10 +90,7 @@ function needs(dialog, { sent, found }) {
       pages.choose("overview");
       return name.tell(fault);
     }
-    await dialog.attempt(async () => {
-      const job = await jobs.start("unpack", { upload: sent.upload, name: called, models: withModels.checked });
-      watch(dialog, job.id, { done: (ended) => restored(dialog, ended), back });
-    });
+    await run(dialog, "unpack", { upload: sent.upload, name: called, models: withModels.checked }, { done: (ended) => restored(dialog, ended), back });
   }
   function back() {
     dialog.say(pages.element);
@@ -106,8 +102,8 @@ function needs(dialog, { sent, found }) {
 
 /** The end of a restore: the folder and the line that starts it. */
 export function restored(dialog, job) {
-  const { folder, command } = job.result;
-  dialog.say(h("div.stack.middle", { "data-part": "outcome" }, notice("done", t("unpack.done"), folder), command && h("div.stack.tight", {}, h("p.soft", {}, t("unpack.done.next")), code(command, { label: t("unpack.command.code") }))));
+  const { folder, command, notes = [] } = job.result;
+  dialog.say(h("div.stack.middle", { "data-part": "outcome" }, notice("done", t("unpack.done"), folder), notes.map((note) => notice("note", note)), command && h("div.stack.tight", {}, h("p.soft", {}, t("unpack.done.next")), code(command, { label: t("unpack.command.code") }))));
   const close = button(t("close"), { kind: "primary", onclick: () => dialog.close() });
   dialog.buttons("", close);
   close.focus();

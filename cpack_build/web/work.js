@@ -57,9 +57,9 @@ export function log(id, { open = false } = {}) {
 
 /**
  * Shows job *id* in *dialog* from now to its end: then *done(job)* fills the dialog with what came of it, or what went wrong is
- * told and *back()* leads to the form again. Closing the dialog leaves the job at work; the panel has it.
+ * told and *back()* leads to the form again; *consent(code)* may answer what to do once the person agrees to what was refused. Closing the dialog leaves the job at work; the panel has it.
  */
-export function watch(dialog, id, { done, back, doing }) {
+export function watch(dialog, id, { done, back, doing, consent }) {
   const how = meter();
   const list = h("ol.stages");
   const record = log(id);
@@ -85,7 +85,31 @@ export function watch(dialog, id, { done, back, doing }) {
     const again = button(t("work.back"), { kind: "primary", onclick: back });
     const outcome = job.state === "cancelled" ? notice("note", t("work.cancelled"), t("work.cancelled.next")) : complaint(job.error ?? { message: t("work.failed") });
     dialog.say(h("div.stack.middle", { "data-part": "outcome" }, outcome, log(id, { open: job.state === "failed" }).element));
-    dialog.buttons("", again);
+    const more = job.state === "failed" && consent?.(job.error?.code);
+    dialog.buttons(more ? t(`consent.${job.error.code}`) : "", more && button(t("consent.agree"), { onclick: more }), again);
     again.focus();
   }, { signal: dialog.gone });
+}
+
+// What the tool refuses until somebody agrees, and the parameter that says so.
+const CONSENTS = { NeedsTrust: "trust", UnsafeInput: "include_local" };
+
+/** Starts a job of *kind* with *params* and shows it in *dialog* as watch() does; what keeps it from starting leads back, too. */
+export async function run(dialog, kind, params, { done, back, doing }) {
+  dialog.foot.querySelectorAll("button").forEach((each) => (each.disabled = true));
+  try {
+    const job = await jobs.start(kind, params);
+    if (dialog.gone.aborted) return;
+    const consent = (code) => {
+      const flag = CONSENTS[code];
+      return flag && !params[flag] ? () => run(dialog, kind, { ...params, [flag]: true }, { done, back, doing }) : null;
+    };
+    watch(dialog, job.id, { done, back, doing, consent });
+  } catch (error) {
+    if (dialog.gone.aborted) return;
+    const again = button(t("work.back"), { kind: "primary", onclick: back });
+    dialog.say(h("div.stack.middle", { "data-part": "outcome" }, complaint(error)));
+    dialog.buttons("", again);
+    again.focus();
+  }
 }

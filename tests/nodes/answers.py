@@ -41,15 +41,15 @@ INVENTORY = {
     "inputs": [{"path": path, "size": 58_111, "referenced": referenced} for path, referenced in _INPUTS],
     "packages": [
         {"name": "torch", "version": "2.13.0+cpu"},
-        {"name": "my-own-thing", "version": "0.1", "note": "installed from a folder"},
+        {"name": "my-own-thing", "version": "0.1", "source": "file:///srv/my-own-thing"},
         *[{"name": f"package-{number}", "version": "1.0"} for number in range(80)],
     ],
     "nodes": [
         {"name": "comfyui-impact-pack", "kind": "registry", "version": "8.1.2", "used": False},
-        {"name": "cpack-build", "kind": "git", "commit": "d628263a" * 5, "dirty": True, "used": True},
-        {"name": "my_nodes.py", "kind": "file", "used": False},
+        {"name": "cpack-build", "kind": "git", "commit": "d628263a" * 5, "dirty": True, "local": True, "used": True},
+        {"name": "my_nodes.py", "kind": "file", "local": True, "used": False},
     ],
-    "system": [],
+    "system": ["ffmpeg", "git", "libgl1"],
 }
 
 CHECK = {
@@ -92,7 +92,7 @@ RESULTS: dict[str, dict[str, Any]] = {
     "pack": {"name": "upscale.cpack.zip", "size": 123_456, "download": True, "notes": []},
     "plan": {
         "layers": [
-            {"kind": kind, "name": name, "size": size, "known": known, "shared_with": ["portrait:1"] if known else []}
+            {"kind": kind, "name": name, "size": size, "known": known, "shared_with": ["every image with this layer"] if known else []}
             for kind, name, size, known in _LAYERS
         ]
     },
@@ -107,7 +107,7 @@ RESULTS: dict[str, dict[str, Any]] = {
         "comfyui": {"version": "0.3.64", "same": False},
         "python": "3.11",
         "models": [
-            {"name": "lost.safetensors", "folder": "checkpoints", "size": 6_938_078_334, "here": False, "sources": 0},
+            {"name": "lost.safetensors", "folder": "checkpoints", "size": 6_938_078_334, "here": False, "source": None},
             {"name": "tiny_esrgan_4x.safetensors", "folder": "upscale_models", "size": 912_345, "here": True},
         ],
         "nodes": [{"name": "comfy-pack", "kind": "git", "commit": "aabbccddeeff", "here": False}],
