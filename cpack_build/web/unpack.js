@@ -14,7 +14,7 @@ export async function unpack() {
 }
 
 function choose(dialog, trouble = null) {
-  const input = h("input", { type: "file", accept: ".zip", class: "out-of-sight", tabindex: "-1", "aria-label": t("unpack.choose"), onchange: () => input.files[0] && take(dialog, input.files[0]) });
+  const input = h("input", { type: "file", accept: ".zip", hidden: true, onchange: () => input.files[0] && take(dialog, input.files[0]) });
   const pick = button(t("unpack.choose"), { kind: "primary", drawing: "folder", onclick: () => input.click() });
   const over = (on) => (event) => {
     event.preventDefault();

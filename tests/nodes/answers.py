@@ -92,7 +92,13 @@ RESULTS: dict[str, dict[str, Any]] = {
     "pack": {"name": "upscale.cpack.zip", "size": 123_456, "download": True, "notes": []},
     "plan": {
         "layers": [
-            {"kind": kind, "name": name, "size": size, "known": known, "shared_with": ["every image with this layer"] if known else []}
+            {
+                "kind": kind,
+                "name": name,
+                "size": size,
+                "known": known,
+                "shared_with": ["every image with this layer"] if known else [],
+            }
             for kind, name, size, known in _LAYERS
         ]
     },
