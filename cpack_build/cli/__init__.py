@@ -25,6 +25,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("cpack_build.cli.models:models", "List the models of a pack, lock or workspace: here or where."),
     "fetch": ("cpack_build.cli.fetch:fetch", "Fetch all that an image needs, also for a place without a network."),
     "push": ("cpack_build.cli.push:push", "Push an image to a registry."),
+    "deliver": ("cpack_build.cli.delivering:deliver", "Give what Nix has built to an engine or a registry."),
     "pull": ("cpack_build.cli.pull:pull", "Pull an image or a pack from a registry."),
     "login": ("cpack_build.cli.login:login", "Log in to a registry."),
     "logout": ("cpack_build.cli.login:logout", "Forget the login of a registry."),

@@ -14,6 +14,7 @@ PLACES: dict[str, tuple[str, str]] = {
         "BentoCloud: pushed as a Bento, and scaled there.",
     ),
     "kubernetes": ("cpack_build.cli.deploying.kubernetes:kubernetes", "Manifests, or the objects in a cluster."),
+    "compose": ("cpack_build.cli.deploying.compose:compose", "One host with Docker, with TLS before it if wanted."),
 }
 """Place → where its command is, and its one line of help."""
 

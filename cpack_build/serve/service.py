@@ -115,6 +115,8 @@ class Server:
         webhook = Webhook(remote, secret=settings.webhook_secret, log=log)
         self.tasks = Tasks(self, seconds=settings.keep_seconds, webhook=webhook)
         self._chores: list[asyncio.Task[None]] = []
+        self._began = time.monotonic()
+        self._start: float | None = None
 
     async def ready(self) -> bool:
         """Whether a ComfyUI answers, and has warmed up if it should.
@@ -122,7 +124,10 @@ class Server:
         All are asked at once, and none is waited for longer than its client does.
         """
         there = [backend for backend in self._backends if not self._warm_up or self._is_warm(backend)]
-        return any(await asyncio.gather(*(backend.client.answers() for backend in there)))
+        is_ready = any(await asyncio.gather(*(backend.client.answers() for backend in there)))
+        if is_ready and self._start is None:
+            self._start = round(time.monotonic() - self._began, 3)
+        return is_ready
 
     def _is_warm(self, backend: _Backend) -> bool:
         return backend.engine.address is not None and backend.warm == backend.engine.address
@@ -154,6 +159,7 @@ class Server:
             losses=sum(backend.engine.losses for backend in self._backends),
             ready=sum(backend.engine.address is not None for backend in self._backends),
             devices=devices,
+            start=self._start,
         )
 
     # -- one request
