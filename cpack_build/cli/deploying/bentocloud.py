@@ -74,7 +74,8 @@ def bentocloud(
     The login is that of `bentoml cloud login`, or BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT). What BentoCloud
     has already is not sent again.
     """
-    from cpack_build.deploy.bentocloud import Wanted, connect, deploy, envs_of, planned, push_bento
+    from cpack_build.deploy.bentoclient import connect
+    from cpack_build.deploy.bentocloud import Wanted, deploy, envs_of, planned, push_bento
 
     wanted = Wanted(  # what is wrong with it is told before anything is built
         "", name=name, cluster=cluster, instance_type=instance_type, scaling_min=scaling_min, scaling_max=scaling_max,
@@ -103,7 +104,8 @@ def bentocloud(
 
 def push_to(image: str, name: str, *, dry_run: bool, chosen: Chosen, terminal: Terminal) -> None:
     """Push the image or pack *image* to BentoCloud as the Bento *name*."""
-    from cpack_build.deploy.bentocloud import connect, planned, push_bento
+    from cpack_build.deploy.bentoclient import connect
+    from cpack_build.deploy.bentocloud import planned, push_bento
     from cpack_build.errors import UsageError
 
     if not name:
