@@ -347,5 +347,10 @@ def _bentoml_errors() -> Iterator[None]:
 
     try:
         yield
+    except ValueError as error:
+        # BentoML takes nothing from below a hidden folder (``utils/filesystem.py``, ``resolve_user_filepath``).
+        raise BadInput(
+            f"BentoML cannot make the Bento: {error}.", hint="Set TMPDIR to a folder that is not hidden."
+        ) from error
     except BentoMLException as error:
         raise BadInput(f"BentoML cannot make the Bento: {error}.", hint="Run it with -v to see where.") from error

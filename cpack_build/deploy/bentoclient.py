@@ -16,11 +16,10 @@ from urllib.parse import urlsplit
 
 from cpack_build.deploy.bento import require_bentoml
 from cpack_build.errors import CpackError, NetworkError, Unresolvable, UnsafeInput, UsageError
+from cpack_build.oci.transport import is_loopback
 from cpack_build.progress import Progress, Task
 
 __all__ = ["Cloud", "PassingFailure", "Spinner", "clean", "connect", "in_our_words"]
-
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @dataclass(frozen=True)
@@ -55,10 +54,14 @@ def connect(*, context: str | None = None, endpoint: str | None = None) -> Itera
             f"Nobody is logged in to {named}.", hint="Run `bentoml cloud login`, or set BENTO_CLOUD_API_KEY."
         ) from None
     place = (endpoint or login.endpoint).rstrip("/")
-    parts = urlsplit(place)
+    try:
+        parts = urlsplit(place)
+    except ValueError:
+        parts = urlsplit("")
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-        raise UsageError(f"{place!r} is no endpoint of BentoCloud.", hint="Write https://HOST.")
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
+        shown = re.sub("//[^/]*@", "//…@", place)
+        raise UsageError(f"{shown!r} is no endpoint of BentoCloud.", hint="Write https://HOST.")
+    if parts.scheme == "http" and not is_loopback(parts.netloc):
         raise UnsafeInput(f"The token would go to {place} in the clear.", hint="Use https.")
     if endpoint and context is None and "BENTO_CLOUD_API_KEY" not in os.environ:
         own = login.endpoint.rstrip("/")
