@@ -124,6 +124,8 @@ def push(
         from cpack_build.cli.deploying.bentocloud import push_to
         from cpack_build.cli.options import Chosen
 
+        if also or compression or any(flags[name] for name in ("attach", "models_to")):
+            raise click.UsageError("--also, --compression, --attach and --models are for registries.")
         chosen = Chosen(None, {"platform": platform} if platform else {}, insecure, ca)
         push_to(image, reference.removeprefix("bentocloud:"), dry_run=dry_run, chosen=chosen, terminal=terminal)
         return
