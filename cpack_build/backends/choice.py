@@ -25,4 +25,10 @@ def _embedded(farm: Farm) -> Backend:
     return Embedded()
 
 
-_OPEN: Mapping[str, Callable[[Farm], Backend]] = {"embedded": _embedded}
+def _buildkit(farm: Farm) -> Backend:
+    from cpack_build.backends.buildkit import BuildKit
+
+    return BuildKit(farm)
+
+
+_OPEN: Mapping[str, Callable[[Farm], Backend]] = {"embedded": _embedded, "buildkit": _buildkit}
