@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cpack_build.oci.reference import parse_reference
+from cpack_build.oci.sources import open_source
 from tests import need
 from tests.cli.calling import Caller
 from tests.deploy.conftest import HEX, Published, written
@@ -168,6 +170,30 @@ def test_models_can_come_as_image_volumes(call: Caller, published: Published, tm
     mounts = {mount["name"]: mount["mountPath"] for mount in pod["containers"][0]["volumeMounts"]}
     assert mounts["models"] == "/models/sha256"
     assert mounts[f"model-{model.sha256[:12]}"] == f"/volumes/{model.sha256[:12]}"
+
+
+def test_an_image_can_be_pushed_without_its_models_and_then_needs_them_as_volumes(
+    call: Caller, published: Published, tmp_path: Path
+) -> None:
+    thin = published.tag.replace(":v1", ":thin")
+    layout = f"oci:{published.world.layout}"
+    done = call("push", layout, thin, "--models", published.models, "--without-models", "--json")
+    assert done.code == 0, done.err
+    whole = open_source(parse_reference(published.tag)).as_image(published.world.lock.platform)
+    image = open_source(parse_reference(thin)).as_image(published.world.lock.platform)
+    assert image.digest == done.document["digest"] == done.document["pushed"][0]["reference"].partition("@")[2]
+    digests = [layer.descriptor.digest for layer in image.layers]
+    models = {model.layer_digest for model in published.world.lock.models}
+    assert digests == [layer.descriptor.digest for layer in whole.layers if layer.descriptor.digest not in models]
+    config = json.loads(image.config.data)
+    assert len(config["history"]) == len(config["rootfs"]["diff_ids"]) == len(digests)
+    assert not any("model " in line["created_by"] for line in config["history"])
+    refused = call("deploy", "kubernetes", thin, "-o", tmp_path / "k8s")
+    assert (refused.code, "--models-from" in refused.err) == (2, True), refused.err
+    assert call("deploy", "compose", thin, "-o", tmp_path / "up").code == 2
+    done = call("deploy", "kubernetes", thin, "--models-from", published.models, "-o", tmp_path / "k8s", "--json")
+    assert done.code == 0, done.err
+    assert done.document["image"].endswith(image.digest)
 
 
 def test_a_model_that_was_not_pushed_is_named(call: Caller, published: Published, tmp_path: Path) -> None:
