@@ -110,6 +110,8 @@ def push(
     """Push OBJECT to the registry as REF: an image (oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's), or
     a pack (NAME.cpack.zip), which `cpack-build pull` gives back. With --models alone only an image's models are pushed.
 
+    REF may be bentocloud:NAME as well: the image or pack becomes the Bento NAME and is pushed to BentoCloud.
+
     An image's layers go as they are, and its digest stays, unless --compression says otherwise; models are never
     compressed. Logins are those of docker and podman and of `cpack-build login`, or CPACK_REGISTRY_USER and
     CPACK_REGISTRY_PASSWORD.
@@ -118,6 +120,13 @@ def push(
     from cpack_build.oci.reference import Reference, parse_image_name, parse_reference
     from cpack_build.oci.sources import open_source
 
+    if reference is not None and reference.startswith("bentocloud:"):
+        from cpack_build.cli.deploying.bentocloud import push_to
+        from cpack_build.cli.options import Chosen
+
+        chosen = Chosen(None, {"platform": platform} if platform else {}, insecure, ca)
+        push_to(image, reference.removeprefix("bentocloud:"), dry_run=dry_run, chosen=chosen, terminal=terminal)
+        return
     found: Image | ImageIndex
     options = PushOptions(**flags)
     if reference is None and (also or not options.models_to):

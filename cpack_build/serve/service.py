@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-__all__ = ["Server", "make_service"]
+__all__ = ["Server", "make_service", "without_timers"]
 
 _SWEEP_SECONDS = 60
 _WARM_UP_AGAIN_SECONDS = 10
@@ -378,8 +378,20 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def make_service(server: Server, *, name: str) -> bentoml.Service[Any]:
-    """The BentoML service *name* around *server*, which holds requests to their time."""
+def without_timers(app: Any) -> Any:
+    """BentoML's application without its limit of time: ours is told, and takes the request back.
+
+    BentoML's keeps a timer, with all that a request has left in its context, for as long as a request may take, however
+    short it was: memory grew by 10 MB every thousand requests.
+    """
+    from bentoml._internal.server.http.traffic import TimeoutMiddleware
+
+    app.user_middleware = [one for one in app.user_middleware if one.cls is not TimeoutMiddleware]
+    return app
+
+
+def make_service(server: Server, *, name: str, **config: Any) -> bentoml.Service[Any]:
+    """The BentoML service *name* around *server*, which holds requests to their time; *config* is BentoML's."""
     import bentoml
     from starlette.applications import Starlette
     from starlette.responses import FileResponse, JSONResponse
@@ -430,6 +442,6 @@ def make_service(server: Server, *, name: str) -> bentoml.Service[Any]:
         Route("/comfy/workflow.json", workflow_json),  # where comfy-pack has it
         Route("/interface.json", interface_json),
     ]
-    service = bentoml.service(name=name)(Cpack)
+    service = bentoml.service(name=name, **config)(Cpack)
     service.mount_asgi_app(Starlette(routes=routes), path="/", name="documents")
     return service
