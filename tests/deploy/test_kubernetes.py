@@ -349,6 +349,11 @@ def test_an_image_of_somebody_else_is_refused(call: Caller, published: Published
     assert (done.code, "was not made by cpack-build" in done.err) == (3, True), done.err
 
 
+def test_an_image_that_is_not_there_is_said_to_be(call: Caller, published: Published, tmp_path: Path) -> None:
+    done = call("deploy", "kubernetes", published.tag.replace(":v1", ":v0"), "-o", tmp_path / "k8s")
+    assert (done.code, "no image for" in done.err or "is for none" in done.err) == (4, False), done.err
+
+
 def test_an_image_without_a_kubernetes_name_needs_one(call: Caller, lock: Path, tmp_path: Path) -> None:
     done = call("deploy", "kubernetes", pinned("registry.example/team/2x"), "--lock", lock, "-o", tmp_path / "k8s")
     assert (done.code, "--name" in done.err) == (2, True), done.err

@@ -128,6 +128,7 @@ def _asked(
     from cpack_build.restore.artifact import read_artifact
 
     source = open_source(reference, store=Store(), access=access)
+    pinned = f"{reference.name}@{source.digest}"
     configs: dict[str, Mapping[str, Any]] = {}
     for one in _PLATFORMS if platform is None else (platform,):
         try:
@@ -137,7 +138,6 @@ def _asked(
                 raise
     if not configs:
         raise BadImage(reference, f"is for none of {', '.join(_PLATFORMS)}")
-    pinned = f"{reference.name}@{source.digest}"
     for config in configs.values():
         is_made_of(str(reference), config, locks, lock_file)
     has_models = not any(WITHOUT in _labels(config) for config in configs.values())
