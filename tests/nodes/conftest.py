@@ -113,7 +113,6 @@ def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenC
                 "Comfy.Notification.ShowVersionUpdates": False,
                 "Comfy.Workflow.ShowMissingNodesWarning": False,
                 "Comfy.Workflow.ShowMissingModelsWarning": False,
-                "Comfy.Workflow.Persist": False,
                 "Comfy.Workflow.WarnBlueprintOverwrite": False,
                 **(settings or {}),
             }
