@@ -110,7 +110,7 @@ def init(
         if earlier is not None and earlier.inputs.pack == pack.content_sha256:
             lock = earlier
         else:
-            (lock,) = make_locks(pack, settings, sources=sources, served=False, terminal=terminal)
+            (lock,) = make_locks(pack, settings, sources=sources, served=False, workspace=True, terminal=terminal)
         python = settings.python
         done = restore(
             Goal(pack.name, lock, pack.documents(), pack=pack),

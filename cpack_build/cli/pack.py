@@ -230,7 +230,7 @@ def _document(draft: Draft, target: Path, written: Written | None) -> dict[str, 
         ],
         "models_not_chosen": len(draft.listing.files) - len(draft.models),
         "inputs": [{"filename": file.name, "size": file.size} for file in draft.inputs],
-        "missing": list(draft.missing),
+        "missing": [str(one) for one in draft.missing],
         "notes": [*draft.notes, *(written.notes if written else ())],
         "findings": [{"file": item.file, "line": item.line, "kind": item.kind} for item in draft.findings],
     }
