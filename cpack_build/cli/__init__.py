@@ -116,7 +116,9 @@ def run(arguments: Sequence[str]) -> int:
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         _end_as_with_ctrl_c()
         # Not standalone, click returns the code of ``ctx.exit`` ("differs" is 1), or what the verb returned: nothing.
-        code = cli.main(args=list(arguments), prog_name="cpack-build", standalone_mode=False)
+        # The words themselves are what a receipt is kept under.
+        words = list(arguments)
+        code = cli.main(args=words, prog_name="cpack-build", standalone_mode=False, obj=tuple(words))
         sys.stdout.flush()
     except SystemExit as ended:
         # Shell completion and a closed pipe end this way within click.

@@ -8,7 +8,9 @@ from cpack_build.cli import LazyGroup
 
 __all__ = ["PLACES", "deploy"]
 
-PLACES: dict[str, tuple[str, str]] = {}
+PLACES: dict[str, tuple[str, str]] = {
+    "kubernetes": ("cpack_build.cli.deploying.kubernetes:kubernetes", "Manifests, or the objects in a cluster."),
+}
 """Place → where its command is, and its one line of help."""
 
 

@@ -78,6 +78,12 @@ class Leases:
                 filesystem.unlock(self._gate)
             self._held.add(sha256)
 
+    @property
+    def held(self) -> frozenset[str]:
+        """What this process holds."""
+        with self._lock:
+            return frozenset(self._held)
+
     @contextmanager
     def alone(self) -> Iterator[Mapping[str, int]]:
         """Nobody takes a lease meanwhile: what is held (hash → when it was taken, seconds since 1970).

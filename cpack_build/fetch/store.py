@@ -9,6 +9,7 @@ Under one root (``CPACK_HOME``, by default ``~/.cache/cpack-build``)::
     pulled/<hex>          the same from registries, named by what they will be (:mod:`cpack_build.oci.partial`)
     rejected/<hex>        what came under another hash than promised, by its real one; never used
     leases/               what running processes use (:mod:`.leases`)
+    receipts/<key>        what command lines led to (:mod:`.receipts`)
     memo.sqlite           what was computed once: file hashes by stat, digests by recipe (:mod:`.memo`)
 
 A file in ``blobs/`` is always whole: it was hashed while it was written, synced, and renamed. A file elsewhere (a
@@ -31,8 +32,10 @@ from pathlib import Path
 
 from cpack_build import filesystem
 from cpack_build.errors import HashMismatch, Unresolvable, UnsafeInput, writing
+from cpack_build.fetch.derived import DerivedFolders
 from cpack_build.fetch.leases import Leases, held_file
 from cpack_build.fetch.memo import Memo
+from cpack_build.fetch.receipts import root_folder
 
 __all__ = ["CHUNK", "Store", "StoredFile", "default_root", "further_roots", "stamp_of", "stat_key", "stored_at"]
 
@@ -42,9 +45,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 def default_root() -> Path:
     """``CPACK_HOME`` if set, else ``$XDG_CACHE_HOME/cpack-build``, else ``~/.cache/cpack-build``."""
-    if home := os.environ.get("CPACK_HOME"):
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpack-build"
+    return Path(root_folder())
 
 
 def further_roots(root: Path) -> tuple[Path, ...]:
@@ -102,6 +103,7 @@ class Store:
         self.further = further_roots(self.root) if further is None else tuple(further)
         self.memo = Memo(self.root)
         self.leases = Leases(self.root, self.memo)
+        self.derived = DerivedFolders(self.root)
         self._is_leased = leased
         self._lock = threading.Lock()
         self._is_swept = False

@@ -227,8 +227,9 @@ class Bundle:
         return None
 
 
-def open_bundle(path: Path, *, store: Store, progress: Progress = SILENT) -> Bundle:
-    """Let *store* find what is in the bundle at *path*: in place in a folder, taken over from an archive.
+def open_bundle(path: Path, *, store: Store, dry_run: bool = False, progress: Progress = SILENT) -> Bundle:
+    """Let *store* find what is in the bundle at *path*: in place in a folder, taken over from an archive. In a
+    *dry_run* nothing is taken over but the documents.
 
     Raises :class:`BadInput` where it is none or damaged, :class:`HashMismatch`, :class:`StorageError`.
     """
@@ -236,21 +237,21 @@ def open_bundle(path: Path, *, store: Store, progress: Progress = SILENT) -> Bun
         with _described(path / DESCRIPTION, path) as data:
             bundle = _parse(data, path, path.absolute())
         store.further = (*store.further, bundle.folder)
-        for packed in bundle.repositories:
+        for packed in () if dry_run else bundle.repositories:
             with _opened(bundle.folder / "git" / f"{packed.name}.pack", path) as file:
                 import_repository(store.root / "git", packed, file, what=path)
         return bundle
-    return _from_archive(path, store, progress)
+    return _from_archive(path, store, progress, dry_run=dry_run)
 
 
-def _from_archive(path: Path, store: Store, progress: Progress) -> Bundle:
+def _from_archive(path: Path, store: Store, progress: Progress, *, dry_run: bool) -> Bundle:
     try:
         with tarfile.open(path, "r:") as archive:
             first = archive.next()
             if first is None or first.name != DESCRIPTION or not first.isreg() or first.size > _LIMIT:
                 raise _none(path)
             data = _content(archive, first).read()
-            folder = store.root / "bundles" / hashlib.sha256(data).hexdigest()
+            folder = store.derived.take("bundles", hashlib.sha256(data).hexdigest())
             bundle = _parse(data, path, folder)
             packed = {one.name: one for one in bundle.repositories}
             with progress.task(f"Taking over {path.name}", total=path.stat().st_size) as task:
@@ -258,7 +259,9 @@ def _from_archive(path: Path, store: Store, progress: Progress) -> Bundle:
                     if not member.isreg() or member.issparse():
                         raise BadInput(f"{path}: {member.name!a:.120} is no file.", hint="Make the bundle again.")
                     content = _content(archive, member)
-                    if blob := _BLOB.fullmatch(member.name):
+                    if dry_run and member.name not in bundle.documents:
+                        pass
+                    elif blob := _BLOB.fullmatch(member.name):
                         if store.find(blob[1]) is None:
                             store.put(_chunks(content), what=f"{path}: {member.name}", sha256=blob[1], size=member.size)
                     elif (pack := _PACK.fullmatch(member.name)) and pack[1] in packed:

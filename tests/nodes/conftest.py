@@ -17,6 +17,7 @@ import pytest
 from playwright.sync_api import Browser, Page
 
 from tests.browser import Record, browsing, chromium, screenshot
+from tests.nodes import routing
 from tests.nodes.comfy import PLUGIN, Comfy, running
 
 _KINDS = [pytest.param("standin", id="standin")]
@@ -28,6 +29,13 @@ if "CPACK_TEST_COMFYUI" in os.environ:
 def comfy(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     """ComfyUI with the plugin, shared: tests leave it as they found it."""
     with running(request.param, tmp_path_factory.mktemp("comfy")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[routing.Comfyui]:
+    """An install with git, models and inputs, its plugin a clone: for the routes, which look at all of that. Shared."""
+    with routing.running(tmp_path_factory.mktemp("comfyui")) as engine:
         yield engine
 
 

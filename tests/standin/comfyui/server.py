@@ -206,7 +206,7 @@ class PromptServer:
 
     async def get_history(self, request: web.Request) -> web.StreamResponse:
         most = request.query.get("max_items")
-        entries = self.prompt_queue.history(request.match_info.get("prompt_id"), int(most) if most else None)
+        entries = self.prompt_queue.get_history(request.match_info.get("prompt_id"), int(most) if most else None)
         return web.json_response(entries, dumps=lambda value: json.dumps(value, default=repr))
 
     async def post_history(self, request: web.Request) -> web.StreamResponse:
