@@ -59,11 +59,16 @@ def embedded(world: World) -> Path:
     return layout
 
 
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], world: World, nix: NixStore, monkeypatch: pytest.MonkeyPatch) -> Caller:
+@pytest.fixture(autouse=True)
+def _in_the_store(world: World, nix: NixStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test reaches the Nix of this machine."""
     monkeypatch.setenv("CPACK_HOME", str(world.folder / "home"))
     for name, value in nix.environment.items():
         monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Caller:
     return Caller(capsys)
 
 
@@ -176,7 +181,14 @@ def test_nix_run_streams_the_archive(flake: str, nix: NixStore, world: World, em
 
 def test_an_image_with_its_models_is_a_whole_layout(flake: str, nix: NixStore, embedded: Path, tmp_path: Path) -> None:
     nix("nix", "build", f"{flake}#image-with-models", "--out-link", tmp_path / "whole")
-    nix(need.tool("skopeo"), "copy", "--quiet", f"oci:{tmp_path}/whole:latest", f"oci:{tmp_path}/copy:latest")
+    nix(
+        need.tool("skopeo"),
+        "copy",
+        "--quiet",
+        "--preserve-digests",
+        f"oci:{tmp_path}/whole:latest",
+        f"oci:{tmp_path}/copy:latest",
+    )
     assert index_of(tmp_path / "whole")["digest"] == index_of(embedded)["digest"]
     assert sorted(path.name for path in (tmp_path / "copy/blobs/sha256").iterdir()) == sorted(
         path.name for path in (embedded / "blobs/sha256").iterdir()
@@ -284,18 +296,18 @@ def test_what_is_no_result_is_not_delivered(call: Caller, embedded: Path, tmp_pa
     assert "nix build" in done.err
 
 
-def test_a_tree_that_is_another_than_planned_is_a_hash_mismatch(printed: Path, world: World, nix: NixStore) -> None:
+def test_a_tree_that_is_another_than_planned_is_a_hash_mismatch(printed: Path, world: World, embedded: Path) -> None:
     """Whoever changes plan.json gets no other tree into the image."""
     plan = json.loads((printed / "plan.json").read_bytes())
     plan["trees"][world.lock.comfyui.tree_sha256] = "1" * 64
     (printed / "plan.json").write_text(json.dumps(plan))
     with pytest.raises(HashMismatch, match="tree-ComfyUI") as caught:
-        build(printed, world, nix)
+        build(printed, world)
     assert caught.value.expected == "1" * 64
     assert caught.value.exit_code == 5
 
 
-def test_another_file_at_an_address_is_a_hash_mismatch(world: World, nix: NixStore, tmp_path: Path) -> None:
+def test_another_file_at_an_address_is_a_hash_mismatch(world: World, tmp_path: Path) -> None:
     (tmp_path / "one.whl").write_bytes(b"another")
     expression = f"""{{ platform }}: {{
       image = import <nix/fetchurl.nix> {{
@@ -303,35 +315,33 @@ def test_another_file_at_an_address_is_a_hash_mismatch(world: World, nix: NixSto
     }}"""
     (tmp_path / "default.nix").write_text(expression)
     with pytest.raises(HashMismatch, match=r"one\.whl") as caught:
-        build(tmp_path, world, nix)
+        build(tmp_path, world)
     assert caught.value.expected == "2" * 64
     assert caught.value.actual == hashlib.sha256(b"another").hexdigest()
 
 
-def test_a_plan_for_another_lock_says_what_to_do(printed: Path, world: World, nix: NixStore) -> None:
+def test_a_plan_for_another_lock_says_what_to_do(printed: Path, world: World) -> None:
     (printed / "cpack.lock").write_bytes(world.lock.model_copy(update={"comfyui_args": ("--lowvram",)}).to_bytes())
-    with pytest.raises(EngineFailed, match="plan.json was made for another cpack.lock.*--print"):
-        build(printed, world, nix)
+    with pytest.raises(EngineFailed, match=r"plan\.json was made for another cpack\.lock.*--print"):
+        build(printed, world)
 
 
 def test_a_wheel_that_nobody_has_is_named_with_the_next_step(
     printed: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("CPACK_HOME")
-    with (
-        nix_store(tmp_path / "empty") as empty,
-        pytest.raises(Unresolvable, match=r"one-1\.0.*has no address.*CPACK_HOME"),
-    ):
+    with nix_store(tmp_path / "empty") as empty:
         for name, value in empty.environment.items():
             monkeypatch.setenv(name, value)
-        build(printed, world, empty)
+        with pytest.raises(Unresolvable, match=r"(one|two)-.*has no address.*CPACK_HOME"):
+            build(printed, world)
 
 
 def test_a_layer_that_is_damaged_in_the_store_is_found_by_the_check(
     call: Caller, world: World, nix: NixStore, printed: Path, tmp_path: Path
 ) -> None:
     assert call("image", world.pack, "--backend", "nix", "--output", f"oci:{tmp_path}/o", *flags(world)).code == 0
-    result = build(printed, world, nix)
+    result = build(printed, world)
     assert check_image(result) == index_of(tmp_path / "o")["digest"]
     damaged = tmp_path / "damaged"
     shutil.copytree(result, damaged, symlinks=True)
@@ -363,7 +373,7 @@ def request_for(world: World, lock: Lock) -> Request:
     return Request((lock,), {}, None, {lock.platform: Places()}, store, Sources())
 
 
-def build(folder: Path, world: World, nix: NixStore) -> Path:
+def build(folder: Path, world: World) -> Path:
     """What Nix makes of the folder, as the backend calls it."""
     link = folder / "result"
     return Nix().build(folder, "image", link, platform=world.lock.platform, steps=1, progress=SILENT)

@@ -40,8 +40,8 @@ _MISMATCH = re.compile(r"hash mismatch in fixed-output derivation '[^']*-cpack-(
 _EXITED = re.compile(r"builder for '[^']*-cpack-([^']*?)\.drv' failed with exit code (\d+)")
 _OURS = re.compile(r"(?:> ?|^ *)cpack-build: (.+)$", re.MULTILINE)
 _UNWRITABLE = re.compile(
-    r"^ *error: (.*(?:Permission denied|Read-only file system|Operation not permitted|is not a directory|Not a directory"
-    r"|remounting .* writable).*)$",
+    r"^ *error: (.*(?:Permission denied|Read-only file system|Operation not permitted|is not a directory"
+    r"|Not a directory|remounting .* writable).*)$",
     re.MULTILINE,
 )
 _CODES: Mapping[int, type[CpackError]] = {
