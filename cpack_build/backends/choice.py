@@ -25,10 +25,16 @@ def _embedded(farm: Farm) -> Backend:
     return Embedded()
 
 
+def _buildkit(farm: Farm) -> Backend:
+    from cpack_build.backends.buildkit import BuildKit
+
+    return BuildKit(farm)
+
+
 def _nix(farm: Farm) -> Backend:
     from cpack_build.backends.nix.backend import NixBackend
 
     return NixBackend(farm)
 
 
-_OPEN: Mapping[str, Callable[[Farm], Backend]] = {"embedded": _embedded, "nix": _nix}
+_OPEN: Mapping[str, Callable[[Farm], Backend]] = {"embedded": _embedded, "buildkit": _buildkit, "nix": _nix}

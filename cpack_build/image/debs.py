@@ -17,6 +17,7 @@ from tarfile import TarError, TarInfo
 from tarfile import open as open_tar
 
 from debian.arfile import ArError, ArFile
+from debian.deb822 import Deb822, PkgRelation
 
 from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.store import Store, StoredFile
@@ -27,7 +28,7 @@ from cpack_build.image.unpacked import Slice, file_chunks, members, unpacked
 from cpack_build.oci import tar
 from cpack_build.oci.compression import decompressed_chunks
 
-__all__ = ["StoredDeb", "account_lines", "deb_layer", "root_links"]
+__all__ = ["StoredDeb", "account_lines", "deb_layer", "dependencies_of", "root_links"]
 
 _MERGED = ("bin", "sbin", "lib", "lib32", "lib64", "libx32", "libo32")
 """Top folders that are links into ``usr`` on every Debian since 12 and Ubuntu since 20.04."""
@@ -90,6 +91,15 @@ def deb_layer(
     files = tuple(deb.file for deb in debs)
     hashes = [(deb.name, deb.sha256) for deb in debs]
     return Recipe(kind, name, key_of("debs", hashes, is_root, identity(compiler)), entries, inputs=files)
+
+
+def dependencies_of(deb: StoredDeb) -> set[str]:
+    """The names of the packages that *deb* needs, every alternative of each (deb-control(5), "Depends")."""
+    control = Deb822(_control(deb)[0])
+    relations = ", ".join(filter(None, (control.get("Pre-Depends"), control.get("Depends"))))
+    if not relations:
+        return set()
+    return {one["name"] for group in PkgRelation.parse_relations(relations) for one in group if one["name"]}
 
 
 def root_links() -> list[tar.Entry]:

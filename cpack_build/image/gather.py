@@ -6,6 +6,7 @@ had is named, and nothing is built."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -98,7 +99,8 @@ def gather(
     base = None
 
     model_places = places_of(sources, folders=places.models)
-    with working(_PARALLEL, progress) as (pool, reports):
+    # Models have threads of their own: many of them would keep all else waiting until they are hashed.
+    with working(_PARALLEL, progress) as (hashing, _), working(_PARALLEL, progress) as (pool, reports):
 
         def wheel(item: Wheel) -> StoredWheel:
             if item.sha256 in built:
@@ -128,15 +130,19 @@ def gather(
                 item, folders=places.models, places=model_places, store=store, sources=sources, progress=reports
             )
 
-        def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Callable[[], tuple[_Result, ...]]:
-            waiting = [pool.submit(work, item) for item in items]
+        def each(
+            work: Callable[[_Item], _Result], items: Iterable[_Item], *, by: Executor = pool
+        ) -> Callable[[], tuple[_Result, ...]]:
+            waiting = [by.submit(work, item) for item in items]
             return lambda: tuple(future.result() for future in waiting)
 
-        models = each(model, by_size)
+        models = each(model, by_size, by=hashing)
         if isinstance(lock.base, BaseImage):
             base = open_locked_base(
                 lock.base, platform=lock.platform, name=places.base, store=store, sources=sources, progress=reports
             )
+            # A build asks for them, and then tells if something is wrong: the base is read while models are hashed.
+            pool.submit(base.accounts)
         service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
         system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
         trees = each(tree, (lock.comfyui, *lock.custom_nodes))

@@ -1,0 +1,183 @@
+"""BuildKit: the lock becomes a Dockerfile without an unpinned word, which any builder of Docker's executes.
+
+Unlike the embedded backend it runs programs: uv, the scripts of system packages over a base image, and, where that was
+asked for, a node's ``install.py``; all of them on the builder, in the image's own platform."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from secrets import token_hex
+from tempfile import TemporaryDirectory
+
+from cpack_build.backends.builder import Builder, find_builder
+from cpack_build.backends.dockerfile import BASE_CONTEXT, Plan, bake_file, dockerfile
+from cpack_build.backends.features import Features, features_of
+from cpack_build.backends.ingredients import Context
+from cpack_build.backends.protocol import Farm, Request
+from cpack_build.errors import CpackError, Occupied, ToolMissing, Unresolvable, writing
+from cpack_build.lock.python import lock_environment
+from cpack_build.lock.schema import BaseImage, Lock, PinnedWheels
+from cpack_build.lock.system import UNKNOWN_GLIBC
+from cpack_build.lock.tags import Target
+from cpack_build.oci.engines import open_engine
+from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, parse_image_name, parse_reference
+from cpack_build.oci.sources import open_source
+from cpack_build.oci.types import Image, ImageIndex
+
+__all__ = ["BuildKit"]
+
+_NEWEST = features_of((99, 0))
+_UV_MEMO = "buildkit-uv-1"
+
+
+@dataclass(frozen=True)
+class BuildKit:
+    """The :class:`~cpack_build.backends.protocol.Backend` that drives ``docker buildx``."""
+
+    farm: Farm
+
+    @cached_property
+    def _builder(self) -> Builder:
+        return find_builder(self.farm.builder)
+
+    def require(self) -> None:
+        builder = self._builder
+        if (self.farm.cache_from or self.farm.cache_to) and "buildx" not in builder.command:
+            raise ToolMissing("A cache in a registry needs docker buildx.", hint="Install it (Debian: docker-buildx).")
+
+    def refusals(self, request: Request) -> Sequence[CpackError]:
+        found: list[CpackError] = []
+        for lock in request.locks:
+            for name, value in lock.environment.items():
+                if "\n" in value or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
+                    found.append(
+                        Unresolvable(
+                            f"A Dockerfile cannot hold the variable {name!r} of cpack.yaml.",
+                            hint="Names are letters, digits and _, values one line; or use --backend embedded.",
+                        )
+                    )
+        return found
+
+    @contextmanager
+    def built(self, request: Request) -> Iterator[Image | ImageIndex]:
+        builder = self._builder
+        for lack in builder.features.lacks:
+            request.progress.note(f"This BuildKit is too old for {lack}.")
+        with TemporaryDirectory(prefix="buildkit-", dir=request.store.root) as name:
+            images = [self._one(lock, request, Path(name) / str(number)) for number, lock in enumerate(request.locks)]
+            yield images[0] if len(images) == 1 else ImageIndex(tuple(images))
+
+    def written(self, request: Request, folder: Path) -> str:
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            there = sorted(path.name for path in folder.iterdir())
+        if there:
+            raise Occupied(folder, there)
+        several = len(request.locks) > 1
+        lines = []
+        for lock in request.locks:
+            place = folder / lock.platform.replace("/", "-") if several else folder
+            plan = self._filled(lock, request, place, _NEWEST)
+            bake = bake_file(lock, plan, tags=(), base=self._base(lock, request))
+            with writing(place):
+                (place / "docker-bake.json").write_text(bake, "utf-8")
+            lines.append(f"cd {place} && docker buildx bake --set image.tags=NAME --push")
+        return "; ".join(lines)
+
+    def _one(self, lock: Lock, request: Request, folder: Path) -> Image:
+        builder = self._builder
+        context = folder / "context"
+        plan = self._filled(lock, request, context, builder.features)
+        arguments = ["--platform", lock.platform, "--build-arg", f"SOURCE_DATE_EPOCH={lock.source_date_epoch}"]
+        base = self._base(lock, request)
+        if base is not None:
+            arguments += ["--build-context", f"{BASE_CONTEXT}={base}"]
+        arguments += [f"--cache-from=type=registry,ref={ref}" for ref in self.farm.cache_from]
+        arguments += [f"--cache-to=type=registry,ref={ref},mode=max" for ref in self.farm.cache_to]
+        if "buildx" in builder.command:
+            arguments.append("--provenance=false")
+        if builder.stores:
+            layout = folder / "layout"
+            arguments.append(
+                f"--output=type=oci,dest={layout},tar=false,rewrite-timestamp=true,compression=uncompressed,"
+                "force-compression=true"
+            )
+            builder.build(context, arguments, secrets=plan.secrets, progress=request.progress)
+            return open_source(LayoutName(layout)).as_image(lock.platform)
+        return self._from_engine(lock, request, folder, context, [*arguments, *self._loading], plan)
+
+    @property
+    def _loading(self) -> list[str]:
+        return ["--load"] if "buildx" in self._builder.command else []
+
+    def _from_engine(
+        self, lock: Lock, request: Request, folder: Path, context: Path, arguments: list[str], plan: Plan
+    ) -> Image:
+        """The image from the engine in which this builder leaves it."""
+        engine = open_engine(EngineName("docker"))
+        name = parse_reference(f"cpack-build/{token_hex(8)}:built")
+        self._builder.build(
+            context, [*arguments, "--tag", name.tagged], secrets=plan.secrets, progress=request.progress
+        )
+        saved = folder / "image.tar"
+        try:
+            with writing(saved), saved.open("wb") as file:
+                engine.save(name, file)
+        finally:
+            subprocess.run(engine.command("image", "rm", name.tagged), capture_output=True, check=False)
+        return open_source(ArchiveName(saved, "docker")).as_image(lock.platform)
+
+    def _filled(self, lock: Lock, request: Request, folder: Path, features: Features) -> Plan:
+        """The build's folder, with its Dockerfile."""
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        context = Context(folder, lock, request, fetches=features.fetches)
+        context.put("inside.py", files("cpack_build.backends").joinpath("inside.py").read_text("utf-8"))
+        plan = dockerfile(context, features, uv=_uv(lock, request))
+        context.put("Dockerfile", plan.dockerfile)
+        # only what the build names is sent, whatever else comes to lie in the folder
+        context.put(".dockerignore", "*\n" + "".join(f"!{name}\n" for name in sorted({*_tops(context.files)})))
+        return plan
+
+    def _base(self, lock: Lock, request: Request) -> str | None:
+        """The named context of a base image that lies in a folder."""
+        if not isinstance(lock.base, BaseImage) or lock.base.reference != "layout":
+            return None
+        name = parse_image_name(request.places[lock.platform].base)
+        if not isinstance(name, LayoutName):
+            raise Unresolvable(
+                f"The base image {name} is in an archive, and BuildKit reads folders and registries.",
+                hint="Unpack it with skopeo into oci:DIR, or push it.",
+            )
+        return f"oci-layout://{name.path.absolute()}@{lock.base.digest}"
+
+
+def _tops(names: Sequence[str]) -> Iterator[str]:
+    return (name.partition("/")[0] for name in names)
+
+
+def _uv(lock: Lock, request: Request) -> PinnedWheels:
+    """The wheel of this machine's version of uv for the lock's platform, pinned."""
+    wanted = version("uv")
+    store, places = request.store, request.places[lock.platform]
+    key = f"{wanted} {lock.platform} {lock.interpreter.version}"
+    if (known := store.recall(_UV_MEMO, key)) is not None:
+        return PinnedWheels.model_validate_json(known)
+    index_url, *more = places.index_urls or (None,)
+    found = lock_environment(
+        [f"uv=={wanted}"],
+        target=Target(lock.interpreter.version, lock.platform, UNKNOWN_GLIBC),
+        store=store, sources=request.sources, find_links=places.find_links, index_url=index_url,
+        extra_index_urls=[url for url in more if url], only_wheels=True, progress=request.progress,
+    )  # fmt: skip
+    pinned = PinnedWheels(pylock=found.pylock, pylock_sha256=found.pylock_sha256)
+    store.remember(_UV_MEMO, key, pinned.model_dump_json())
+    return pinned

@@ -1,0 +1,328 @@
+"""The Dockerfile and the bake file of one lock: no word in them is unpinned, and only fetches need a network.
+
+The order of the layers is that of ``docs/layering.md``. Each comes from a stage of its own and is laid on with
+``--link``, so a change rebuilds its own stage and nobody else's. There is no ``# syntax=`` line: the builder's own
+frontend reads it, and no registry is asked for one."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from packaging.utils import parse_wheel_filename
+
+from cpack_build.backends.features import Features
+from cpack_build.backends.ingredients import Context, Item, TreeItem
+from cpack_build.image.budget import allot
+from cpack_build.image.config import COMFYUI, image_config
+from cpack_build.lock.schema import BaseImage, LocalTree, Lock, Model, PinnedWheels
+from cpack_build.lock.wheels import wheels_of
+
+__all__ = ["BASE_CONTEXT", "Plan", "bake_file", "dockerfile"]
+
+BASE_CONTEXT = "cpack-base"
+"""The named context that stands for a base image in a local folder."""
+TOKEN = "CPACK_MODEL_TOKEN"  # noqa: S105 - the name of a secret
+_TOGETHER = 16
+"""Files that one stage fetches: each is a layer, and the paths of all must fit into one mount(2), 4096 bytes."""
+_INSIDE = "--mount=type=bind,source=inside.py,target=/cpack/inside.py"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A rendered build."""
+
+    dockerfile: str
+    secrets: tuple[str, ...]
+    """Names of secrets (environment variables) that it mounts."""
+
+
+def dockerfile(context: Context, features: Features, *, uv: PinnedWheels, installs: Sequence[str] = ()) -> Plan:
+    """The Dockerfile of the lock in *context*, whose folder is filled with what the builder does not fetch itself.
+
+    *uv* is the pinned wheel of the program that installs the others; *installs* names the nodes whose ``install.py``
+    is run.
+    """
+    return _Writer(context, features).written(uv, installs)
+
+
+def bake_file(lock: Lock, plan: Plan, *, tags: Sequence[str], base: str | None) -> str:
+    """``docker-bake.json``: what ``docker buildx bake`` needs besides the Dockerfile.
+
+    SBOMs need a scanner image, which only the user can pin: ``SBOM_GENERATOR=image@sha256:… docker buildx bake``.
+    """
+    target: dict[str, Any] = {
+        "context": ".",
+        "dockerfile": "Dockerfile",
+        "platforms": [lock.platform],
+        "args": {"SOURCE_DATE_EPOCH": str(lock.source_date_epoch)},
+        "tags": list(tags),
+        "output": ["type=image,rewrite-timestamp=true,oci-mediatypes=true"],
+        "attest": [
+            "type=provenance,mode=max",
+            '${SBOM_GENERATOR == "" ? "type=sbom,disabled=true" : "type=sbom,generator=${SBOM_GENERATOR}"}',
+        ],
+        "cache-from": ['${CACHE == "" ? "" : "type=registry,ref=${CACHE}"}'],
+        "cache-to": ['${CACHE == "" ? "" : "type=registry,ref=${CACHE},mode=max"}'],
+    }
+    if base is not None:
+        target["contexts"] = {BASE_CONTEXT: base}
+    if plan.secrets:
+        target["secret"] = [f"id={name},env={name}" for name in plan.secrets]
+    variables = {"SBOM_GENERATOR": {"default": ""}, "CACHE": {"default": ""}}
+    document = {"variable": variables, "group": {"default": {"targets": ["image"]}}, "target": {"image": target}}
+    return json.dumps(document, indent=2) + "\n"
+
+
+class _Writer:
+    """Collects the lines; stages come before what copies from them."""
+
+    def __init__(self, context: Context, features: Features) -> None:
+        self._context = context
+        self._lock = context.lock
+        self._features = features
+        self._link = " --link" if features.link else ""
+        # Dockerfile 1.3, which comes with BuildKit 0.9
+        self._run = "RUN --network=none" if features.link else "RUN"
+        self._stages: list[str] = []
+        self._final: list[str] = []
+        self._secrets: list[str] = []
+
+    def written(self, uv: PinnedWheels, installs: Sequence[str]) -> Plan:
+        lock, context = self._lock, self._context
+        python = lock.interpreter.path
+        ground = self._ground()
+        service, comfyui = context.environments()
+        self._tools(ground, uv, python)
+        compiles = lock.bytecode == "compiled"
+
+        items = context.wheels(lock.service, "service-wheels")
+        code = context.service_code(service)
+        self._wheels("service", items, service.prefix, context.environment(service), compiles=compiles, extra=code)
+        own = allot(
+            {wheel.sha256: wheel.size or 0 for wheel in wheels_of(lock.python)},
+            {model.sha256: model.size for model in lock.models},
+            nodes=len(lock.custom_nodes),
+        )
+        skeleton = context.environment(comfyui)
+        heavy = [wheel for wheel in wheels_of(lock.python) if wheel.sha256 in own.wheels]
+        light = [wheel for wheel in wheels_of(lock.python) if wheel.sha256 not in own.wheels]
+        by_hash = {item.sha256: item for item in context.wheels(lock.python, "wheels")}
+        for number, wheel in enumerate(heavy):
+            self._wheels(f"wheel-{number}", [by_hash[wheel.sha256]], comfyui.prefix, skeleton, compiles=compiles)
+        for model in sorted({model.sha256: model for model in lock.models}.values(), key=lambda model: model.sha256):
+            self._model(model)
+        self._wheels("wheels", [by_hash[wheel.sha256] for wheel in light], comfyui.prefix, skeleton, compiles=compiles)
+        self._tree("comfyui", context.tree(lock.comfyui, f"/{COMFYUI}", number=0), f"/{COMFYUI}", python, compiles)
+        for number, pin in enumerate(lock.custom_nodes, 1):
+            folder = f"/{COMFYUI}/custom_nodes"
+            place = folder if isinstance(pin, LocalTree) and pin.kind == "file" else f"{folder}/{pin.name}"
+            self._tree(f"node-{number}", context.tree(pin, place, number=number), folder, python, compiles)
+        self._final.append(f"ADD{self._link} {context.app()} /")
+        self._final += self._config()
+        return Plan("\n".join([*_HEAD, *self._stages, *self._final]) + "\n", tuple(self._secrets))
+
+    # -- stages
+
+    def _ground(self) -> str:
+        """The base with system packages and interpreter: the stage that has them, and the first lines of the image."""
+        context, lock = self._context, self._lock
+        debs = context.debs()
+        mounts = self._files("debs", debs, "/cpack/debs")
+        interpreter = context.interpreter()
+        if isinstance(lock.base, BaseImage):
+            base = BASE_CONTEXT if lock.base.reference == "layout" else _pinned(lock.base)
+            lines = [f"FROM {base} AS ground"]
+            if debs:
+                lines.append(f"{self._run} {mounts} {_INSTALL}")
+            lines.append(f"{self._run} {_ACCOUNT}")
+            if interpreter is not None:
+                lines.append(f"ADD{self._link} {interpreter} /")
+            self._stages += [*lines, ""]
+            self._final.append("FROM ground")
+            return "ground"
+        self._stages += [
+            "FROM scratch AS unpacked",
+            f"ADD {context.unpackers()} /",
+            f"ADD {context.ground()} /cpack/root/",
+            f"{self._run} {mounts} {_UNPACK}",
+        ]
+        self._stages += ["", "FROM scratch AS ground", "COPY --from=unpacked /cpack/root/ /"]
+        if interpreter is not None:
+            self._stages.append(f"ADD {interpreter} /")
+        elif lock.bytecode == "compiled":
+            folders = ("/usr/lib/python3", f"/usr/lib/python{lock.interpreter.version}")
+            self._stages.append(self._python(lock.interpreter.path, "compile", *folders))
+        self._stages.append("")
+        self._final += ["FROM scratch", f"COPY{self._link} --from=ground / /"]
+        return "ground"
+
+    def _tools(self, ground: str, uv: PinnedWheels, python: str) -> None:
+        """A stage with the image's Python and uv, in which the others work."""
+        (item,) = self._context.wheels(uv, "uv")
+        mounts = self._files("uv", [item], "/cpack/uv")
+        place = f"/cpack/uv/0/{item.name}" if item.url else f"/cpack/uv/{item.name}"
+        self._stages += [
+            f"FROM {ground} AS tools",
+            self._python(python, "uv", place, "/cpack-uv", mounts=mounts),
+            "",
+        ]
+
+    def _wheels(
+        self, stage: str, items: Sequence[Item], prefix: str, skeleton: str, *, compiles: bool, extra: str = ""
+    ) -> None:
+        """A stage with *items* installed below *prefix*, and the line that lays it on the image."""
+        mounts = self._files(stage, items, "/cpack/wheels")
+        requirements = self._context.put(f"{stage}.txt", _requirements(items))
+        lines = [f"FROM tools AS {stage}", f"ADD {skeleton} /"]
+        if items:
+            numbers = range(-(-len(items) // _TOGETHER)) if any(item.url for item in items) else ()
+            places = [f"--find-links=/cpack/wheels/{number}" for number in numbers]
+            if any(item.url is None for item in items):
+                places.append("--find-links=/cpack/wheels" + ("/local" if numbers else ""))
+            lines.append(
+                f"{self._run} --mount=type=bind,source={requirements},target=/cpack/requirements.txt {mounts} "
+                "--mount=type=cache,target=/cpack/cache "
+                "/cpack-uv pip sync --quiet --no-config --offline --no-index --no-build --require-hashes --no-progress "
+                "--link-mode=copy --cache-dir=/cpack/cache "
+                f"--python=/{prefix}/bin/python {' '.join(places)} /cpack/requirements.txt"
+            )
+            lines.append(self._python(f"/{prefix}/bin/python", "settle", f"/{prefix}"))
+        if extra:
+            lines.append(f"ADD {extra} /")
+        if compiles:
+            lines.append(self._python(f"/{prefix}/bin/python", "compile", f"/{prefix}"))
+        self._stages += [*lines, ""]
+        self._final.append(f"COPY{self._link} --from={stage} /{prefix} /{prefix}")
+
+    def _model(self, model: Model) -> None:
+        item = self._context.model(model)
+        place = f"/models/sha256/{model.sha256}"
+        if item.url is None or not self._features.fetches:
+            self._final.append(f"COPY{self._link} --chmod=0444 {item.path} {place}")
+        elif model.access in ("gated", "private"):
+            stage = f"model-{model.sha256[:12]}"
+            words = (self._lock.interpreter.path, "fetch", item.url, model.sha256, place, f"/run/secrets/{TOKEN}")
+            secret = f"--mount=type=secret,id={TOKEN},required=true"
+            self._stages += [f"FROM tools AS {stage}", self._python(*words, mounts=secret, run="RUN"), ""]
+            self._final.append(f"COPY{self._link} --from={stage} {place} {place}")
+            self._secrets = [TOKEN]
+        else:
+            self._final.append(
+                f"ADD{self._link} --checksum=sha256:{model.sha256} --chmod=0444 {_plain(item.url)} {place}"
+            )
+
+    def _tree(self, stage: str, item: TreeItem, copied: str, python: str, compiles: bool) -> None:
+        """A stage with one git tree at its place, proved by its content hash, and the line that lays it on."""
+        source = f"ADD [{_added(item.url)}, {_added(item.place + '/')}]" if item.url else f"ADD {item.path} /"
+        lines = [f"FROM tools AS {stage}", source]
+        if item.url:
+            lines.append(self._python(python, "tree", item.place, item.tree_sha256))
+        if compiles:
+            lines.append(self._python(python, "compile", item.place))
+        self._stages += [*lines, ""]
+        self._final.append(f"COPY{self._link} --from={stage} {copied}/ {copied}/")
+
+    def _python(self, python: str, *arguments: str, mounts: str = "", run: str | None = None) -> str:
+        """A step of ``inside.py`` by the Python at that path in the image, which leaves no bytecode of its own."""
+        words = json.dumps([python, "-B", "-S", "-s", "/cpack/inside.py", *arguments])
+        return " ".join(filter(None, (run or self._run, _INSIDE, mounts, words)))
+
+    def _files(self, stage: str, items: Sequence[Item], place: str) -> str:
+        """Stages that fetch *items*, and the mounts that show them below *place*."""
+        remote = [item for item in items if item.url is not None]
+        mounts = []
+        for number, start in enumerate(range(0, len(remote), _TOGETHER)):
+            name = f"{stage}-files-{number}"
+            self._stages.append(f"FROM scratch AS {name}")
+            for item in remote[start : start + _TOGETHER]:
+                assert item.url is not None
+                self._stages.append(f"ADD --checksum=sha256:{item.sha256} {_plain(item.url)} /{item.name}")
+            self._stages.append("")
+            mounts.append(f"--mount=type=bind,from={name},target={place}/{number}")
+        if len(remote) < len(items):
+            folder = next(item.path for item in items if item.url is None).partition("/")[0]
+            target = f"{place}/local" if remote else place
+            mounts.append(f"--mount=type=bind,source={folder},target={target}")
+        return " ".join(mounts)
+
+    # -- what the image says of itself
+
+    def _config(self) -> Iterable[str]:
+        lock = self._lock
+        base = {"config": {"Env": ["PATH=${PATH}"]}} if isinstance(lock.base, BaseImage) else None
+        config = json.loads(image_config(lock, history=(), diff_ids=(), base=base).data)["config"]
+        for variable in config["Env"]:
+            key, _, value = variable.partition("=")
+            yield f"ENV {key}={_quoted(value, expands=key == 'PATH' and base is not None)}"
+        for key, value in sorted(config["Labels"].items()):
+            yield f"LABEL {key}={_quoted(value)}"
+        for port in config["ExposedPorts"]:
+            yield f"EXPOSE {port}"
+        for volume in config["Volumes"]:
+            yield f"VOLUME {json.dumps([volume])}"
+        yield f"WORKDIR {config['WorkingDir']}"
+        yield f"USER {config['User']}"
+        yield f"STOPSIGNAL {config['StopSignal']}"
+        yield f"ENTRYPOINT {json.dumps(config['Entrypoint'])}"
+
+
+_HEAD = [
+    "# Made by cpack-build from a lock; change that, and make this again.",
+    "ARG SOURCE_DATE_EPOCH",
+    "",
+]
+_UNPACK = (
+    'set -e; for deb in /cpack/debs/*.deb /cpack/debs/*/*.deb; do [ -f "$deb" ] || continue; '
+    'dpkg-deb --fsys-tarfile "$deb" > /cpack/data.tar; '
+    "tar -x --keep-directory-symlink --same-permissions --no-same-owner -f /cpack/data.tar -C /cpack/root; done; "
+    "chmod -R ug-s /cpack/root; rm /cpack/data.tar"
+)
+"""Packages unpacked, none of their scripts run, set-id bits dropped: as :mod:`cpack_build.image.debs` does it."""
+_INSTALL = (
+    "set -e; export DEBIAN_FRONTEND=noninteractive; "
+    'set -- ; for deb in /cpack/debs/*.deb /cpack/debs/*/*.deb; do [ -f "$deb" ] && set -- "$@" "$deb"; done; '
+    'dpkg --install --force-confold "$@"; '
+    "rm -f /var/log/dpkg.log /var/log/alternatives.log /var/cache/ldconfig/aux-cache"
+)
+_ACCOUNT = (
+    'case "$(cat /etc/passwd)" in *:x:1000:*) ;; '
+    "*) echo 'cpack:x:1000:1000:cpack-build service:/data:/usr/sbin/nologin' >> /etc/passwd ;; esac; "
+    "case \"$(cat /etc/group)\" in *:x:1000:*) ;; *) echo 'cpack:x:1000:' >> /etc/group ;; esac"
+)
+"""As :func:`cpack_build.image.debs.account_lines`, with nothing but a shell and ``cat``."""
+
+
+def _pinned(base: BaseImage) -> str:
+    name = re.sub(r":[^:/]+$", "", base.reference)
+    return f"{name}@{base.digest}"
+
+
+def _requirements(items: Sequence[Item]) -> str:
+    """A hash-checked ``requirements.txt`` of exactly these wheels (pip, "Hash-checking mode")."""
+    lines = []
+    for item in sorted(items, key=lambda item: item.name):
+        name, version, _, _ = parse_wheel_filename(item.name)
+        lines.append(f"{name}=={version} --hash=sha256:{item.sha256}\n")
+    return "".join(lines)
+
+
+def _added(text: str) -> str:
+    """*text* as a JSON string of an ``ADD``, in which BuildKit does expand variables and reads quotes."""
+    return json.dumps(re.sub(r"""([\\$'"])""", r"\\\1", text))
+
+
+def _plain(url: str) -> str:
+    """A URL that :func:`.ingredients.clean_url` made, as a word of an instruction."""
+    return url.replace("$", "%24").replace("'", "%27")
+
+
+def _quoted(text: str, *, expands: bool = False) -> str:
+    """*text* in double quotes, as ``ENV`` and ``LABEL`` read them; with *expands* ``${PATH}`` stays a variable."""
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    if not expands:
+        escaped = escaped.replace("$", "\\$")
+    return f'"{escaped}"'
