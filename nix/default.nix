@@ -36,7 +36,8 @@ let
 
   host = fromJSON (readFile ./host.json);
   withDependencies = pkgs.python3.withPackages (all: with all; [
-    build click installer isal packaging pydantic pyelftools python-debian pyyaml requests rich urllib3 zstandard
+    build click cyclonedx-python-lib installer isal packageurl-python packaging pydantic pyelftools python-debian pyyaml
+    requests rich urllib3 zstandard
   ]);
   program =
     if python != null then python

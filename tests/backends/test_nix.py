@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.image.gather import Places
 from cpack_build.lock.schema import BaseImage, Lock
+from cpack_build.lock.wheels import read_toml
 from cpack_build.progress import SILENT
 from tests import need
 from tests.backends.nixstore import NixStore, nix_store
@@ -139,6 +141,27 @@ def test_without_flakes_and_without_any_network_the_plain_expression_builds_the_
         assert index_of(tmp_path / "result")["digest"] == index_of(embedded)["digest"]
         plain("nix-build", printed, "-A", "check", "--out-link", tmp_path / "checked")
         assert (tmp_path / "checked").read_text().strip() == index_of(embedded)["digest"]
+
+
+def test_a_nixpkgs_builds_with_its_python_and_all_that_cpack_build_depends_on(
+    printed: Path, world: World, nix: NixStore, embedded: Path, tmp_path: Path
+) -> None:
+    """A stand-in: its Python is this machine's, and it names what it was asked for."""
+    project = read_toml((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert isinstance(project, dict)
+    wanted = {re.split(r"[^A-Za-z0-9-]", line)[0].lower() for line in project["dependencies"]} - {"tomli", "uv"}
+    packages = "".join(f"{name} = {{ }};" for name in wanted)
+    (tmp_path / "nixpkgs.nix").write_text(f"""{{
+      python3.withPackages = choose:
+        if builtins.deepSeq (choose {{ {packages} }}) (builtins.length (choose {{ {packages} }})) == {len(wanted)}
+        then "{sys.prefix}" else throw "not what pyproject.toml names";
+      git = "{Path(need.tool("git")).parents[1]}"; coreutils = "/usr";
+    }}""")
+    given = ["--arg", "pkgs", f"import {tmp_path}/nixpkgs.nix"]
+    (printed / "host.json").write_text(json.dumps({"python": "/nowhere/python", "path": "/nowhere"}))
+    nix.environment["CPACK_HOME"] = f"{world.folder}/home"
+    nix("nix-build", printed, *given, "--out-link", tmp_path / "result")
+    assert index_of(tmp_path / "result")["digest"] == index_of(embedded)["digest"]
 
 
 # -- giving it away ----------------------------------------------------------------------------------------------------
@@ -261,6 +284,15 @@ def test_a_store_that_cannot_be_written_is_named(
     assert done.code == 9
     assert "The Nix store cannot be written" in done.err
     assert "NIX_STORE_DIR" in done.err
+
+
+def test_a_daemon_that_does_not_answer_is_named(
+    call: Caller, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NIX_REMOTE", f"unix://{tmp_path}/socket")
+    done = call("image", world.pack, "--backend", "nix", *flags(world))
+    assert done.code == 7
+    assert "The Nix daemon does not answer" in done.err
 
 
 def test_a_sandbox_that_would_hide_the_builder_is_known_before_anything_is_built(
