@@ -28,11 +28,15 @@ from cpack_build.deploy.compose import Options, compose_files
 from cpack_build.deploy.folder import write_folder
 from cpack_build.deploy.subject import Subject
 from cpack_build.image.layer import arrange, text
+from cpack_build.lock.resolve import this_platform
 from cpack_build.oci.push import push
-from cpack_build.oci.reference import parse_reference
+from cpack_build.oci.reference import LayoutName, parse_reference
+from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import Image
 from tests import need
 from tests.asking import ask_comfyui, ask_service, pixels, png, until_ready
+from tests.backends.nixstore import nix_store
+from tests.backends.roots import differences, root_of
 from tests.engines import Docker, Podman, Registry, free_port, run_docker
 from tests.example import PICTURE_IN, PICTURE_OUT, WORKFLOW, Example, make_example, system_python
 from tests.oci.images import image_of
@@ -312,6 +316,22 @@ def test_a_second_build_elsewhere_gives_the_same_image(built: Built, tmp_path: P
     assert (folder / lock).read_bytes() == (built.example.pack.parent / lock).read_bytes()
     assert result["image_id"] == built.result["image_id"]
     assert result["digest"] == built.result["digest"]
+
+
+def test_nix_makes_the_same_image(built: Built, tmp_path: Path) -> None:
+    """With real packages, its own Python as compiler and the loader's cache; entry by entry."""
+    with nix_store(tmp_path / "nix") as nix:
+        environment = {**built.environment, **nix.environment}
+        where = f"oci:{tmp_path}/nix.oci"
+        result = cpack_build(
+            "image", built.example.pack, "--backend", "nix", "--output", where, environment=environment
+        )
+        assert result["digest"] == built.result["digest"]
+        assert not [name for name in nix.names() if "model" in name]
+    images = [open_source(LayoutName(path)).as_image(this_platform()) for path in (built.layout, tmp_path / "nix.oci")]
+    roots = [root_of(image) for image in images]
+    assert len(roots[0]) > 10_000
+    assert differences(*roots) == {}
 
 
 @pytest.fixture(scope="module")
