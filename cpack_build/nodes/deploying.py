@@ -51,7 +51,7 @@ def _to_bentocloud(plugin: Plugin, asked: Asked, params: Mapping[str, Any], name
         job.stage("deploy")
         done = job.tool(
             plugin.tool, "deploy", "bentocloud", told["pack"], "--name", name, "--endpoint", endpoint,
-            *plugin.build_flags, environment={"BENTO_CLOUD_API_KEY": token},
+            environment={"BENTO_CLOUD_API_KEY": token},
         )  # fmt: skip
         return {"name": name, "url": done.get("url"), "status": done.get("status")}
 
