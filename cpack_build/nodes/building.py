@@ -73,7 +73,7 @@ def image(plugin: Plugin, asked: Asked, params: Mapping[str, Any]) -> Job:
             "image_id": told.get("image_id"),
             "size": told["size"],
             "layers": told.get("layers"),
-            "reference": reference or output["name"].partition(":")[2],
+            "reference": reference or (output["name"].partition(":")[2] if folder is None else None),
             "run": output["run"],
             "saved": f"cpack/{folder.name}" if folder is not None else None,
         }
