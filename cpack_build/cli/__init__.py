@@ -32,6 +32,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "run": ("cpack_build.cli.running:run", "Run a workflow once here, or with --engine its image as a service."),
     "restore": ("cpack_build.cli.restore:restore", "Make a workspace of a pack or an image again, and check one."),
     "init": ("cpack_build.cli.init:init", "Make a new workspace: ComfyUI and nodes at pinned versions."),
+    "plugin": ("cpack_build.cli.plugin:plugin", "Put the ComfyUI plugin into a workspace, look at it, take it away."),
     "unpack": ("cpack_build.cli.restore:unpack", "Restore a pack, with comfy-pack's flags."),
     "export": ("cpack_build.cli.export:export", "Get the pack and the lock that made an image out of it."),
     "verify": ("cpack_build.cli.verify:verify", "Make an image again from its lock, and name what differs."),

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import os
 import platform as host
-import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -30,7 +28,7 @@ from cpack_build.fetch.store import Store
 from cpack_build.lock.canonicalwheel import needed_glibc, normalised
 from cpack_build.lock.schema import BuiltWheel, PinnedWheels, Platform, SourceArchive, SourceTree
 from cpack_build.lock.sourcetree import build_system, lay_out, shown
-from cpack_build.lock.tags import Target
+from cpack_build.lock.tags import Target, host_glibc
 from cpack_build.lock.uv import found_python, program
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress
@@ -206,7 +204,7 @@ class _Resolved:
 
     def __call__(self, project: Project, requirements: Sequence[str], python: str) -> PinnedWheels:
         try:
-            return self.resolve(sorted(requirements), Target(python, _platform(), _glibc()))
+            return self.resolve(sorted(requirements), Target(python, _platform(), host_glibc()))
         except CpackError as error:
             error.message = f"What is needed to build {project.shown} cannot be had: {error.message}"
             raise
@@ -406,11 +404,3 @@ def _platform() -> Platform:
             hint=_ELSEWHERE[0].upper() + _ELSEWHERE[1:],
         )
     return cast("Platform", machine)
-
-
-def _glibc() -> int:
-    """N of this machine's glibc 2.N."""
-    if sys.platform == "win32":
-        return 17
-    found = re.fullmatch(r"glibc 2\.([0-9]+).*", os.confstr("CS_GNU_LIBC_VERSION") or "")
-    return int(found[1]) if found else 17

@@ -122,6 +122,10 @@ def _candidates(root: Path, environ: Mapping[str, str]) -> Iterator[str]:
     if named := environ.get("CPACK_BUILD"):
         yield os.path.expanduser(named)
         return
+    with suppress(OSError, UnicodeDecodeError):  # what `cpack-build plugin install` wrote there
+        recorded = (root / ".cpack-tool").read_text(encoding="utf-8").strip()
+        if os.path.isfile(recorded):
+            yield recorded
     for program in (root / ".venv" / "bin" / "cpack-build", Path(sys.executable).with_name("cpack-build")):
         if program.is_file():
             yield str(program)

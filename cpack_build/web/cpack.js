@@ -1,5 +1,6 @@
-// What the browser loads of the plugin: the only file that registers an extension with ComfyUI's frontend.
+/** What the browser loads of the plugin: the only file that registers an extension with ComfyUI's frontend. */
 
 import { app } from "../../scripts/app.js";
+import { hooks } from "./nodes.js";
 
-app.registerExtension({ name: "cpack" });
+app.registerExtension({ ...hooks, name: "cpack" });

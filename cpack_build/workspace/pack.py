@@ -67,7 +67,7 @@ class Draft:
     @property
     def captured(self) -> tuple[Capture, ...]:
         """What would be in the pack itself, for nobody else has it: nodes, and a ComfyUI that is no known release."""
-        found = [Capture(node.name, node.reason, node.files) for node in self.nodes if node.files]
+        found = [Capture(node.name, node.reason, node.files, node.is_known) for node in self.nodes if node.files]
         if self.source.files:
             found.insert(0, Capture("ComfyUI", "neither a git checkout nor a known release", self.source.files))
         return tuple(found)

@@ -6,6 +6,7 @@ it requires itself and with the newest.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -62,6 +63,7 @@ class ComfyPage:
         """Wait until the frontend has loaded its extensions and shows a graph."""
         self.page.wait_for_function("window.app?.graph && window.app.extensionManager && window.app.vueAppReady")
         self.page.wait_for_function("!document.querySelector('#splash-loader')")
+        self.page.wait_for_function("window.app.extensionManager.workflow?.activeWorkflow")
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Show *workflow* (a drawing, as saved) in place of what is there."""
@@ -69,11 +71,13 @@ class ComfyPage:
 
     def drawing(self) -> dict[str, Any]:
         """What saving the workflow would write."""
-        return dict(self.page.evaluate("window.app.rootGraph?.serialize() ?? window.app.graph.serialize()"))
+        root = "(window.app.rootGraph ?? window.app.graph)"
+        return dict(json.loads(self.page.evaluate(f"JSON.stringify({root}.serialize())")))
 
     def export(self) -> dict[str, Any]:
         """What Export (API) would write."""
-        return dict(self.page.evaluate("window.app.graphToPrompt().then(found => found.output)"))
+        found = self.page.evaluate("window.app.graphToPrompt().then(found => JSON.stringify(found.output))")
+        return dict(json.loads(found))
 
 
 class OpenComfy(Protocol):
