@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plugin": ("cpack_build.cli.plugin:plugin", "Put the ComfyUI plugin into a workspace, look at it, take it away."),
     "unpack": ("cpack_build.cli.restore:unpack", "Restore a pack, with comfy-pack's flags."),
     "export": ("cpack_build.cli.export:export", "Get the pack and the lock that made an image out of it."),
+    "sbom": ("cpack_build.cli.sbom:sbom", "List everything in an image, as CycloneDX, SPDX or provenance."),
     "verify": ("cpack_build.cli.verify:verify", "Make an image again from its lock, and name what differs."),
     "import": ("cpack_build.cli.importing:import_", "Make a pack of what another program recorded, or of an old pack."),
     "store": ("cpack_build.cli.store:store", "Look after the store: what it holds, what is broken, what can go."),

@@ -75,8 +75,7 @@ def init(
     from cpack_build.lock.schema import Lock, read_lock
     from cpack_build.restore.goal import Goal, Options
     from cpack_build.restore.restoring import restore
-    from cpack_build.workspace.place import find_comfyui
-    from cpack_build.workspace.plugin import install_plugin
+    from cpack_build.workspace.plugin import FOLDER, plugin_files
 
     if not re.fullmatch(r"3\.[0-9]{1,2}", version):
         raise UsageError(f"--python {version!r} is no minor version.", hint="Write it as 3.11.")
@@ -101,7 +100,11 @@ def init(
             "python": version,
             "models": [],
         }
-        write_pack(path, snapshot_document=snapshot, workflow_api={})
+        own_nodes: dict[str, bytes | Path] = {}
+        if not no_plugin:  # as a pack of a workspace with the plugin has it: locked and verified like every other part
+            snapshot["cpack"] = {"local_nodes": [FOLDER]}
+            own_nodes = {f"nodes/{FOLDER}/{name}": data for name, data in plugin_files().items()}
+        write_pack(path, snapshot_document=snapshot, workflow_api={}, other=own_nodes)
         pack = read_pack(path)
         earlier: Lock | None = read_lock(own.read_bytes(), name=own) if own.is_file() else None
         if earlier is not None and earlier.inputs.pack == pack.content_sha256:
@@ -121,8 +124,6 @@ def init(
             sources=sources,
             progress=terminal.progress,
         )
-    if not no_plugin:
-        install_plugin(find_comfyui(done.root))
     command = next_command(done.root, venv=True)
     terminal.result(
         {

@@ -64,6 +64,10 @@ def registry_options(function: F) -> F:
             metavar="FILE",
             help="A pack, lock, SBOM or provenance that is to refer to it in the registry; may be given several times.",
         ),
+        click.option("--sbom", is_flag=True, help="Attach its SBOM (CycloneDX), made of the lock that it carries."),
+        click.option(
+            "--provenance", is_flag=True, help="Attach its SLSA provenance, made of the lock that it carries."
+        ),
     )
     return cast("F", functools.reduce(lambda inner, option: option(inner), reversed(options), cast("Any", function)))
 
@@ -125,6 +129,8 @@ def push(
         return
     found: Image | ImageIndex
     options = PushOptions(**flags)
+    if Path(image).is_file() and (options.sbom or options.provenance):
+        raise click.UsageError("--sbom and --provenance are about an image, not a pack.")
     if reference is None and (also or not options.models_to):
         raise click.UsageError("Missing argument 'REF': where to push it.")
     targets = [parse_reference(text) for text in (*([reference] if reference else ()), *also)]
@@ -162,6 +168,8 @@ class PushOptions:
     layer_limit: int | None
     attach: tuple[Path, ...] = ()
     models_to: str | None = None
+    sbom: bool = False
+    provenance: bool = False
 
     @property
     def places(self) -> list[Reference]:
@@ -220,13 +228,25 @@ class PushOptions:
     def _attach(
         self, image: Image | ImageIndex, place: Reference, access: Access, memo: Store, terminal: Terminal
     ) -> tuple[Pushed, ...]:
-        if not self.attach:
+        papers = tuple(kind for kind, wanted in (("sbom", self.sbom), ("provenance", self.provenance)) if wanted)
+        if not (self.attach or papers):
             return ()
-        from cpack_build.oci.artifact import attach
+        from tempfile import TemporaryDirectory
 
-        subject = image.manifest.descriptor
-        progress = terminal.progress
-        return attach(self.attach, subject, place, access=access, memo=memo, jobs=self.jobs, progress=progress)
+        from cpack_build.oci.artifact import attach
+        from cpack_build.oci.types import ImageIndex
+
+        given: dict[str, Any] = {"access": access, "memo": memo, "jobs": self.jobs, "progress": terminal.progress}
+        done = attach(self.attach, image.manifest.descriptor, place, **given) if self.attach else ()
+        if papers:
+            from cpack_build.cli.sbom import papers_of
+
+            # Each platform has a lock of its own.
+            for one in image.images if isinstance(image, ImageIndex) else (image,):
+                with TemporaryDirectory() as folder:
+                    files = papers_of(one, papers, Path(folder), name=place.name)
+                    done += attach(files, one.manifest.descriptor, place, **given)
+        return done
 
     def _models(
         self,

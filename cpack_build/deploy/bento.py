@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import posixpath
 import re
 import sys
 import tempfile
@@ -27,6 +28,7 @@ import cpack_build
 from cpack_build.deploy.dockerfile import BENTO_PATH, ENTRYPOINT, template
 from cpack_build.errors import BadInput, HashMismatch, Occupied, ToolMissing, UsageError, writing
 from cpack_build.oci import tar
+from cpack_build.oci.filesystem import stream_members
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.modellayer import model_path
 from cpack_build.oci.reference import Reference
@@ -167,9 +169,18 @@ def make_bento(
 
 
 def _require_fit(contents: Contents) -> None:
-    """See that the image can serve a Bento: it has the module that ``service.py`` imports."""
+    """See that a Dockerfile can make the image again, and that it serves a workflow."""
     if "workflow_api.json" not in contents.documents:
         raise BadInput("The image carries no workflow.", hint="Build it again with `cpack-build image`.")
+    if contents.reference is not None:
+        return
+    for blob in (blob for kind, blob in contents.layers if kind == "base" and contents.base is None):
+        for member, _ in stream_members(blob):
+            if posixpath.basename(member.name).startswith(".wh."):  # image-spec layer.md, "Whiteouts"
+                raise BadInput(
+                    f"{blob.descriptor.shown}, of the base, removes {member.name}, which no Dockerfile's ADD can do.",
+                    hint="Push the image and make a thin Bento of it, or lock with a base that is named in a registry.",
+                )
 
 
 def _key(contents: Contents, name: str) -> str:

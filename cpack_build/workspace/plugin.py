@@ -21,7 +21,7 @@ from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.workspace.capture import CapturedFile
 from cpack_build.workspace.place import Comfyui
 
-__all__ = ["FOLDER", "Plugin", "install_plugin", "look_at_plugin", "own_files", "remove_plugin"]
+__all__ = ["FOLDER", "Plugin", "install_plugin", "look_at_plugin", "own_files", "plugin_files", "remove_plugin"]
 
 FOLDER = "cpack-build"
 LISTED = "cpack-plugin.json"
@@ -190,14 +190,18 @@ def _files() -> dict[str, bytes]:
     return found
 
 
-def _write(folder: Path) -> None:
+def plugin_files() -> dict[str, bytes]:
+    """The files of a copy by name, its list among them."""
     files = _files()
-    for name, data in files.items():
+    listed = {"version": __version__, "files": {name: _sha256(data) for name, data in sorted(files.items())}}
+    return {**files, LISTED: (json.dumps(listed, indent=1) + "\n").encode()}
+
+
+def _write(folder: Path) -> None:
+    for name, data in plugin_files().items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
-    listed = {"version": __version__, "files": {name: _sha256(data) for name, data in sorted(files.items())}}
-    (folder / LISTED).write_text(json.dumps(listed, indent=1) + "\n")
     program = Path(sys.executable).with_name("cpack-build.exe" if os.name == "nt" else "cpack-build")
     if program.is_file():
         (folder / TOOL).write_text(f"{program}\n", encoding="utf-8")

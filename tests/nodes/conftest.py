@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -93,9 +93,9 @@ class OpenComfy(Protocol):
     ) -> ComfyPage: ...
 
 
-@pytest.fixture
-def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenComfy]:
-    """Opens ComfyUI's page in a size, a theme and a language."""
+@contextmanager
+def opening(comfy: Comfy, browser: Browser, shots: Path) -> Iterator[OpenComfy]:
+    """Opens ComfyUI's page in a size, a theme and a language; at the end no script of the plugin may have failed."""
     records = []
     with ExitStack() as stack:
 
@@ -125,10 +125,17 @@ def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenC
             context.grant_permissions(["clipboard-read", "clipboard-write"])
             page = context.new_page()
             page.goto("/")
-            opened = ComfyPage(page, record, tmp_path)
+            opened = ComfyPage(page, record, shots)
             opened.ready()
             return opened
 
         yield open_comfy
     for record in records:
         assert not record.errors_of(f"/extensions/{PLUGIN}/")
+
+
+@pytest.fixture
+def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenComfy]:
+    """Opens a page of its own for the test."""
+    with opening(comfy, browser, tmp_path) as open_comfy:
+        yield open_comfy

@@ -132,7 +132,7 @@ def _tag_of(
     if explicit or not ("/" in plain or Path(plain).exists()):
         try:
             return str(bentoml.bentos.get(plain).tag)
-        except (bentoml.exceptions.NotFound, ValueError) as error:
+        except (bentoml.exceptions.BentoMLException, ValueError) as error:
             if explicit:
                 raise Unresolvable(
                     f"There is no Bento {plain} in BentoML's store: {error}", hint="`bentoml list` shows what there is."
