@@ -263,7 +263,8 @@ def _built(
 
 
 def _contents(image: Image, source: str, *, store: Store, reference: Any, terminal: Terminal) -> Contents:
-    from cpack_build.deploy.bento import Contents, ModelSource
+    from cpack_build.deploy.bento import Contents
+    from cpack_build.deploy.bentomodels import ModelSource
     from cpack_build.fetch.http import Offline, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.lock.schema import BaseImage

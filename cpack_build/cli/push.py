@@ -90,6 +90,9 @@ def registry_options(function: F) -> F:
     metavar="REF",
     help="A repository where each model of the image gets an image of its own, made of the same layer.",
 )
+@click.option(
+    "--without-models", is_flag=True, help="Leave the models out of REF: for who mounts those that --models pushed."
+)
 @compression_option
 @click.option("--dry-run", is_flag=True, help="Ask what the registry has, and send nothing.")
 @registry_options
@@ -100,6 +103,7 @@ def push(
     reference: str | None,
     also: tuple[str, ...],
     platform: str | None,
+    without_models: bool,
     compression: str | None,
     dry_run: bool,
     insecure: tuple[str, ...],
@@ -124,6 +128,8 @@ def push(
         from cpack_build.cli.deploying.bentocloud import push_to
         from cpack_build.cli.options import Chosen
 
+        if also or compression or any(flags[name] for name in ("attach", "models_to")):
+            raise click.UsageError("--also, --compression, --attach and --models are for registries.")
         chosen = Chosen(None, {"platform": platform} if platform else {}, insecure, ca)
         push_to(image, reference.removeprefix("bentocloud:"), dry_run=dry_run, chosen=chosen, terminal=terminal)
         return
@@ -137,6 +143,8 @@ def push(
     access = access_for([*targets, *options.places], insecure=insecure, ca=ca)
     how = parse_compression(compression) if compression is not None else None
     if Path(image).is_file():
+        if without_models:
+            raise click.UsageError("--without-models is for images.")
         found, mounts = _pack(Path(image)), []
     else:
         name = parse_image_name(image)
@@ -147,7 +155,12 @@ def push(
             found = compressed(found, how, progress=terminal.progress)
         tell_of_zstd(found, terminal)
         mounts = [name] if isinstance(name, Reference) else []
-    done = options.push(found, targets, access=access, mount_from=mounts, dry_run=dry_run, terminal=terminal)
+    whole = found
+    if without_models:
+        found = _without_models(found)
+    done = options.push(
+        found, targets, access=access, mount_from=mounts, models_of=whole, dry_run=dry_run, terminal=terminal
+    )
     is_pack = Path(image).is_file()
     terminal.result(
         {
@@ -194,17 +207,19 @@ class PushOptions:
         *,
         access: Access,
         mount_from: Sequence[Reference] = (),
+        models_of: Image | ImageIndex | None = None,
         dry_run: bool = False,
         terminal: Terminal,
     ) -> Done:
-        """Push *image* to *targets*, and attach to it in each repository what is to be attached."""
+        """Push *image* to *targets*, and attach to it in each repository what is to be attached. The models that get
+        images of their own are those of *models_of*, where *image* has none any more."""
         from cpack_build.fetch.store import Store
         from cpack_build.oci.push import push as push_image
         from cpack_build.oci.push import push_index
         from cpack_build.oci.types import ImageIndex
 
         memo = Store()
-        models = _models_for(image, self.places, dry_run=dry_run, progress=terminal.progress)
+        models = _models_for(models_of or image, self.places, dry_run=dry_run, progress=terminal.progress)
         given: dict[str, Any] = {
             "jobs": self.jobs,
             "blob_limit": None if self.blob_limit is None else self.blob_limit << 20,
@@ -292,6 +307,15 @@ class Done:
             terminal.say(f"  with {push_line(one)}")
         for one in self.models:
             terminal.say(f"  model {push_line(one)}")
+
+
+def _without_models(image: Image | ImageIndex) -> Image | ImageIndex:
+    from cpack_build.oci.modelimage import without_models
+    from cpack_build.oci.types import ImageIndex
+
+    if isinstance(image, ImageIndex):
+        return ImageIndex(tuple(map(without_models, image.images)))
+    return without_models(image)
 
 
 def _models_for(

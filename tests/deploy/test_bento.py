@@ -140,6 +140,30 @@ def test_a_base_that_removes_files_is_refused_before_anything_is_made(home: Path
     assert list((home / "models").iterdir()) == []
 
 
+def test_a_build_that_fails_leaves_no_bento(call: Caller, home: Path, world: World, tmp_path: Path) -> None:
+    layout = tmp_path / "broken.oci"
+    shutil.copytree(world.layout, layout)
+    largest = max((layout / "blobs" / "sha256").iterdir(), key=lambda path: path.stat().st_size)
+    data = largest.read_bytes()
+    largest.write_bytes(data[: len(data) // 2] + b"?" + data[len(data) // 2 + 1 :])
+    done = call("bento", f"oci:{layout}")
+    assert done.code == 5, done.err
+    assert list((home / "bentos").iterdir()) == []
+    assert list((home / "tmp").glob("cpack-*")) == []
+
+
+def test_a_temporary_folder_that_bentoml_refuses_is_told_so(
+    call: Caller, home: Path, world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hidden = tmp_path / ".hidden"
+    hidden.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(hidden))
+    done = call("bento", f"oci:{world.layout}")
+    assert done.code == 3
+    assert "hidden" in done.err
+    assert "TMPDIR" in done.err
+
+
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
