@@ -369,6 +369,24 @@ def test_a_failed_job_tells_why_and_leads_back_to_what_was_filled_in(desk: OpenD
     expect(dialog.root.get_by_role("radio", name="Push it")).to_be_checked()
 
 
+@pytest.mark.parametrize(("code", "flag"), [("NeedsTrust", "trust"), ("UnsafeInput", "include_local")])
+def test_what_needs_consent_is_asked_for_and_goes_on_with_it(desk: OpenDesk, code: str, flag: str) -> None:
+    at = desk()
+    dialog = at.dialog.open("Package")
+    box = dialog.root.get_by_role("checkbox")
+    box.uncheck()
+    dialog.primary.click()
+    expect(dialog.root.locator("[data-part=work]")).to_be_visible()
+    assert not at.answers.asked[0]["params"].get(flag)
+    at.answers.push(state="failed", error={"code": code, "message": "Not without you.", "next": ""})
+    dialog.button("Agree and go on").click()
+    expect(dialog.root.locator("[data-part=work]")).to_be_visible()
+    assert at.answers.asked[1]["params"][flag] is True
+    at.answers.push(state="failed", error={"code": code, "message": "Not even so.", "next": ""})
+    expect(dialog.button("Back")).to_be_focused()
+    expect(dialog.button("Agree and go on")).to_have_count(0)
+
+
 @pytest.mark.parametrize(
     ("command", "label", "wrong", "message"),
     [
