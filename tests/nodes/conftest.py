@@ -113,7 +113,6 @@ def opening(comfy: Comfy, browser: Browser, shots: Path) -> Iterator[OpenComfy]:
                 "Comfy.Notification.ShowVersionUpdates": False,
                 "Comfy.Workflow.ShowMissingNodesWarning": False,
                 "Comfy.Workflow.ShowMissingModelsWarning": False,
-                "Comfy.Workflow.Persist": False,
                 "Comfy.Workflow.WarnBlueprintOverwrite": False,
                 **(settings or {}),
             }
