@@ -285,7 +285,7 @@ def test_models_are_found_by_words_and_narrowed_by_kind(desk: OpenDesk) -> None:
     dialog = at.dialog.open("Package")
     dialog.tab("models")
     rows = dialog.root.locator("[role=option]:visible")
-    expect(rows).to_have_count(205)
+    expect(rows).to_have_count(65)
     search = dialog.root.get_by_role("searchbox", name="Search models")
     search.fill("loras colour_01")
     expect(rows).to_have_count(1)
