@@ -39,7 +39,7 @@ test: .venv/dev
 lint: .venv/dev
 	$(VENV)/ruff check .
 	$(VENV)/ruff format --check .
-	$(VENV)/mypy
+	for platform in linux darwin win32; do $(VENV)/mypy --platform $$platform || exit 1; done
 	$(VENV)/lint-imports
 
 format: .venv/dev

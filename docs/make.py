@@ -28,7 +28,9 @@ def main() -> None:
         assert command is not None
         context = click.Context(command, info_name=verb, parent=group, **settings)
         pages += ["", f"## {verb}", "", "```", command.get_help(context), "```"]
-        for name, inner in command.commands.items() if isinstance(command, click.Group) else ():
+        for name in command.list_commands(context) if isinstance(command, click.Group) else ():
+            inner = command.get_command(context, name)  # type: ignore[union-attr]
+            assert inner is not None
             below = click.Context(inner, info_name=name, parent=context, **settings)
             pages += ["", f"### {verb} {name}", "", "```", inner.get_help(below), "```"]
     (DOCS / "commands.md").write_text("\n".join(line.rstrip() for line in pages) + "\n")

@@ -454,6 +454,18 @@ def test_an_image_over_a_base_from_a_registry_or_a_layout(
             "path": f"/usr/bin/python{system_python()}",
         }
         assert lock["system"] == []
+    # A bundle brings the base along: elsewhere, with neither its registry nor a network, the image is the same.
+    pack, lock_path = tmp_path / "registry/example.cpack.zip", tmp_path / "registry/example.cpack.lock"
+    bundle = tmp_path / "registry.tar"
+    cpack_build(
+        "fetch", pack, "--base", name, "-o", bundle, environment={"CPACK_HOME": str(tmp_path / "registry/store")}
+    )
+    carried = tmp_path / "carried.oci"
+    cpack_build(
+        "image", pack, "--lock", lock_path, "--base", name, "--offline", "--from", bundle, "--trust", "--output",
+        f"oci:{carried}", environment={"CPACK_HOME": str(tmp_path / "elsewhere")},
+    )  # fmt: skip
+    assert _digest(carried) == results["registry"]["digest"]
     layers = json.loads(docker("inspect", "based:registry").stdout)[0]["RootFS"]["Layers"]
     below = json.loads(docker("inspect", "example:1", check=False).stdout or "[]")
     if below:

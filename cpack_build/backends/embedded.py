@@ -41,6 +41,7 @@ class Embedded:
                     trust=request.trust,
                     progress=request.progress,
                 )
+                request.gathered(materials)
                 made = build(lock, materials, store=request.store, progress=request.progress)
                 images.append(stack.enter_context(made))
             yield images[0] if len(images) == 1 else ImageIndex(tuple(images))

@@ -5,7 +5,7 @@ it cannot do is asked before anything is fetched, so that nobody waits for a bui
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Protocol
 from cpack_build.errors import CpackError
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
+from cpack_build.image.build import Materials
 from cpack_build.image.gather import Places
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.schema import Lock
@@ -55,6 +56,8 @@ class Request:
     """All locks of the pack, for an interpreter that runs here."""
     trust: bool = False
     progress: Progress = SILENT
+    gathered: Callable[[Materials], object] = lambda materials: None
+    """Is told what each image is made of, by a backend that has all of it as files of this machine."""
 
 
 class Backend(Protocol):

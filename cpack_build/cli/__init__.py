@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from typing import Any
 
 import click
 
-__all__ = ["VERBS", "cli", "main", "run"]
+__all__ = ["VERBS", "LazyGroup", "cli", "main", "run"]
 
 VERBS: dict[str, tuple[str, str]] = {
     "pack": ("cpack_build.cli.pack:pack", "Pack a workflow with what it uses of a ComfyUI install."),
@@ -36,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "import": ("cpack_build.cli.importing:import_", "Make a pack of what another program recorded, or of an old pack."),
     "store": ("cpack_build.cli.store:store", "Look after the store: what it holds, what is broken, what can go."),
     "serve": ("cpack_build.cli.serve:serve", "Serve a pack or workflow here, with a ComfyUI of this machine."),
+    "deploy": ("cpack_build.cli.deploy:deploy", "Give an image to an engine that scales it."),
     "inspect": ("cpack_build.cli.inspect:inspect", "Show what a pack holds and what its workflow asks for."),
     "diff": ("cpack_build.cli.diff:diff", "Compare two packs by what they mean; exit code 1 when they differ."),
     "schema": ("cpack_build.cli.schema:schema", "Print the JSON Schema of a pack, of cpack.lock or of cpack.yaml."),
@@ -45,16 +47,21 @@ VERBS: dict[str, tuple[str, str]] = {
 """Verb → where its command is, and its one line of help."""
 
 
-class _Verbs(click.Group):
-    """A group that knows its verbs by name and imports only the one that runs."""
+class LazyGroup(click.Group):
+    """A group that knows its commands by a table like :data:`VERBS`, and imports only the one that runs."""
+
+    def __init__(self, *args: Any, table: Mapping[str, tuple[str, str]], kind: str, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.table = table
+        self._kind = kind
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(VERBS)
+        return list(self.table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name not in VERBS:
+        if cmd_name not in self.table:
             return None
-        module, _, attribute = VERBS[cmd_name][0].partition(":")
+        module, _, attribute = self.table[cmd_name][0].partition(":")
         command = getattr(import_module(module), attribute)
         assert isinstance(command, click.Command)
         return command
@@ -62,16 +69,16 @@ class _Verbs(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args and args[0] not in VERBS and not args[0].startswith("-"):
+        if args and args[0] not in self.table and not args[0].startswith("-"):
             import difflib
 
-            near = difflib.get_close_matches(args[0], VERBS, n=1)
-            ctx.fail(f"There is no verb {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
+            near = difflib.get_close_matches(args[0], self.table, n=1)
+            ctx.fail(f"There is no {self._kind} {args[0]!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Verbs"):
-            formatter.write_dl([(verb, line) for verb, (_, line) in VERBS.items()])
+        with formatter.section(f"{self._kind.capitalize()}s"):
+            formatter.write_dl([(name, line) for name, (_, line) in self.table.items()] or [("", "")])
 
 
 def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
@@ -83,7 +90,9 @@ def _print_version(ctx: click.Context, parameter: click.Parameter, value: bool) 
 
 
 @click.group(
-    cls=_Verbs,
+    cls=LazyGroup,
+    table=VERBS,
+    kind="verb",
     subcommand_metavar="VERB [ARGS]...",
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Exit codes: 0 done, 1 differs or a bug, 2 usage, 3 bad input, 4 cannot be resolved, 5 hash mismatch, "
@@ -106,7 +115,9 @@ def run(arguments: Sequence[str]) -> int:
         os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
         _end_as_with_ctrl_c()
         # Not standalone, click returns the code of ``ctx.exit`` ("differs" is 1), or what the verb returned: nothing.
-        code = cli.main(args=list(arguments), prog_name="cpack-build", standalone_mode=False)
+        # The words themselves are what a receipt is kept under.
+        words = list(arguments)
+        code = cli.main(args=words, prog_name="cpack-build", standalone_mode=False, obj=tuple(words))
         sys.stdout.flush()
     except SystemExit as ended:
         # Shell completion and a closed pipe end this way within click.
@@ -147,7 +158,10 @@ def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
     import threading
 
     # to that very thread, or the call that it sleeps in goes on
-    main = threading.main_thread().ident
-    again = threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT))
+    if sys.platform == "win32":
+        again = threading.Timer(_AGAIN, signal.raise_signal, (signal.SIGINT,))
+    else:
+        main = threading.main_thread().ident
+        again = threading.Timer(_AGAIN, signal.pthread_kill, (main, signal.SIGINT))
     again.daemon = True
     again.start()

@@ -51,11 +51,13 @@ class Downloads:
             further=() if self.offline else tuple(PushedModels(one, access=access) for one in self.registries),
         )
 
-    def opened(self, store: Store, *, progress: Progress) -> Bundle | None:
-        """The bundle of ``--from``, which *store* then finds things in."""
+    def opened(self, store: Store, *, dry_run: bool = False, progress: Progress) -> Bundle | None:
+        """The bundle of ``--from``, which *store* then finds things in, but of an archive not in a *dry_run*."""
         from cpack_build.image.bundle import open_bundle
 
-        return None if self.bundle is None else open_bundle(self.bundle, store=store, progress=progress)
+        return (
+            None if self.bundle is None else open_bundle(self.bundle, store=store, dry_run=dry_run, progress=progress)
+        )
 
     def places(self, settings: Settings, bundle: Bundle | None, lock: Lock) -> Places:
         """Where on this machine the things that *lock* names may lie."""

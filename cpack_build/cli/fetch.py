@@ -46,7 +46,6 @@ __all__ = ["fetch"]
     metavar="FILE",
     help="By default NAME.cpack.lock beside PACK; made when it is not there.",
 )
-@click.option("--no-pickle", is_flag=True, help="Refuse models in pickled formats (.ckpt, .pt, .pth, .bin).")
 @click.option("--trust", is_flag=True, help="Build packages that have no wheel here, which runs their code.")
 @click.option("--dry-run", is_flag=True, help="Say what is missing here, and fetch nothing.")
 @settings_options
@@ -56,7 +55,6 @@ def fetch(
     pack: Path,
     output: Path | None,
     lock_file: Path | None,
-    no_pickle: bool,
     trust: bool,
     dry_run: bool,
     chosen: Chosen,
@@ -76,15 +74,13 @@ def fetch(
         pack, lock_file, chosen, downloads, terminal, trust=trust, dry_run=dry_run
     )
     store = Store()
-    if no_pickle:
-        from cpack_build.lock.models import refuse_pickles
-
-        for lock in locks:
-            refuse_pickles(lock.models)
-    bundle = downloads.opened(store, progress=terminal.progress)
+    bundle = downloads.opened(store, dry_run=dry_run, progress=terminal.progress)
     places = {lock.platform: downloads.places(settings, bundle, lock) for lock in locks}
+    carried = bundle.blobs if bundle is not None and dry_run else {}
     missing = list(
-        dict.fromkeys(one for lock in locks for one in to_fetch(lock, places=places[lock.platform], store=store))
+        dict.fromkeys(
+            one for lock in locks for one in to_fetch(lock, places=places[lock.platform], store=store, held=carried)
+        )
     )
     size = sum(size or 0 for _, size in missing)
     if dry_run:
@@ -185,10 +181,14 @@ def _locked(
     """The locks, the settings, the documents that a bundle carries along, and the pack if there is one."""
     from cpack_build.cli.image import find_locks
     from cpack_build.cpack.reader import read_pack
+    from cpack_build.lock.models import refuse_pickles
     from cpack_build.lock.schema import load_locks, locks_to_bytes
 
     if is_lock(pack):
-        return load_locks(pack), chosen.alone(), {_document(pack, "lock"): pack.read_bytes()}, None
+        locks, settings = load_locks(pack), chosen.alone()
+        if settings.pickles == "refuse":
+            refuse_pickles(model.path for model in locks[0].models)
+        return locks, settings, {_document(pack, "lock"): pack.read_bytes()}, None
     read = read_pack(pack)
     settings = chosen.settings(read)
     path = locks_at(read, lock_file)

@@ -11,7 +11,7 @@ from cpack_build.cli.backend import BackendChoice, backend_options
 from cpack_build.cli.delivery import choose, deliver
 from cpack_build.cli.downloads import Downloads, download_options
 from cpack_build.cli.lock import make_locks
-from cpack_build.cli.lockfile import LockFile
+from cpack_build.cli.lockfile import LockFile, lock_beside
 from cpack_build.cli.lockfile import lock_file as locks_at
 from cpack_build.cli.options import (
     Chosen,
@@ -23,6 +23,7 @@ from cpack_build.cli.options import (
     terminal_options,
 )
 from cpack_build.cli.push import PushOptions, access_for, registry_options, tell_of_zstd
+from cpack_build.cli.receipt import Recorder
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -106,6 +107,7 @@ def image(
     """
     from cpack_build.backends.protocol import Request
     from cpack_build.cpack.reader import read_pack
+    from cpack_build.cpack.settings import settings_beside
     from cpack_build.errors import UsageError, together
     from cpack_build.fetch.store import Store
     from cpack_build.lock.form import compression_of, in_form
@@ -115,14 +117,16 @@ def image(
     from cpack_build.oci.reference import EngineName, Reference
     from cpack_build.oci.types import ImageIndex
 
+    store = Store()
+    beside = [lock_file or lock_beside(pack), chosen.config or settings_beside(pack)]
+    recorder = Recorder.of_run(store, [pack, *beside])
     read = read_pack(pack)
     read.served()
     builder = backend.opened(dry_run=dry_run)
     settings = chosen.settings(read)
     path = locks_at(read, lock_file)
     form = in_settings(settings, compression=compression, format_revision=format_revision)
-    store = Store()
-    bundle = downloads.opened(store, progress=terminal.progress)
+    bundle = downloads.opened(store, dry_run=dry_run, progress=terminal.progress)
     must = frozen or lock_file is not None or (locked and bundle is None)
     found = find_locks(read, settings, path, must=must, frozen=frozen)
     every = path.locks() if path.data is not None else ()
@@ -148,6 +152,9 @@ def image(
         terminal.result({"dry_run": True, "lock": str(path), "locked": found is not None, "outputs": places})
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
         return
+    chose_docker = isinstance(destinations[0].place, EngineName) and destinations[0].place.engine == "docker"
+    if found is None or bundle is not None or not (outputs or pushes or chose_docker):
+        recorder.is_whole = False  # It would be asked again which engine is here.
     if found is None:
         sources = downloads.sources(settings, chosen)
         made = make_locks(read, form, store=store, sources=sources, trust=trust, terminal=terminal)
@@ -164,7 +171,8 @@ def image(
         sources=downloads.sources(settings, chosen),
         siblings=siblings,
         trust=trust,
-        progress=terminal.progress,
+        progress=recorder.noting(terminal.progress),
+        gathered=recorder.made_of,
     )
     if refusals := builder.refusals(request):
         raise together(refusals)
@@ -178,6 +186,7 @@ def image(
         for destination in destinations:
             if destination.place not in targets:
                 deliver(built, destination, progress=terminal.progress)
+            recorder.delivered(built, destination)
         packed = built
         if how is not None:
             packed = _compressed(built, how, progress=terminal.progress)
@@ -199,6 +208,7 @@ def image(
     done.say(terminal)
     for destination in destinations:
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
+    recorder.keep(terminal, images=len(images))
 
 
 def _compressed(built: Image | ImageIndex, how: Compression, *, progress: Progress) -> Image | ImageIndex:

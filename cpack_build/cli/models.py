@@ -26,14 +26,12 @@ __all__ = ["models"]
 )
 @click.argument("pack", metavar="PACK|LOCK|WORKSPACE", type=click.Path(path_type=Path))
 @click.option("--all", "everything", is_flag=True, help="Also those that the pack lists without choosing them.")
-@click.option("--no-pickle", is_flag=True, help="Exit with 8 when a model is in a pickled format.")
 @settings_options
 @download_options
 @terminal_options
 def models(
     pack: Path,
     everything: bool,
-    no_pickle: bool,
     chosen: Chosen,
     downloads: Downloads,
     terminal: Terminal,
@@ -42,12 +40,12 @@ def models(
 
     Reads no model but the beginning of those that are here. --offline asks nobody about gates and licences.
     """
-    from cpack_build.errors import UnsafeInput
     from cpack_build.fetch.adoption import other_stores
     from cpack_build.fetch.asking import Asker
     from cpack_build.fetch.inventory import incomplete_sets, inventory
     from cpack_build.fetch.places import Folders, OtherStores
     from cpack_build.fetch.store import Store
+    from cpack_build.lock.models import refuse_pickles
 
     store = Store(leased=False)
     listed, settings = _listed(pack, chosen, store, terminal, everything=everything)
@@ -68,12 +66,8 @@ def models(
         terminal.progress.note(
             f"{name} is not whole: {', '.join(missing)} {'is' if len(missing) == 1 else 'are'} missing."
         )
-    pickled = [row.path for row in rows if row.verdict is not None and row.verdict.startswith("pickle")]
-    if no_pickle and pickled:
-        raise UnsafeInput(
-            f"--no-pickle forbids {', '.join(pickled)}: loading a pickle can run code.",
-            hint="Take the .safetensors version of each.",
-        )
+    if settings.pickles == "refuse":
+        refuse_pickles(row.path for row in rows)
 
 
 def _listed(

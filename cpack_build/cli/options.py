@@ -199,6 +199,7 @@ def settings_options(function: F) -> F:
         python_package: tuple[str, ...],
         exclude_python_package: tuple[str, ...],
         exclude_node: tuple[str, ...],
+        no_pickle: bool,
         insecure: tuple[str, ...],
         ca: Path | None,
         **kwargs: Any,
@@ -221,6 +222,7 @@ def settings_options(function: F) -> F:
             "nodes": {"exclude": list(exclude_node)} if exclude_node else {},
             "mirrors": dict(mirrors),
             "models": [str(folder.expanduser().absolute()) for folder in models],
+            "pickles": "refuse" if no_pickle else None,
         }
         chosen = Chosen(config, {key: value for key, value in overrides.items() if value}, insecure, ca)
         return function(*args, chosen=chosen, **kwargs)
@@ -253,6 +255,7 @@ def settings_options(function: F) -> F:
         click.option("--python-package", metavar="SPEC", help="Add or replace a Python package.", multiple=True),
         click.option("--exclude-python-package", metavar="NAME", help="Leave a Python package out.", multiple=True),
         click.option("--exclude-node", metavar="NAME", help="Leave a custom node out.", multiple=True),
+        click.option("--no-pickle", is_flag=True, help="Refuse models in pickled formats (.ckpt, .pt, .pth, .bin)."),
     )
     return cast("F", _decorated(access_options(wrapped), options))
 

@@ -41,6 +41,11 @@ _SHOWN = 30
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="By default NAME.cpack.zip here.")
 @click.option("--model", "models", metavar="GLOB", multiple=True, help="Also these models: 'loras/*.safetensors'.")
 @click.option("--input", "inputs", metavar="GLOB", multiple=True, help="Also these files of input/.")
+@click.option(
+    "--choice", type=click.Path(path_type=Path), metavar="FILE",
+    help="Exactly these models and inputs, whatever the workflow uses: "
+    '{"models": ["models/loras/x.safetensors"], "inputs": ["input/a.png"]}.',
+)  # fmt: skip
 @click.option("--all-models", is_flag=True, help="All models, not only those that the workflow uses.")
 @click.option("--include-local", is_flag=True, help="Capture nodes that have no remote, without asking.")
 @click.option("--exclude-node", metavar="NAME", multiple=True, help="Leave a custom node out.")
@@ -50,6 +55,13 @@ _SHOWN = 30
     "--extra-model-paths-config", "extra_paths", type=click.Path(path_type=Path), metavar="FILE", multiple=True,
     help="As ComfyUI's own option.",
 )  # fmt: skip
+@click.option(
+    "--folders", type=click.Path(path_type=Path), metavar="FILE",
+    help="The folders of a ComfyUI that runs, as it told them (the plugin writes this), instead of what its files say.",
+)  # fmt: skip
+@click.option(
+    "--config", type=click.Path(path_type=Path), metavar="FILE", help="Settings to put into the pack, as cpack.yaml."
+)
 @click.option(
     "--comfyui-commit", metavar="COMMIT", help="Which commit a ComfyUI without git is, instead of its version's."
 )
@@ -69,12 +81,15 @@ def pack(
     output: Path | None,
     models: tuple[str, ...],
     inputs: tuple[str, ...],
+    choice: Path | None,
     all_models: bool,
     include_local: bool,
     exclude_node: tuple[str, ...],
     capture_node: tuple[str, ...],
     python: Path | None,
     extra_paths: tuple[Path, ...],
+    folders: Path | None,
+    config: Path | None,
     comfyui_commit: str | None,
     mirror: tuple[str, ...],
     offline: bool,
@@ -85,13 +100,18 @@ def pack(
 
     WORKSPACE is the folder of a ComfyUI install; it need not run, and nothing of it is run.
     """
+    from cpack_build.cpack.settings import settings_to_carry
     from cpack_build.cpack.workflowfile import open_workflow
-    from cpack_build.errors import WorkflowError
+    from cpack_build.errors import UsageError, WorkflowError
     from cpack_build.fetch.http import RequestsTransport, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
     from cpack_build.workspace import Upstream, draft_pack, write_draft
+    from cpack_build.workspace.folders import read_folders
+    from cpack_build.workspace.ticked import read_ticked
 
+    if choice is not None and (models or inputs or all_models):
+        raise UsageError("--choice names everything.", hint="Leave --model, --input and --all-models out.")
     store = Store()
     sources = Sources(Mirrors.parse(mirror), RequestsTransport(timeouts=(5.0, 20.0)))
     info = read_object_info(object_info)
@@ -107,6 +127,9 @@ def pack(
     draft = draft_pack(
         workspace, api, workflow=drawing, object_info=info,
         python=python, extra_model_paths=extra_paths, models=models, inputs=inputs, all_models=all_models,
+        ticked=None if choice is None else read_ticked(choice),
+        running=None if folders is None else read_folders(folders),
+        settings=None if config is None else settings_to_carry(config),
         exclude_nodes=exclude_node, capture_nodes=capture_node, comfyui_commit=comfyui_commit,
         upstream=Upstream(store, sources, offline=offline, progress=terminal.progress),
         progress=terminal.progress,

@@ -118,7 +118,7 @@ def run_pack(
     ):  # fmt: skip
         workflow = _workflow_in(goal.documents, source)
         values = parse_values(workflow, arguments)
-        root = store.root / "workspaces" / f"{goal.name}-{goal.lock.sha256[:16]}"
+        root = store.derived.take("workspaces", f"{goal.name}-{goal.lock.sha256[:16]}")
         done = restore(
             goal,
             root,

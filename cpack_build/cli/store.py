@@ -77,6 +77,8 @@ def ls(everything: bool, terminal: Terminal) -> None:
         kinds.setdefault(f"{entry.kind}s" if entry.place == "store" else entry.place, []).append(entry.size)
     for left in held.leftovers:
         kinds.setdefault(left.why, []).append(left.size)
+    for folder in held.derived:
+        kinds.setdefault(folder.kind, []).append(folder.size)
     for kind, sizes in sorted(kinds.items()):
         terminal.say(f"{kind:<11}{len(sizes):>7}  {amount(sum(sizes), None, 'B'):>10}")
     terminal.say(f"{'git':<11}{'':>7}  {amount(held.repositories, None, 'B'):>10}")
@@ -160,7 +162,7 @@ def gc(
         terminal.say(f"{amount(one.size, None, 'B'):>10}  {one.why:<22}  {one.name or one.path.name}")
     used = f" {done.in_use} more are in use and stay." if done.in_use else ""
     freed = amount(done.freed, None, "B")
-    terminal.say(f"{len(done.removals)} files, {freed}, {'would go' if dry_run else 'are gone'}.{used}")
+    terminal.say(f"{len(done.removals)} files and folders, {freed}, {'would go' if dry_run else 'are gone'}.{used}")
 
 
 @store.command(epilog="Example: cpack-build store add ~/ComfyUI/models ~/.cache/huggingface/hub")
@@ -205,6 +207,7 @@ def _document(held: Holdings) -> dict[str, Any]:
     return {
         "entries": [vars(entry) | {"path": str(entry.path), "kind": entry.kind} for entry in held.entries],
         "leftovers": [vars(left) | {"path": str(left.path)} for left in held.leftovers],
+        "folders": [vars(folder) | {"path": str(folder.path)} for folder in held.derived],
         "git": held.repositories,
         "apt": held.lists,
     }

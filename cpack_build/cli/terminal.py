@@ -62,6 +62,8 @@ class Terminal:
     verbose: bool = False
     mode: ProgressMode = "auto"
     progress: Progress = field(init=False)
+    printed: list[str] = field(init=False, default_factory=list)
+    """What went to stdout so far."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "progress", self._chosen())
@@ -69,12 +71,12 @@ class Terminal:
     def say(self, text: str = "") -> None:
         """A line of the result, for people; with ``--json`` nothing."""
         if not self.json:
-            print(printable(text), flush=True)
+            self._print(printable(text))
 
     def result(self, document: dict[str, Any]) -> None:
         """The result as one object; only with ``--json``."""
         if self.json:
-            print(json.dumps(document, ensure_ascii=False), flush=True)
+            self._print(json.dumps(document, ensure_ascii=False))
 
     def show(self, escape: str) -> None:
         """Send *escape*, which shows a picture, to the terminal above the bars; nothing where there are no bars."""
@@ -85,6 +87,10 @@ class Terminal:
     def has_bars(self) -> bool:
         """Whether somebody watches on a terminal."""
         return isinstance(self.progress, _Bars)
+
+    def _print(self, line: str) -> None:
+        print(line, flush=True)
+        self.printed.append(f"{line}\n")
 
     def _chosen(self) -> Progress:
         if self.mode == "json":

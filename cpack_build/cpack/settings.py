@@ -34,7 +34,9 @@ __all__ = [
     "VariableName",
     "load_settings",
     "parse_settings",
+    "settings_beside",
     "settings_for",
+    "settings_to_carry",
 ]
 
 
@@ -138,11 +140,14 @@ class Settings(_Section):
     """URL prefix → URL prefix or path."""
     models: tuple[str, ...] = ()
     """Folders searched for model files (a ComfyUI ``models`` folder, or any folder)."""
+    pickles: Literal["allow", "refuse"] = "allow"
+    """``refuse`` takes no model in a format whose loading can run code (.ckpt, .pt, .pth, .bin, …)."""
 
     def digest(self) -> str:
         """sha256 hex of what shapes the image."""
         left_out: dict[str, Any] = {
-            "compression": True, "platform": True, "mirrors": True, "models": True, "python": {"find_links"},
+            "compression": True, "platform": True, "mirrors": True, "models": True, "pickles": True,
+            "python": {"find_links"},
         }  # fmt: skip
         shaping = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
@@ -168,7 +173,7 @@ def settings_for(
     not where on this machine bytes are taken from, and no program that it names is run here: with a base or an
     interpreter of its choice there is no bytecode. Raises :class:`BadSettings`, :class:`UnsafeInput`.
     """
-    beside = pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.yaml")
+    beside = settings_beside(pack)
     if config is not None or beside.exists():
         return load_settings(config or beside, overrides=overrides)
     if inside is None:
@@ -182,17 +187,14 @@ def settings_for(
     return found
 
 
+def settings_beside(pack: Path) -> Path:
+    """``NAME.cpack.yaml`` beside ``NAME.cpack.zip``."""
+    return pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.yaml")
+
+
 def load_settings(path: Path, *, overrides: Mapping[str, Any] | None = None) -> Settings:
     """Read the settings in the file at *path*."""
-    try:
-        text = path.read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise BadSettings(f"{path} is not UTF-8 text (byte {error.start}).", hint="Save it as UTF-8.") from error
-    except OSError as error:
-        raise BadSettings(
-            f"{path} cannot be read: {(error.strerror or str(error)).lower()}.", hint="Name a cpack.yaml."
-        ) from error
-    settings = parse_settings(text, name=path)
+    settings = parse_settings(_text(path), name=path)
     folder = path.absolute().parent
     python = settings.python.model_copy(
         update={"find_links": tuple(_from(folder, place) for place in settings.python.find_links)}
@@ -205,6 +207,24 @@ def load_settings(path: Path, *, overrides: Mapping[str, Any] | None = None) -> 
         }
     )
     return _validated(_overridden(found.model_dump(exclude_unset=True), overrides or {}), path)
+
+
+def settings_to_carry(path: Path) -> str:
+    """The text of the settings at *path*, which a pack is to bring along. Raises as reading that pack would."""
+    text = _text(path)
+    _refuse_local(parse_settings(text, name=path), path)
+    return text
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise BadSettings(f"{path} is not UTF-8 text (byte {error.start}).", hint="Save it as UTF-8.") from error
+    except OSError as error:
+        raise BadSettings(
+            f"{path} cannot be read: {(error.strerror or str(error)).lower()}.", hint="Name a cpack.yaml."
+        ) from error
 
 
 def _from(folder: Path, place: str) -> str:

@@ -12,9 +12,10 @@ import zipfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from secrets import token_hex
 from typing import IO, Any
 
+from cpack_build import filesystem
 from cpack_build.cpack.archive import MEMBER_LIMIT, open_archive, unsafe_name
 from cpack_build.errors import BadInput, StorageError, UnsafeInput
 
@@ -87,17 +88,19 @@ def replace_entries(path: Path, entries: Mapping[str, bytes], *, without: Collec
 def _written(path: Path) -> Iterator[zipfile.ZipFile]:
     """A zip that appears at *path* when it is whole."""
     try:
-        with NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-            try:
+        aside = path.with_name(f".{path.name}.{token_hex(4)}")
+        try:
+            with open(aside, "x+b", opener=filesystem.open_file) as file:
                 with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
                     yield archive
                 file.flush()
                 os.fsync(file.fileno())
-                os.fchmod(file.fileno(), 0o644)
-                Path(file.name).replace(path)
-            except BaseException:
-                Path(file.name).unlink()
-                raise
+                if hasattr(os, "fchmod"):
+                    os.fchmod(file.fileno(), 0o644)
+            aside.replace(path)
+        except BaseException:
+            aside.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise StorageError(
             f"{path} cannot be written: {error.strerror or error}.", hint="Free some space, or name another place."

@@ -7,8 +7,6 @@ copied.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import hashlib
 import os
 import re
@@ -19,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cpack_build import filesystem
 from cpack_build.errors import Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.huggingface import cache_folders
 from cpack_build.fetch.store import CHUNK, Store, StoredFile, stat_key, stored_at
@@ -31,7 +30,6 @@ MODEL_SUFFIXES = frozenset(
 )
 """What of a folder is taken; and files whose whole name is a sha256, as other stores call theirs."""
 _HEX = re.compile(r"[0-9a-f]{64}")
-_FICLONE = 0x40049409
 """ioctl_ficlone(2)."""
 
 
@@ -122,13 +120,8 @@ def _kept(path: Path, store: Store, on_read: Callable[[int], object]) -> Added:
         before = os.fstat(source.fileno())
         if not modes.S_ISREG(before.st_mode):
             raise UnsafeInput(f"{path} is no regular file.", hint="Name a file.")
-        try:
-            fcntl.ioctl(file.fileno(), _FICLONE, source.fileno())
-            shared = True
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM):
-                raise
-            shared = False
+        with writing(store.root):
+            shared = filesystem.share_blocks(source.fileno(), file.fileno())
         if not shared and before.st_dev == os.fstat(file.fileno()).st_dev:
             return _linked(path, store, on_read)
         hasher = hashlib.sha256()

@@ -7,7 +7,6 @@ now, so a clock that jumps can only make things stay.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import stat as modes
@@ -19,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from cpack_build import filesystem
 from cpack_build.errors import writing
+from cpack_build.fetch import receipts
+from cpack_build.fetch.derived import Derived
 from cpack_build.fetch.store import CHUNK, Store, stat_key
 from cpack_build.progress import SILENT, Progress, working
 
@@ -65,6 +67,7 @@ class Holdings:
 
     entries: tuple[Entry, ...]
     leftovers: tuple[Leftover, ...]
+    derived: tuple[Derived, ...]
     repositories: int
     lists: int
 
@@ -72,7 +75,8 @@ class Holdings:
     def size(self) -> int:
         """Bytes that the main root takes on its disk."""
         own = sum(entry.size for entry in self.entries if entry.place == "store")
-        return own + sum(left.size for left in self.leftovers) + self.repositories + self.lists
+        others = sum(left.size for left in self.leftovers) + sum(folder.size for folder in self.derived)
+        return own + others + self.repositories + self.lists
 
 
 def holdings(store: Store) -> Holdings:
@@ -96,7 +100,10 @@ def holdings(store: Store) -> Holdings:
             for path, status in _files(root / "blobs" / "sha256"):
                 entries.append(Entry(path.name, status.st_size, path, "shared", names.get(path.name, "")))
     entries.sort(key=lambda entry: (-entry.size, entry.sha256, str(entry.path)))
-    return Holdings(tuple(entries), tuple(_leftovers(store)), _weight(store.root / "git"), _weight(store.root / "apt"))
+    return Holdings(
+        tuple(entries), tuple(_leftovers(store)), tuple(store.derived.all()), _weight(store.root / "git"),
+        _weight(store.root / "apt"),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -180,25 +187,30 @@ def collect(
     dry_run: bool = False,
     now: Callable[[], float] = time.time,
 ) -> Collected:
-    """Remove what can go: leftovers always; blobs that nobody used for *unused_days*; and the longest unused ones until
-    all blobs together have no more than *max_size* bytes. The hashes in *keep* stay.
+    """Remove what can go: leftovers always; blobs and folders made of them that nobody used for *unused_days*; and the
+    longest unused ones until all of them have no more than *max_size* bytes. The hashes in *keep* stay.
 
     Raises :class:`StorageError`.
     """
     held_before = holdings(store)
     removals: list[Removal] = []
+    folders: list[Removal] = []
     in_use = 0
     with store.leases.alone() as held:
         blobs = [entry for entry in held_before.entries if entry.place == "store"]
         blobs.sort(key=lambda entry: (entry.used or 0, entry.sha256))
-        total = sum(entry.size for entry in blobs)
+        total = sum(entry.size for entry in blobs) + sum(folder.size for folder in held_before.derived)
+        # Folders go before what they were made of: to make them again costs no network.
+        for folder in sorted(held_before.derived, key=lambda one: (one.used, one.path)):
+            why = _why(folder.used, total, unused_days, max_size, now())
+            if why and folder.in_use:
+                in_use += 1
+            elif why and (dry_run or store.derived.remove(folder)):
+                total -= folder.size
+                folders.append(Removal(folder.path, folder.size, why, f"{folder.kind}/{folder.path.name}"))
         for entry in blobs:
-            age = max(0.0, now() - (entry.used or 0)) / _DAY
-            if unused_days is not None and age >= unused_days:
-                why = f"not used for {age:.0f} days"
-            elif max_size is not None and total > max_size:
-                why = "the longest unused"
-            else:
+            why = _why(entry.used or 0, total, unused_days, max_size, now())
+            if not why:
                 continue
             if entry.sha256 in held:
                 in_use += 1
@@ -222,7 +234,18 @@ def collect(
     for left in _leftovers(store):
         if dry_run or _remove(left):
             removals.append(Removal(left.path, left.size, left.why))
-    return Collected(tuple(removals), in_use)
+    if not dry_run:
+        for receipt in receipts.stale(str(store.root)):
+            receipts.forget(receipt)
+    return Collected((*folders, *removals), in_use)
+
+
+def _why(used: int, total: int, unused_days: float | None, max_size: int | None, now: float) -> str:
+    """Why something is to go; empty if it is not."""
+    age = max(0.0, now - used) / _DAY
+    if unused_days is not None and age >= unused_days:
+        return f"not used for {age:.0f} days"
+    return "the longest unused" if max_size is not None and total > max_size else ""
 
 
 def _remove(left: Leftover) -> bool:
@@ -231,13 +254,12 @@ def _remove(left: Leftover) -> bool:
     if left.path.parent.name == "partial":
         lock = left.path.with_name(left.path.name.partition(".")[0] + ".lock")
     try:
-        with lock.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with open(lock, "rb", opener=filesystem.open_file) as file:
+            if not filesystem.lock(file, wait=False):
+                return False
             left.path.unlink(missing_ok=True)
     except FileNotFoundError:
         left.path.unlink(missing_ok=True)
-    except BlockingIOError:
-        return False
     return True
 
 
@@ -249,18 +271,15 @@ def _leftovers(store: Store) -> Iterator[Leftover]:
         for path, status in _files(store.root / folder):
             if path.suffix == ".lock" or (why == "temporary" and _is_held(path)):
                 continue
-            yield Leftover(path, status.st_blocks * 512, why)
+            yield Leftover(path, filesystem.allocated(status), why)
 
 
 def _is_held(path: Path) -> bool:
     try:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        with open(path, "rb", opener=filesystem.open_file) as file:
+            return not filesystem.lock(file, wait=False)
     except OSError:
         return False
-    return False
 
 
 def _entries(folder: Path) -> list[Path]:

@@ -8,17 +8,18 @@ either written before the collector looks, or its file is looked for after it ha
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
+import secrets
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from io import BufferedRandom
 from pathlib import Path
-from tempfile import NamedTemporaryFile
-from typing import IO, Any
+from typing import IO
 
+from cpack_build import filesystem
 from cpack_build.errors import writing
 from cpack_build.fetch.memo import Memo
 
@@ -29,11 +30,11 @@ _FOLDED_FROM = 64
 """Ended leases that may lie about before they are put into the memo."""
 
 
-def held_file(folder: Path) -> Any:
+def held_file(folder: Path) -> BufferedRandom:
     """A new file in *folder*, locked for as long as it is open: the system lets go of it at a kill."""
     while True:
-        file = NamedTemporaryFile(dir=folder, delete=False)  # noqa: SIM115
-        fcntl.flock(file, fcntl.LOCK_EX)
+        file = open(folder / secrets.token_hex(8), "x+b", opener=filesystem.open_file)  # noqa: SIM115
+        filesystem.lock(file)
         if os.fstat(file.fileno()).st_nlink:
             return file
         file.close()  # swept away by another run between the two lines above
@@ -68,14 +69,20 @@ class Leases:
                         pass
             assert self._gate is not None
             assert self._own is not None
-            fcntl.flock(self._gate, fcntl.LOCK_SH)
+            filesystem.lock(self._gate, shared=True)
             try:
                 with writing(self._folder):
                     self._own.write(sha256.encode() + b"\n")
                     self._own.flush()
             finally:
-                fcntl.flock(self._gate, fcntl.LOCK_UN)
+                filesystem.unlock(self._gate)
             self._held.add(sha256)
+
+    @property
+    def held(self) -> frozenset[str]:
+        """What this process holds."""
+        with self._lock:
+            return frozenset(self._held)
 
     @contextmanager
     def alone(self) -> Iterator[Mapping[str, int]]:
@@ -87,17 +94,16 @@ class Leases:
             self._folder.mkdir(parents=True, exist_ok=True)
             gate = (self._folder / "gate").open("ab")
         with gate:
-            fcntl.flock(gate, fcntl.LOCK_EX)
+            filesystem.lock(gate)
             held: dict[str, int] = {}
             used: dict[str, int] = {}
             ended = []
             for path in self._folder.iterdir():
                 if path.name == "gate":
                     continue
-                with suppress(OSError), path.open("rb") as file:
+                with suppress(OSError), open(path, "rb", opener=filesystem.open_file) as file:
                     into = held
-                    with suppress(BlockingIOError):
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    if filesystem.lock(file, wait=False):
                         into = used
                         ended.append(path)
                     when = int(os.fstat(file.fileno()).st_mtime)

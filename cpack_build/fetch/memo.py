@@ -5,7 +5,6 @@ WAL mode makes it survive a kill at any moment; losing it costs time only. Each 
 
 from __future__ import annotations
 
-import fcntl
 import sqlite3
 import threading
 import weakref
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cpack_build import filesystem
 from cpack_build.errors import StorageError, writing
 
 __all__ = ["Memo"]
@@ -94,7 +94,7 @@ def _set_up(root: Path) -> Iterator[None]:
     with writing(root):
         file = (root / "memo.lock").open("w")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        filesystem.lock(file)
         yield
 
 

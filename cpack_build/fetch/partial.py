@@ -9,7 +9,6 @@ Only the hash of the whole makes a file of it, so a journal that lies costs time
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import struct
@@ -19,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cpack_build import filesystem
 from cpack_build.errors import NetworkError, StorageError, UnsafeInput, writing
 
 __all__ = ["PART", "Partial", "alone"]
@@ -43,15 +43,11 @@ def alone(root: Path, sha256: str, *, waiting: Callable[[], None]) -> Iterator[N
         path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with writing(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            descriptor = filesystem.open_file(path, os.O_RDWR | os.O_CREAT)
         try:
-            while True:
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    waiting()
-                    time.sleep(_ASK_EVERY)
+            while not filesystem.lock(descriptor, wait=False):
+                waiting()
+                time.sleep(_ASK_EVERY)
             if os.fstat(descriptor).st_nlink == 0:
                 continue  # whoever had it was done, and took the file away
             try:
@@ -130,11 +126,9 @@ class Partial:
     def expect(self, size: int, name: str) -> None:
         """The file will have *size* bytes: take the room for it. Raises :class:`StorageError` where there is none."""
         try:
-            if size:
-                os.posix_fallocate(self.descriptor, 0, size)
-            os.ftruncate(self.descriptor, size)
+            filesystem.reserve(self.descriptor, size)
             head = _HEAD.pack(_MAGIC, size, self._part)
-            os.pwrite(self._journal, head + bytes(_DONE.size * len(_lengths(size, self._part))), 0)
+            filesystem.write_at(self._journal, head + bytes(_DONE.size * len(_lengths(size, self._part))), 0)
         except OSError as error:
             self.start_over()
             if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
@@ -170,14 +164,14 @@ class Partial:
         done = self.done[number] + len(data)
         if self.size is not None and not self.is_unsized:
             with writing(self.path):
-                os.pwrite(self._journal, _DONE.pack(done), _HEAD.size + number * _DONE.size)
+                filesystem.write_at(self._journal, _DONE.pack(done), _HEAD.size + number * _DONE.size)
         with self._moved:
             self.done[number] = done
             self._moved.notify_all()
         if self.size is not None and not self.is_unsized and self.span(number)[0] == self.span(number)[1]:
             # Let the disk begin with what is whole; the sync at the end then waits for little.
             begin = number * self._part
-            os.posix_fadvise(self.descriptor, begin, done, os.POSIX_FADV_DONTNEED)
+            filesystem.drop_pages(self.descriptor, begin, done)
 
     def write_stream(self, offset: int, data: bytes) -> None:
         """*data* at *offset* of the whole, of which only what has not come yet is written."""
@@ -244,7 +238,7 @@ def _opened(path: Path) -> int:
     try:
         with writing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        return filesystem.open_file(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise UnsafeInput(f"{path} is a link, which the store never makes.", hint="Remove it.") from error
@@ -255,6 +249,6 @@ def _opened(path: Path) -> int:
 def _write(descriptor: int, data: bytes, offset: int) -> None:
     view = memoryview(data)
     while view:
-        count = os.pwrite(descriptor, view, offset)
+        count = filesystem.write_at(descriptor, view, offset)
         offset += count
         view = view[count:]

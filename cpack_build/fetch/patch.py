@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,9 +120,9 @@ def _refused(tree: Tree, name: str, said: str) -> UnsafeInput | Unresolvable:
 
 
 def _limit_memory(pid: int) -> None:
-    import resource
+    if sys.platform == "linux":
+        import resource
 
-    if hasattr(resource, "prlimit"):  # Linux has it
         try:
             resource.prlimit(pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
         except (OSError, ValueError):

@@ -5,7 +5,6 @@ A commit counts as there only when it was fetched whole: then it has a reference
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import subprocess
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cpack_build import filesystem
 from cpack_build.errors import ToolMissing, Unresolvable, writing
 from cpack_build.fetch.urls import redact
 
@@ -45,7 +45,7 @@ def locked(repository: Path) -> Iterator[None]:
         repository.parent.mkdir(parents=True, exist_ok=True)
         file = (repository.parent / (repository.name + ".lock")).open("w")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        filesystem.lock(file)
         # What git calls locks, and nobody holds: a git that was killed has left them, and every later one would fail.
         for left in repository.rglob("*.lock"):
             left.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ Under one root (``CPACK_HOME``, by default ``~/.cache/cpack-build``)::
     pulled/<hex>          the same from registries, named by what they will be (:mod:`cpack_build.oci.partial`)
     rejected/<hex>        what came under another hash than promised, by its real one; never used
     leases/               what running processes use (:mod:`.leases`)
+    receipts/<key>        what command lines led to (:mod:`.receipts`)
     memo.sqlite           what was computed once: file hashes by stat, digests by recipe (:mod:`.memo`)
 
 A file in ``blobs/`` is always whole: it was hashed while it was written, synced, and renamed. A file elsewhere (a
@@ -18,7 +19,6 @@ only read; what lies there under a hash is hashed once before it is believed, an
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -27,12 +27,15 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import BufferedRandom
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 
+from cpack_build import filesystem
 from cpack_build.errors import HashMismatch, Unresolvable, UnsafeInput, writing
+from cpack_build.fetch.derived import DerivedFolders
 from cpack_build.fetch.leases import Leases, held_file
 from cpack_build.fetch.memo import Memo
+from cpack_build.fetch.receipts import root_folder
 
 __all__ = ["CHUNK", "Store", "StoredFile", "default_root", "further_roots", "stamp_of", "stat_key", "stored_at"]
 
@@ -42,9 +45,7 @@ _HEX = re.compile(r"[0-9a-f]{64}")
 
 def default_root() -> Path:
     """``CPACK_HOME`` if set, else ``$XDG_CACHE_HOME/cpack-build``, else ``~/.cache/cpack-build``."""
-    if home := os.environ.get("CPACK_HOME"):
-        return Path(home)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cpack-build"
+    return Path(root_folder())
 
 
 def further_roots(root: Path) -> tuple[Path, ...]:
@@ -102,6 +103,7 @@ class Store:
         self.further = further_roots(self.root) if further is None else tuple(further)
         self.memo = Memo(self.root)
         self.leases = Leases(self.root, self.memo)
+        self.derived = DerivedFolders(self.root)
         self._is_leased = leased
         self._lock = threading.Lock()
         self._is_swept = False
@@ -217,7 +219,7 @@ class Store:
             if flush is not None:
                 flush()
             os.fsync(descriptor)
-            os.fchmod(descriptor, 0o444)
+            filesystem.read_only(descriptor, path)
             blob.parent.mkdir(parents=True, exist_ok=True)
             with _held_folder(blob.parent):
                 if self._believed(blob, _hex(sha256), own=True) is None:
@@ -238,7 +240,7 @@ class Store:
         return aside
 
     @contextmanager
-    def temporary(self) -> Iterator[NamedTemporaryFile]:  # type: ignore[valid-type]
+    def temporary(self) -> Iterator[BufferedRandom]:
         """A file in ``tmp/``, removed at the end unless it was renamed away."""
         with writing(self.root):
             file = held_file(self._swept())
@@ -257,9 +259,9 @@ class Store:
             if not self._is_swept:
                 self._is_swept = True
                 for path in folder.iterdir():
-                    with suppress(OSError), path.open("rb") as file:
-                        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                        path.unlink()
+                    with suppress(OSError), open(path, "rb", opener=filesystem.open_file) as file:
+                        if filesystem.lock(file, wait=False):
+                            path.unlink()
         return folder
 
     # -- files elsewhere -----------------------------------------------------------------------------------------------
@@ -326,9 +328,9 @@ def _hex(sha256: str) -> str:
 @contextmanager
 def _held_folder(folder: Path) -> Iterator[None]:
     """*folder* against other threads and processes that hold it; the system lets go of it at a kill."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    handle = filesystem.open_folder(folder)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        filesystem.lock(handle)
         yield
     finally:
         os.close(handle)

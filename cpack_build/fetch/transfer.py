@@ -10,12 +10,12 @@ source alone. What still has another hash is put aside under its real one.
 from __future__ import annotations
 
 import hashlib
-import os
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+from cpack_build import filesystem
 from cpack_build.errors import Cancelled, CpackError, HashMismatch, NetworkError, ToolMissing, Unresolvable
 from cpack_build.fetch.partial import Partial, alone
 from cpack_build.fetch.remote import Piece, Remote, TryLater
@@ -365,7 +365,7 @@ class _Follower:
                 if front < 0:
                     return
                 while offset < front and not self._stopped.is_set():
-                    count = os.preadv(self._partial.descriptor, [view[: min(CHUNK, front - offset)]], offset)
+                    count = filesystem.read_into(self._partial.descriptor, view[: min(CHUNK, front - offset)], offset)
                     if not count:
                         raise Unresolvable(f"{self._partial.path} became shorter while it was downloaded.")
                     self._hasher.update(view[:count])

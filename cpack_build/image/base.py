@@ -6,8 +6,9 @@ folder or archive only if that still holds it."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cpack_build.errors import StaleLock
 from cpack_build.fetch.http import Sources
@@ -19,8 +20,8 @@ from cpack_build.lock.schema import BaseImage, ScratchBase
 from cpack_build.oci import tar
 from cpack_build.oci.filesystem import FileTree, file_tree
 from cpack_build.oci.pull import pull
-from cpack_build.oci.reference import Reference, parse_image_name
-from cpack_build.oci.sources import open_source
+from cpack_build.oci.reference import ArchiveName, ImageName, LayoutName, Reference, parse_image_name
+from cpack_build.oci.sources import ImageSource, open_source
 from cpack_build.oci.types import Blob, BytesBlob, Image, canonical_json
 from cpack_build.oci.uncompressed import uncompressed
 from cpack_build.progress import SILENT, Progress
@@ -40,6 +41,8 @@ class Base:
     config: dict[str, object]
     layers: tuple[Blob, ...]
     store: Store | None = None
+    sources: tuple[Path, ...] | None = None
+    """The files that it lies in; ``None`` where that is not known."""
 
     def files(self) -> FileTree:
         """The file system that the layers add up to; each is read once."""
@@ -95,7 +98,21 @@ def open_locked_base(
             layers.append(uncompressed(layer, diff_id, memo=store))
             task.advance(1)
     store.remember(_LAYER_COUNT, pin.digest, str(len(layers)))
-    return Base(config, tuple(layers), store)
+    digests = [descriptor.digest, *(blob.descriptor.digest for blob in (image.config, *image.layers))]
+    return Base(config, tuple(layers), store, _sources_of(source, image_name, digests, store))
+
+
+def _sources_of(source: ImageSource, name: ImageName, digests: Sequence[str], store: Store) -> tuple[Path, ...] | None:
+    """The files that hold the image *name* with the blobs *digests*, or ``None`` where that cannot be told."""
+    if isinstance(name, ArchiveName):
+        return (name.path,)
+    if isinstance(name, LayoutName):
+        blobs = name.path / "blobs" / "sha256"
+        return (name.path / "index.json", *(blobs / digest.removeprefix("sha256:") for digest in digests))
+    if source.kept is None:
+        return None
+    found = [store.find(digest) for digest in digests]
+    return tuple(file.path for file in found if file is not None) if all(found) else None
 
 
 def known_base_layers(base: ScratchBase | BaseImage, *, store: Store) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.tree import Tree
@@ -67,6 +68,24 @@ class Materials:
     """The lock of another platform whose interpreter compiles alike and runs here, where the image's own does not."""
     compiler_debs: tuple[StoredDeb, ...] = ()
     """Of that lock, all system packages and the interpreter's."""
+
+    def files(self) -> Mapping[Path, tuple[int, ...] | None] | None:
+        """Every file on this machine that the image is made of, with its stamp of when it was proved; without one,
+        where it is its being there that counts. ``None`` when they cannot all be named."""
+        base = self.base.sources if self.base is not None else ()
+        if base is None:
+            return None
+        packages = (*self.system, *self.interpreter_debs, *self.compiler_debs, *self.service_wheels, *self.wheels)
+        archive = (self.interpreter_archive,) if self.interpreter_archive is not None else ()
+        trees = (self.comfyui, *self.nodes)
+        large = (file for tree in trees for file in tree.lfs.values())
+        found: dict[Path, tuple[int, ...] | None] = {tree.repository / "HEAD": None for tree in trees}
+        found |= dict.fromkeys(base)
+        for file in (*packages, *archive, *large, *self.models.values()):
+            if file.stamp is None:
+                return None
+            found[file.path] = file.stamp
+        return found
 
 
 @contextmanager

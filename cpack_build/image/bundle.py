@@ -15,7 +15,6 @@ proved by the lock when they are used, packs by git, the base by its digest.
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -28,6 +27,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
+from cpack_build import filesystem
 from cpack_build.errors import BadInput, UsageError, writing
 from cpack_build.fetch import gitpack
 from cpack_build.fetch.gitpack import PackedRepository, export_repository, import_repository
@@ -50,7 +50,6 @@ _DOCUMENT = re.compile(r"[^/\\\x00-\x1f]{1,200}\.cpack\.(lock|zip|yaml)")
 _BLOB = re.compile(r"blobs/sha256/([0-9a-f]{64})")
 _PACK = re.compile(r"git/([0-9a-f]{64})\.pack")
 _BASE = re.compile(r"base-(amd64|arm64)/(oci-layout|index\.json|blobs/sha256/[0-9a-f]{64})")
-_FICLONE = 0x40049409
 
 
 @dataclass(frozen=True)
@@ -194,15 +193,10 @@ def _copied(source: Path, target: Path, size: int) -> int:
             return 0
     except FileNotFoundError:
         pass
-    with whole_file(target) as file, source.open("rb") as content:
-        try:
-            fcntl.ioctl(file.fileno(), _FICLONE, content.fileno())
+    with whole_file(target) as file, source.open("rb") as content, writing(target):
+        if filesystem.share_blocks(content.fileno(), file.fileno()):
             return 0
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.ENOTTY, errno.EXDEV, errno.EINVAL, errno.EPERM):
-                raise
-        with writing(target):
-            shutil.copyfileobj(content, file, CHUNK)
+        shutil.copyfileobj(content, file, CHUNK)
     return size
 
 
@@ -233,8 +227,9 @@ class Bundle:
         return None
 
 
-def open_bundle(path: Path, *, store: Store, progress: Progress = SILENT) -> Bundle:
-    """Let *store* find what is in the bundle at *path*: in place in a folder, taken over from an archive.
+def open_bundle(path: Path, *, store: Store, dry_run: bool = False, progress: Progress = SILENT) -> Bundle:
+    """Let *store* find what is in the bundle at *path*: in place in a folder, taken over from an archive. In a
+    *dry_run* nothing is taken over but the documents.
 
     Raises :class:`BadInput` where it is none or damaged, :class:`HashMismatch`, :class:`StorageError`.
     """
@@ -242,21 +237,21 @@ def open_bundle(path: Path, *, store: Store, progress: Progress = SILENT) -> Bun
         with _described(path / DESCRIPTION, path) as data:
             bundle = _parse(data, path, path.absolute())
         store.further = (*store.further, bundle.folder)
-        for packed in bundle.repositories:
+        for packed in () if dry_run else bundle.repositories:
             with _opened(bundle.folder / "git" / f"{packed.name}.pack", path) as file:
                 import_repository(store.root / "git", packed, file, what=path)
         return bundle
-    return _from_archive(path, store, progress)
+    return _from_archive(path, store, progress, dry_run=dry_run)
 
 
-def _from_archive(path: Path, store: Store, progress: Progress) -> Bundle:
+def _from_archive(path: Path, store: Store, progress: Progress, *, dry_run: bool) -> Bundle:
     try:
         with tarfile.open(path, "r:") as archive:
             first = archive.next()
             if first is None or first.name != DESCRIPTION or not first.isreg() or first.size > _LIMIT:
                 raise _none(path)
             data = _content(archive, first).read()
-            folder = store.root / "bundles" / hashlib.sha256(data).hexdigest()
+            folder = store.derived.take("bundles", hashlib.sha256(data).hexdigest())
             bundle = _parse(data, path, folder)
             packed = {one.name: one for one in bundle.repositories}
             with progress.task(f"Taking over {path.name}", total=path.stat().st_size) as task:
@@ -264,7 +259,9 @@ def _from_archive(path: Path, store: Store, progress: Progress) -> Bundle:
                     if not member.isreg() or member.issparse():
                         raise BadInput(f"{path}: {member.name!a:.120} is no file.", hint="Make the bundle again.")
                     content = _content(archive, member)
-                    if blob := _BLOB.fullmatch(member.name):
+                    if dry_run and member.name not in bundle.documents:
+                        pass
+                    elif blob := _BLOB.fullmatch(member.name):
                         if store.find(blob[1]) is None:
                             store.put(_chunks(content), what=f"{path}: {member.name}", sha256=blob[1], size=member.size)
                     elif (pack := _PACK.fullmatch(member.name)) and pack[1] in packed:
@@ -319,7 +316,7 @@ def _described(file: Path, path: Path) -> Iterator[bytes]:
 
 def _opened(file: Path, path: Path) -> IO[bytes]:
     try:
-        return os.fdopen(os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
+        return os.fdopen(filesystem.open_file(file, os.O_RDONLY), "rb")
     except OSError as error:
         if error.errno == errno.ENOENT and file.name == DESCRIPTION:
             raise _none(path) from error

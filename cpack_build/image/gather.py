@@ -5,7 +5,7 @@ had is named, and nothing is built."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -182,10 +182,11 @@ def _own(lock: Lock) -> tuple[Deb, ...]:
     return lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
 
 
-def to_fetch(lock: Lock, *, places: Places, store: Store) -> list[tuple[str, int | None]]:
+def to_fetch(lock: Lock, *, places: Places, store: Store, held: Collection[str] = ()) -> list[tuple[str, int | None]]:
     """The files that :func:`gather` would have to fetch, as its progress calls them, with their sizes in bytes.
 
-    Looks only for what lies in the store or, by name and size, in a named folder; leaves out git trees and the base.
+    Looks only for what lies in the store or, by name and size, in a named folder; leaves out git trees, the base and
+    what has a hash in *held*.
     """
     folders = [path for path in map(local_path, places.find_links) if path is not None]
     wanted: dict[str, tuple[str, int | None]] = {}
@@ -202,4 +203,4 @@ def to_fetch(lock: Lock, *, places: Places, store: Store) -> list[tuple[str, int
     for model in lock.models:
         if local_model(model, places.models) is None:
             wanted[model.sha256] = (model.path.rpartition("/")[2], model.size)
-    return [known for sha256, known in wanted.items() if store.find(sha256) is None]
+    return [known for sha256, known in wanted.items() if sha256 not in held and store.find(sha256) is None]

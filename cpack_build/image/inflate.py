@@ -5,12 +5,13 @@ zlib inflates at some 350 MB/s a core, ISA-L at twice that, and what comes out i
 
 from __future__ import annotations
 
-import os
 import struct
 import zipfile
 import zlib
 from collections.abc import Iterator
 from typing import Any, cast
+
+from cpack_build import filesystem
 
 __all__ = ["member_chunks"]
 
@@ -39,7 +40,7 @@ def member_chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[b
     try:
         while not inflater.eof:
             if not packed:
-                packed = os.pread(handle, min(_INPUT, left), place)
+                packed = filesystem.read_at(handle, min(_INPUT, left), place)
                 place, left = place + len(packed), left - len(packed)
             chunk = inflater.decompress(packed, _CHUNK)
             if not chunk and not packed:
@@ -55,7 +56,7 @@ def member_chunks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[b
 
 
 def _exactly(handle: int, place: int, size: int) -> bytes:
-    data = os.pread(handle, size, place)
+    data = filesystem.read_at(handle, size, place)
     if len(data) != size:
         raise EOFError("it ends early")
     return data

@@ -14,6 +14,7 @@ import os
 import platform as host
 import re
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -409,5 +410,7 @@ def _platform() -> Platform:
 
 def _glibc() -> int:
     """N of this machine's glibc 2.N."""
+    if sys.platform == "win32":
+        return 17
     found = re.fullmatch(r"glibc 2\.([0-9]+).*", os.confstr("CS_GNU_LIBC_VERSION") or "")
     return int(found[1]) if found else 17

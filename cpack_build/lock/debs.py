@@ -8,7 +8,6 @@ signed Packages lists say their sha256.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -21,6 +20,7 @@ from pathlib import Path
 from shutil import which
 from urllib.parse import unquote
 
+from cpack_build import filesystem
 from cpack_build.errors import NetworkError, ToolMissing, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.mirrors import Mirrors, local_path
@@ -419,5 +419,5 @@ def _locked(root: Path) -> Iterator[None]:
         root.mkdir(parents=True, exist_ok=True)
         file = (root / "lock").open("w")
     with file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        filesystem.lock(file)
         yield

@@ -7,6 +7,7 @@ from typing import Protocol
 
 from cpack_build.cpack.settings import Settings
 from cpack_build.errors import StaleLock
+from cpack_build.lock.models import refuse_pickles
 from cpack_build.lock.schema import Lock
 from cpack_build.lock.service import service_code
 
@@ -39,7 +40,7 @@ def check_fresh(
 ) -> None:
     """See that *lock* belongs to *pack*, *settings* and us; when *frozen*, whatever the settings are.
 
-    Raises :class:`StaleLock`, saying which not.
+    Raises :class:`StaleLock`, saying which not, and :class:`UnsafeInput` for models that the settings refuse.
     """
     if lock.inputs.pack != pack.content_sha256:
         raise StaleLock(name, "the pack has changed since it was made")
@@ -53,6 +54,8 @@ def check_fresh(
         )
     if settings.platform and lock.platform not in settings.platform:
         raise StaleLock(name, f"it is for {lock.platform}, not {' and '.join(settings.platform)}")
+    if settings.pickles == "refuse":
+        refuse_pickles(model.path for model in lock.models)
     own = lock.compression
     if settings.compression is not None and own is not None:
         from cpack_build.oci.compressed import parse_compression

@@ -154,13 +154,15 @@ def _is_hashed(model: Model, path: Path, *, store: Store) -> bool:
     return store.known(path) not in (None, model.sha256)
 
 
-def refuse_pickles(models: Iterable[Model]) -> None:
-    """See that none of *models* is in a pickled format, by its name. Raises :class:`UnsafeInput` naming those."""
-    pickled = [model.path for model in models if PurePosixPath(model.path).suffix.lower() in PICKLED]
+def refuse_pickles(paths: Iterable[str]) -> None:
+    """See that none of *paths* is of a model in a pickled format, by its name. Raises :class:`UnsafeInput` naming
+    those."""
+    pickled = [path for path in paths if PurePosixPath(path).suffix.lower() in PICKLED]
     if pickled:
         raise UnsafeInput(
-            f"--no-pickle forbids {', '.join(pickled)}: loading a pickle can run code.",
-            hint="Take the .safetensors version of each, or leave --no-pickle out if you trust where they come from.",
+            f"Pickled models are refused, as you asked, and these are: {', '.join(pickled)}. Loading one can run code.",
+            hint="Take the .safetensors version of each, or allow them (--no-pickle, `pickles` in cpack.yaml) if you "
+            "trust where they come from.",
         )
 
 

@@ -25,7 +25,7 @@ from cpack_build.lock.captured import Captured
 from cpack_build.lock.form import in_form
 from cpack_build.lock.hub import confirmed
 from cpack_build.lock.interpreter import compiles_alike, vouch
-from cpack_build.lock.models import lock_models
+from cpack_build.lock.models import lock_models, refuse_pickles
 from cpack_build.lock.nodes import Trees, kept_trees, lock_trees, open_tree
 from cpack_build.lock.python import Target, lock_environment, lock_service, parse_requirements
 from cpack_build.lock.schema import (
@@ -131,6 +131,8 @@ def resolve(
     :class:`UnsafeInput`, :class:`BadInput`, :class:`ToolMissing`. *progress* is used from several threads.
     """
     snapshot = pack.snapshot
+    if settings.pickles == "refuse":
+        refuse_pickles(model.filename for model in snapshot.models if not model.disabled)
     python_version = snapshot.python
     if python_version is None:
         raise BadInput(

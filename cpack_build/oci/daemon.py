@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import socket
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
@@ -23,7 +24,7 @@ from urllib.parse import quote
 
 from cpack_build.errors import ToolMissing, writing
 
-__all__ = ["Daemon", "Refusal", "docker_socket"]
+__all__ = ["Daemon", "Refusal", "docker_folder", "docker_socket"]
 
 _SOCKET = "/var/run/docker.sock"
 _PING_SECONDS = 15
@@ -45,7 +46,7 @@ class Daemon:
     """
 
     def __init__(self, path: str) -> None:
-        self._path = path
+        self.path = path
 
     def answers(self) -> bool:
         """Whether there is a daemon at all."""
@@ -96,7 +97,7 @@ class Daemon:
         seconds: float | None = _ANSWER_SECONDS,
         missing_ok: bool = False,
     ) -> Iterator[HTTPResponse]:
-        connection = _SocketConnection(self._path, seconds)
+        connection = _SocketConnection(self.path, seconds)
         try:
             # It may answer and hang up before it has read all; then it says why.
             with suppress(BrokenPipeError, ConnectionResetError):
@@ -119,6 +120,8 @@ class _SocketConnection(HTTPConnection):
         self._path = path
 
     def connect(self) -> None:
+        if sys.platform == "win32":
+            raise OSError("this system's Python has no Unix sockets")
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
@@ -131,7 +134,7 @@ def docker_socket(environment: Mapping[str, str] = os.environ) -> str | None:
     """
     if host := environment.get("DOCKER_HOST"):
         return _path_of(host)
-    folder = Path(environment.get("DOCKER_CONFIG") or Path(environment.get("HOME") or "/") / ".docker")
+    folder = docker_folder(environment)
     context = environment.get("DOCKER_CONTEXT") or _read(folder / "config.json").get("currentContext")
     if not context or context == "default":
         return _SOCKET
@@ -140,6 +143,11 @@ def docker_socket(environment: Mapping[str, str] = os.environ) -> str | None:
     endpoints = _read(folder / "contexts/meta" / named / "meta.json").get("Endpoints")
     docker = endpoints.get("docker") if isinstance(endpoints, dict) else None
     return _path_of(str(docker.get("Host"))) if isinstance(docker, dict) else None
+
+
+def docker_folder(environment: Mapping[str, str] = os.environ) -> Path:
+    """Where the docker command has its ``config.json``."""
+    return Path(environment.get("DOCKER_CONFIG") or Path(environment.get("HOME") or "/") / ".docker")
 
 
 def _path_of(host: str) -> str | None:

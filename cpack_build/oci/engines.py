@@ -249,6 +249,11 @@ class DockerEngine(_CommandEngine):
         daemon = Daemon(path) if path else None
         return daemon if daemon and daemon.answers() else None
 
+    @property
+    def socket(self) -> str | None:
+        """Where it is asked, if that is a socket, and an image that it shows there has all of its layers."""
+        return self._daemon.path if self._daemon is not None and not self._by_containerd else None
+
     def require(self) -> None:
         if self._daemon is None:
             super().require()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
+from cpack_build import filesystem
 from cpack_build.errors import BadImage, Unresolvable, UnsafeInput
 from cpack_build.oci.types import CHUNK
 
@@ -109,7 +110,7 @@ class FolderFiles:
         real = self._inside(path)
         try:
             # Not waiting for a named pipe's other end, and not following a link put there since.
-            handle = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            handle = filesystem.open_file(real, os.O_RDONLY)
         except FileNotFoundError as error:
             problem = f"there is no {path} in it"
             hint = "" if path.startswith("blobs/") else "Is it an OCI image layout?"

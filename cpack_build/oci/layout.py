@@ -14,19 +14,18 @@ Specification: OCI image-spec v1.1, image-layout.md.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
 import stat
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from cpack_build import filesystem
 from cpack_build.errors import BadImage, HashMismatch, StorageError, UsageError, writing
 from cpack_build.oci import modellayer
 from cpack_build.oci.modellayer import ModelLayer
@@ -42,8 +41,6 @@ LAYOUT_FILE = canonical_json({"imageLayoutVersion": "1.0.0"})
 REF_NAME = "org.opencontainers.image.ref.name"
 CONTAINERD_NAME = "io.containerd.image.name"
 _INDEX_LIMIT = 4 << 20
-_FICLONERANGE = 0x4020940D
-"""linux/fs.h: ``_IOW(0x94, 13, struct file_clone_range)``."""
 
 
 @dataclass(frozen=True)
@@ -192,15 +189,13 @@ def _held(folder: Path, place: Path, progress: Progress, *, create: bool = False
         with writing(place):
             if create:
                 folder.mkdir(exist_ok=True)
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            handle = filesystem.open_folder(folder)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not filesystem.lock(handle, wait=False):
                 progress.note(f"Waiting for another program that writes {place}.")
-                fcntl.flock(handle, fcntl.LOCK_EX)
+                filesystem.lock(handle)
             with suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(handle), folder.stat()):
+                if filesystem.is_folder(handle, folder):
                     yield
                     return
             # Whoever held it has moved it into place or removed it: begin again with what is there now.
@@ -270,12 +265,8 @@ def _clone(layer: ModelLayer, file: BinaryIO) -> bool:
             return False
         file.write(modellayer.prefix(layer.sha256, layer.size))
         file.flush()
-        try:
-            # A length of 0 means up to the end of the model, whose last block need not be whole there.
-            request = struct.pack("=qQQQ", model.fileno(), 0, 0, modellayer.DATA_OFFSET)
-            fcntl.ioctl(file.fileno(), _FICLONERANGE, request)
-        except OSError:
-            # Not this file system, not across two of them, not this block size: written like any other blob, then.
+        # Where no blocks can be shared it is written like any other blob.
+        if not filesystem.share_blocks(model.fileno(), file.fileno(), at=modellayer.DATA_OFFSET):
             return _emptied(file)
         if modellayer.stamp(os.fstat(model.fileno())) != layer.proof:
             return _emptied(file)

@@ -10,7 +10,6 @@ Specification: docker/cli, "docker login" ("Credential stores", "Credential help
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
 import subprocess
@@ -20,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cpack_build import filesystem
 from cpack_build.errors import BadInput, StorageError, ToolMissing, UsageError, writing
 from cpack_build.oci.connection import Connection
 from cpack_build.oci.credentials import HELPER_SECONDS, Credentials, helper_program, login_file, store_key
@@ -106,9 +106,9 @@ def _config() -> Iterator[tuple[Path, dict[str, Any]]]:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         path = Path(os.path.realpath(path))
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        folder = filesystem.open_folder(path.parent)
     try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
+        filesystem.lock(folder)
         before = _read(path)
         document: dict[str, Any] = json.loads(before) if before.strip() else {}
         if not isinstance(document, dict) or not all(

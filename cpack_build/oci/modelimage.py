@@ -35,7 +35,7 @@ from cpack_build.oci.types import (
 )
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["ModelImage", "model_images", "push_models"]
+__all__ = ["ModelImage", "model_images", "model_tag", "push_models"]
 
 _PLATFORMS = ("amd64", "arm64")
 _TAG = re.compile(r"[^A-Za-z0-9_.-]+")
@@ -55,6 +55,12 @@ def model_images(image: Image | ImageIndex) -> tuple[ModelImage, ...]:
     images = image.images if isinstance(image, ImageIndex) else (image,)
     layers = {layer.descriptor.digest: layer for one in images for layer in one.layers if _model_of(layer.descriptor)}
     return tuple(_model_image(layer) for layer in layers.values())
+
+
+def model_tag(path: str, sha256: str) -> str:
+    """Under which the model is pushed that an image has as *path*."""
+    slug = _TAG.sub("-", path.rpartition("/")[2]).strip("-.")[:100] or "model"
+    return f"{slug}-{sha256[:12]}"
 
 
 def push_models(
@@ -86,8 +92,7 @@ def _model_image(layer: Blob) -> ModelImage:
     annotations = {**layer.descriptor.annotations, "org.cncf.model.filepath": model_path(sha256)}
     annotated = _Annotated(replace(layer.descriptor, annotations=annotations), layer)
     images = tuple(_platform_image(annotated, sha256, name, architecture) for architecture in _PLATFORMS)
-    slug = _TAG.sub("-", name).strip("-.")[:100] or "model"
-    return ModelImage(sha256, f"{slug}-{sha256[:12]}", ImageIndex(images))
+    return ModelImage(sha256, model_tag(path, sha256), ImageIndex(images))
 
 
 def _platform_image(layer: _Annotated, sha256: str, name: str, architecture: str) -> Image:

@@ -6,13 +6,13 @@ begins again when the whole turns out wrong. It is renamed into the store only w
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
+from cpack_build import filesystem
 from cpack_build.errors import writing
 from cpack_build.oci.types import CHUNK
 
@@ -73,14 +73,11 @@ def held_partial(
         path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with writing(store.root):
-            # Neither through a link nor waiting for the other end of a pipe that somebody put there.
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+            handle = filesystem.open_file(path, os.O_RDWR | os.O_CREAT)
         with os.fdopen(handle, "r+b", buffering=0) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            if not filesystem.lock(file, wait=False):
                 waiting()
-                fcntl.flock(file, fcntl.LOCK_EX)
+                filesystem.lock(file)
             with suppress(FileNotFoundError):
                 if os.path.samestat(os.fstat(file.fileno()), path.stat()):
                     partial = Partial(path, file, store)

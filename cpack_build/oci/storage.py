@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from cpack_build import filesystem
 from cpack_build.errors import writing
 
 __all__ = ["PARTIAL", "sync_directory", "whole_file"]
@@ -31,7 +33,7 @@ def whole_file(
     place = place or path
     aside = (directory or path.parent) / f"{PARTIAL}{secrets.token_hex(8)}"
     with writing(place):
-        descriptor = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        descriptor = filesystem.open_file(aside, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
     try:
         with os.fdopen(descriptor, "w+b") as file:
             yield file
@@ -48,8 +50,10 @@ def whole_file(
 
 
 def sync_directory(path: Path) -> None:
-    """Make the names in *path* durable, where the file system knows how."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Make the names in *path* durable, where the system and the file system know how."""
+    if sys.platform == "win32":
+        return
+    descriptor = filesystem.open_folder(path)
     try:
         os.fsync(descriptor)
     except OSError as error:

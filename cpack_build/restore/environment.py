@@ -117,10 +117,9 @@ def install_wheels(
     if not wheels:
         return
     # The same folder each time, so that uv's own cache of unpacked wheels is found again.
-    house = store.root / "wheelhouse" / lock.python.pylock_sha256
+    house = store.derived.take("wheelhouse", lock.python.pylock_sha256)
     lines = []
     with writing(house):
-        house.mkdir(parents=True, exist_ok=True)
         for wheel, path in wheels.items():
             place = house / wheel.filename
             if not place.exists() or not os.path.samefile(place, path):

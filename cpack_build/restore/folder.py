@@ -96,6 +96,11 @@ class Folder:
             while chunk := opened.read(_CHUNK):
                 yield chunk
 
+    def opened(self, path: str) -> int:
+        """The regular file at *path*, open for reading and writing; a link is not followed."""
+        with self._parent(path) as (handle, name):
+            return os.open(name, os.O_RDWR | _NOFOLLOW | _NONBLOCK | _CLOEXEC | _BINARY, dir_fd=handle)
+
     def read(self, path: str) -> bytes | None:
         """All of the small regular file at *path*; ``None`` where there is none."""
         status = self.status(path)

@@ -6,7 +6,6 @@ while its file is as it was when it was hashed."""
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 import sys
@@ -15,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
+from cpack_build import filesystem
 from cpack_build.errors import UnsafeInput, writing
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store, StoredFile, stored_at
@@ -30,7 +30,6 @@ __all__ = ["How", "Linked", "bring_layers", "bring_model", "is_model_there", "pl
 
 How = Literal["link", "copy"]
 Linked = Literal["reflink", "hard link", "symlink", "copy"]
-_FICLONE = 0x40049409
 """ioctl_ficlone(2)."""
 
 
@@ -128,17 +127,8 @@ def _made(file: StoredFile, aside: Path, *, how: How, is_own: bool) -> Linked:
 
 def _reflink(source: Path, target: Path) -> bool:
     """Whether *target* was made to share the blocks of *source*."""
-    if not sys.platform.startswith("linux"):
-        return False
-    import fcntl
-
     with writing(target), source.open("rb") as read, target.open("xb") as write:
-        try:
-            fcntl.ioctl(write.fileno(), _FICLONE, read.fileno())
-        except OSError as error:
-            if error.errno not in (errno.EOPNOTSUPP, errno.EXDEV, errno.EINVAL, errno.ENOTTY, errno.ENOSYS):
-                raise
-        else:
+        if filesystem.share_blocks(read.fileno(), write.fileno()):
             return True
     target.unlink()
     return False

@@ -86,7 +86,7 @@ def _pack(
 ) -> Path:
     # By its repository as well: the lock that somebody else attached to the same pack is not this one's.
     place = f"{source.reference.name if source.reference is not None else source.name}@{digest}"
-    folder = store.root / "packs" / hashlib.sha256(place.encode()).hexdigest()
+    folder = store.derived.take("packs", hashlib.sha256(place.encode()).hexdigest())
     path = folder / f"{name}.cpack.zip"
     _place(source, pack, path, store=store, progress=progress)
     lock_path = folder / f"{name}.cpack.lock"

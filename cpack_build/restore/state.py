@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cpack_build import filesystem
 from cpack_build.errors import BadInput, UnsafeInput, UsageError
 from cpack_build.lock.schema import Lock, read_lock
 from cpack_build.restore.folder import OWN, Folder
@@ -117,26 +118,15 @@ def held(folder: Folder) -> Iterator[None]:
     folder.make(OWN)
     if folder.status(f"{OWN}/held") is None:
         folder.write(f"{OWN}/held", [])
-    if os.name == "nt":
-        yield
-        return
-    import fcntl
-
-    with folder._parent(f"{OWN}/held") as (handle, name):
-        descriptor = os.open(name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=handle)
+    descriptor = folder.opened(f"{OWN}/held")
     try:
         # What we start (uv) holds it too, so the next run never meets a program that a killed one has left at work.
         os.set_inheritable(descriptor, True)
         until = time.monotonic() + _WAIT_SECONDS
-        while True:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if time.monotonic() > until:
-                    message = f"Another restore to {folder.root} is under way."
-                    raise UsageError(message, hint="Wait for its end.") from error
-                time.sleep(0.05)
+        while not filesystem.lock(descriptor, wait=False):
+            if time.monotonic() > until:
+                raise UsageError(f"Another restore to {folder.root} is under way.", hint="Wait for its end.")
+            time.sleep(0.05)
         yield
     finally:
         os.close(descriptor)

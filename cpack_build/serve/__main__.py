@@ -167,8 +167,9 @@ async def _reap() -> None:
         for pid in _zombies():
             # Our own children are collected by asyncio at once: a zombie seen twice is nobody's.
             if now - children.setdefault(pid, now) > 4:
-                with contextlib.suppress(ChildProcessError):
-                    os.waitpid(pid, os.WNOHANG)
+                if sys.platform != "win32":
+                    with contextlib.suppress(ChildProcessError):
+                        os.waitpid(pid, os.WNOHANG)
                 del children[pid]
 
 

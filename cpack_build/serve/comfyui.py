@@ -113,7 +113,7 @@ class ChildComfyUI(Engine):
                 f"There is no ComfyUI at {settings.comfyui_dir}: it has no main.py.",
                 hint="Set COMFYUI_DIR to a ComfyUI folder.",
             )
-        python = shutil.which(settings.comfyui_python)
+        python = shutil.which(str(settings.comfyui_python))
         if python is None:
             raise UsageError(
                 f"COMFYUI_PYTHON is {settings.comfyui_python}, which is no program.",
@@ -286,11 +286,14 @@ def _free_port() -> int:
         return port
 
 
-def _end_with_parent() -> Callable[[], None]:
-    """What the child calls before it becomes ComfyUI, to be killed when the service is, however that ends.
+def _end_with_parent() -> Callable[[], None] | None:
+    """What the child calls before it becomes ComfyUI, to be killed when the service is, however that ends; Linux knows
+    how.
 
     The library is loaded here: between fork and exec, with other threads about, little may be done.
     """
+    if sys.platform != "linux":
+        return None
     prctl = ctypes.CDLL(None).prctl
     return lambda: prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL))
 
@@ -332,7 +335,12 @@ def _print_lines(lines: Iterable[str]) -> None:
 
 
 async def _end_group(process: asyncio.subprocess.Process) -> None:
-    """End the child and whatever else is in its process group: asked first, then forced."""
+    """End the child and whatever else is in its process group: asked first, then forced. Windows has no such groups."""
+    if sys.platform == "win32":
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+        return
     group = process.pid
     with contextlib.suppress(ProcessLookupError):
         if process.returncode is None:

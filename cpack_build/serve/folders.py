@@ -9,6 +9,7 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -75,10 +76,16 @@ def prepare_folders(root: Path, inputs: Path) -> Folders:
                 shutil.copyfile(source, target)
     except OSError as error:
         raise StorageError(
-            f"{error.filename or root} cannot be written ({error.strerror}) by user {os.getuid()}.",
+            f"{error.filename or root} cannot be written ({error.strerror}) by {_user()}.",
             hint=f"Mount a writable volume at {root}, for example with `--tmpfs {root}:mode=1777`.",
         ) from None
     return folders
+
+
+def _user() -> str:
+    if sys.platform == "win32":
+        return "this user"
+    return f"user {os.getuid()}"
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, Path]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from cpack_build.cpack.archive import unsafe_name
@@ -12,7 +12,14 @@ from cpack_build.workflow.references import InputReference
 from cpack_build.workspace.capture import CapturedFile
 from cpack_build.workspace.place import Comfyui, walk
 
-__all__ = ["choose_inputs"]
+__all__ = ["choose_inputs", "list_inputs"]
+
+
+def list_inputs(comfyui: Comfyui, *, unreadable: Callable[[Path, str], object] = lambda *_: None) -> list[CapturedFile]:
+    """Every file of the input folder but hidden ones, named as in a pack; *unreadable* is told of what cannot be
+    listed. Some may have names that no pack takes."""
+    files = walk(comfyui.inputs, skip=lambda name: name.startswith("."), unreadable=unreadable)
+    return [CapturedFile(f"input/{name}", path, info.st_size) for name, path, info in files]
 
 
 def choose_inputs(
@@ -22,7 +29,7 @@ def choose_inputs(
     found: dict[str, CapturedFile] = {}
     missing: list[str] = []
     notes: list[str] = []
-    top = comfyui.root / "input"
+    top = comfyui.inputs
 
     def unreadable(path: Path, why: str) -> None:
         notes.append(f"{path.name!r:.80} in input/ is passed over: {why}.")
@@ -32,8 +39,7 @@ def choose_inputs(
     def everything() -> list[CapturedFile]:
         nonlocal listed
         if listed is None:
-            files = walk(top, skip=lambda name: name.startswith("."), unreadable=unreadable)
-            listed = [CapturedFile(f"input/{name}", path, info.st_size) for name, path, info in files]
+            listed = list_inputs(comfyui, unreadable=unreadable)
         return listed
 
     for reference in used:

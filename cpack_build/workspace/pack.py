@@ -25,9 +25,10 @@ from cpack_build.fetch.store import Store
 from cpack_build.progress import SILENT, Progress
 from cpack_build.workflow.references import references
 from cpack_build.workspace.capture import Capture, CapturedFile
+from cpack_build.workspace.folders import RunningFolders
 from cpack_build.workspace.hashing import hash_files
 from cpack_build.workspace.hints import listed_hints, workflow_hints
-from cpack_build.workspace.inputs import choose_inputs
+from cpack_build.workspace.inputs import choose_inputs, list_inputs
 from cpack_build.workspace.models import Listing, ModelFile, choose_models, list_models
 from cpack_build.workspace.nodes import Node, find_nodes
 from cpack_build.workspace.origins import find_origins
@@ -35,6 +36,7 @@ from cpack_build.workspace.packages import Environment, Packages, find_environme
 from cpack_build.workspace.place import Comfyui, find_comfyui
 from cpack_build.workspace.secrets import Finding, scan
 from cpack_build.workspace.source import Source, find_source
+from cpack_build.workspace.ticked import Ticked, taken
 from cpack_build.workspace.upstream import Upstream
 
 __all__ = ["Draft", "Written", "draft_pack", "write_draft"]
@@ -43,7 +45,8 @@ __all__ = ["Draft", "Written", "draft_pack", "write_draft"]
 @dataclass(frozen=True)
 class Draft:
     """What a pack would hold. *models* are chosen, of all that *listing* has; *inputs* are files by their name below
-    ``input/``; *missing* is what the workflow names and the workspace lacks; *notes* and *findings* are for people."""
+    ``input/``; *missing* is what the workflow names and the workspace lacks; *notes* and *findings* are for people;
+    *settings* is the text of its ``cpack.yaml``."""
 
     comfyui: Comfyui
     source: Source
@@ -58,6 +61,7 @@ class Draft:
     missing: tuple[str, ...]
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
+    settings: str | None = None
 
     @property
     def captured(self) -> tuple[Capture, ...]:
@@ -91,6 +95,9 @@ def draft_pack(
     models: Sequence[str] = (),
     inputs: Sequence[str] = (),
     all_models: bool = False,
+    ticked: Ticked | None = None,
+    running: RunningFolders | None = None,
+    settings: str | None = None,
     exclude_nodes: tuple[str, ...] = (),
     capture_nodes: tuple[str, ...] = (),
     comfyui_commit: str | None = None,
@@ -100,13 +107,16 @@ def draft_pack(
     """Look at the ComfyUI in *workspace* and at what *workflow_api* (in the API format) uses of it.
 
     *workflow* is the same in the editor's format, *object_info* ComfyUI's answer to ``/object_info``. *models* and
-    *inputs* are globs of what to take besides, *all_models* takes every one. Nodes in *capture_nodes* are packed as
-    they lie there. A ComfyUI without git, and nodes of the registry, are compared with what *upstream* has, if given.
+    *inputs* are globs of what to take besides, *all_models* takes every one; *ticked* takes exactly what it names.
+    *running* are the folders of a ComfyUI that runs; *settings* is the ``cpack.yaml`` that the pack is to have. Nodes
+    in *capture_nodes* are packed as they lie there. A ComfyUI without git, and nodes of the registry, are compared with
+    what *upstream* has, if given.
+
     Raises :class:`BadInput` (no ComfyUI, or a file of it that is broken), :class:`WorkflowError`,
     :class:`Unresolvable` (no Python, a glob that fits nothing).
     """
     check_workflow(workflow_api)
-    comfyui = find_comfyui(workspace, extra_model_paths=extra_model_paths)
+    comfyui = find_comfyui(workspace, extra_model_paths=extra_model_paths, running=running)
     with progress.task("Looking at the workspace", unit="parts") as task:
         source = find_source(comfyui, commit=comfyui_commit, upstream=upstream)
         task.advance(1)
@@ -120,12 +130,21 @@ def draft_pack(
     used = references(workflow_api, object_info)
     choice = choose_models(listing, comfyui=comfyui, references=used.models, globs=models, everything=all_models)
     files, lacking, input_notes = choose_inputs(comfyui, used.inputs, inputs)
+    chosen = {file.name: file for file in choice.files}
+    if ticked is not None and ticked.models is not None:
+        listed = {file.name: file for file in listing.files}
+        chosen, told = taken(listed, ticked.models, used=chosen, what="model")
+        input_notes += told
+    if ticked is not None and ticked.inputs is not None:
+        everything = {file.name: file for file in list_inputs(comfyui)}
+        ours, told = taken(everything, ticked.inputs, used=[file.name for file in files], what="input file")
+        files, input_notes = tuple(ours.values()), input_notes + told
     notes = [*comfyui.notes, *source.notes, *node_notes, *(note for node in nodes for note in node.notes)]
     notes += [*packages.notes, *listing.notes, *input_notes, *_node_notes(nodes)]
     draft = Draft(
         comfyui=comfyui, source=source, environment=environment, packages=packages, nodes=nodes, listing=listing,
-        models=choice.files, inputs=files, workflow_api=workflow_api, workflow=workflow,
-        missing=(*choice.missing, *lacking), notes=tuple(dict.fromkeys(notes)), findings=(),
+        models=tuple(chosen.values()), inputs=files, workflow_api=workflow_api, workflow=workflow,
+        missing=(*choice.missing, *lacking), notes=tuple(dict.fromkeys(notes)), findings=(), settings=settings,
     )  # fmt: skip
     _check_limits(draft)
     return replace(draft, findings=tuple(_findings(draft)))
@@ -165,6 +184,7 @@ def write_draft(
         workflow_api=draft.workflow_api,
         workflow=draft.workflow,
         inputs={file.name.removeprefix("input/"): file.path for file in draft.inputs},
+        settings=draft.settings,
         other=_others(draft),
     )
     sha256 = hashlib.sha256()

@@ -15,6 +15,7 @@ from typing import Any
 
 from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import BadInput
+from cpack_build.workspace.folders import RunningFolders
 
 __all__ = ["EXTENSIONS", "OWN_NODES", "Comfyui", "ModelFolder", "find_comfyui", "lexical", "walk"]
 
@@ -59,13 +60,14 @@ class ModelFolder:
 class Comfyui:
     """A ComfyUI install at *root*. *version* is what it says of itself, or empty.
 
-    *folders* are in the order in which ComfyUI searches them, *node_folders* hold custom nodes.
+    *folders* are in the order in which ComfyUI searches them, *node_folders* hold custom nodes, *inputs* input files.
     """
 
     root: Path
     version: str
     folders: tuple[ModelFolder, ...]
     node_folders: tuple[Path, ...]
+    inputs: Path
     notes: tuple[str, ...] = ()
 
     @property
@@ -79,11 +81,14 @@ class Comfyui:
         return tuple(place for place in self.folders if place.name == name)
 
 
-def find_comfyui(path: Path, *, extra_model_paths: tuple[Path, ...] = ()) -> Comfyui:
+def find_comfyui(
+    path: Path, *, extra_model_paths: tuple[Path, ...] = (), running: RunningFolders | None = None
+) -> Comfyui:
     """The ComfyUI at *path*, or in it (a portable folder, comfy-cli's workspace).
 
-    *extra_model_paths* are further files as ComfyUI's ``--extra-model-paths-config`` takes them. Raises
-    :class:`BadInput` where no ComfyUI is, or for an ``extra_model_paths.yaml`` that ComfyUI could not read either.
+    *extra_model_paths* are further files as ComfyUI's ``--extra-model-paths-config`` takes them; where it runs and has
+    told its folders (*running*), these are all. Raises :class:`BadInput` where no ComfyUI is, or for an
+    ``extra_model_paths.yaml`` that ComfyUI could not read either.
     """
     # Links stay unresolved, so that what beside the folder belongs to it is found where the user sees it.
     start = lexical(path)
@@ -97,6 +102,10 @@ def find_comfyui(path: Path, *, extra_model_paths: tuple[Path, ...] = ()) -> Com
             f"{path} holds no ComfyUI: there is no {', '.join(_MARKS[:-1])} and {_MARKS[-1]} in it.",
             hint="Name the folder that has ComfyUI's main.py.",
         )
+    if running is not None:
+        told = {_LEGACY.get(name, name): list(places) for name, places in running.models.items()}
+        folders, notes = _named(root, told)
+        return Comfyui(root, _version(root), folders, running.custom_nodes, running.inputs, notes)
     directories: dict[str, list[Path]] = {
         name: [root / "models" / below for below in places] for name, places in _FOLDERS.items()
     }
@@ -106,7 +115,7 @@ def find_comfyui(path: Path, *, extra_model_paths: tuple[Path, ...] = ()) -> Com
         _add_extra(config, directories)
     node_folders = directories.pop("custom_nodes")
     folders, notes = _named(root, directories)
-    return Comfyui(root, _version(root), folders, tuple(dict.fromkeys(node_folders)), notes)
+    return Comfyui(root, _version(root), folders, tuple(dict.fromkeys(node_folders)), root / "input", notes)
 
 
 def _version(root: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,6 +83,9 @@ def test_a_bundle_is_used_offline_and_nothing_else_is_asked(
             assert done.code == 0, done.out
     for name in ("bundle", "bundle.tar"):
         monkeypatch.setenv("CPACK_HOME", str(tmp_path / f"store of {name}"))
+        would = call("fetch", lock, "--offline", "--from", tmp_path / name, "--dry-run", "--json")
+        assert would.document["missing"] == []
+        assert not (Path(os.environ["CPACK_HOME"]) / "blobs").exists()  # nothing was taken over
         alone = call("fetch", lock, "--offline", "--json")
         assert alone.code == 6
         assert "is not in the store" in alone.out

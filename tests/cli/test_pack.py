@@ -209,3 +209,79 @@ def test_each_mistake_is_named(
     done = call("pack", *(argument.format(root=root, workflow=workflow) for argument in arguments))
     assert (done.code, said in done.err) == (code, True), done.err
     assert "Traceback" not in done.err
+
+
+def test_a_choice_is_exact_and_settings_travel(call: Caller, root: Path, workflow: Path, tmp_path: Path) -> None:
+    (root / "models/loras/[a].safetensors").write_bytes(b"x" * 20)
+    choice, config = tmp_path / "choice.json", tmp_path / "mine.yaml"
+    choice.write_text(json.dumps({"models": ["models/loras/[a].safetensors"], "inputs": []}))
+    config.write_text("system: {packages: [libsndfile1]}\n")
+    done = call("pack", root, "-w", workflow, "--offline", "--choice", choice, "--config", config, "--json")
+    assert done.code == 0, done.err
+    assert [model["filename"] for model in done.document["models"]] == ["models/loras/[a].safetensors"]
+    assert done.document["inputs"] == []
+    told = "\n".join(done.document["notes"])
+    assert "models/upscale_models/tiny.safetensors is used by the workflow, and was not chosen." in told
+    assert "input/example.png is used by the workflow, and was not chosen." in told
+    assert read_pack(tmp_path / "upscale.cpack.zip").settings_text == config.read_text()
+
+
+@pytest.mark.parametrize(
+    ("choice", "code", "says"),
+    [
+        ({"models": ["models/loras/*"]}, 4, "is no model of the workspace"),
+        ({"models": ["../../../etc/passwd"]}, 4, "is no model"),
+        ({"inputs": ["example.png"]}, 4, "is no input file"),
+        ({"models": "x"}, 3, "must be a list"),
+        ({"model": []}, 3, "neither models nor inputs"),
+    ],
+)
+def test_a_choice_that_is_wrong_is_named(
+    call: Caller, root: Path, workflow: Path, tmp_path: Path, choice: object, code: int, says: str
+) -> None:
+    file = tmp_path / "choice.json"
+    file.write_text(json.dumps(choice))
+    done = call("pack", root, "-w", workflow, "--offline", "--choice", file)
+    assert done.code == code
+    assert says in done.err
+    assert call("pack", root, "-w", workflow, "--choice", file, "--all-models").code == 2
+
+
+def test_a_running_comfyui_s_folders_are_all_there_is(call: Caller, root: Path, workflow: Path, tmp_path: Path) -> None:
+    """As with --base-directory and --input-directory: what its files would say is not looked at."""
+    models, inputs, folders = tmp_path / "elsewhere/upscale", tmp_path / "in", tmp_path / "folders.json"
+    models.mkdir(parents=True)
+    inputs.mkdir()
+    (root / "extra_model_paths.yaml").write_text("x: [not what ComfyUI reads\n")
+    shutil.move(root / "models/upscale_models/tiny.safetensors", models)
+    shutil.move(root / "input/example.png", inputs)
+    folders.write_text(
+        json.dumps({"models": {"upscale_models": [str(models)]}, "custom_nodes": [], "input": str(inputs)})
+    )
+    done = call("pack", root, "-w", workflow, "--offline", "--folders", folders, "--json")
+    assert done.code == 0, done.out
+    assert done.document["missing"] == []
+    assert [model["filename"] for model in done.document["models"]] == ["models/upscale_models/tiny.safetensors"]
+    assert [item["filename"] for item in done.document["inputs"]] == ["input/example.png"]
+
+
+@pytest.mark.parametrize(
+    "folders",
+    [{}, {"models": []}, {"models": {"loras": ["relative"]}, "custom_nodes": [], "input": "/x"},
+     {"models": {}, "custom_nodes": "/x", "input": "/x"}, {"models": {}, "custom_nodes": [], "input": None}],
+)  # fmt: skip
+def test_folders_that_are_none_are_refused(
+    call: Caller, root: Path, workflow: Path, tmp_path: Path, folders: object
+) -> None:
+    file = tmp_path / "folders.json"
+    file.write_text(json.dumps(folders))
+    done = call("pack", root, "-w", workflow, "--folders", file)
+    assert done.code == 3
+    assert "folders.json" in done.err
+
+
+def test_settings_that_a_pack_must_not_bring_are_refused(
+    call: Caller, root: Path, workflow: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.yaml").write_text("models: [/srv/models]\n")
+    assert call("pack", root, "-w", workflow, "--config", tmp_path / "mine.yaml").code == 8

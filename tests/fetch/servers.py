@@ -57,7 +57,7 @@ def serving(answer: Callable[[Request], Answer]) -> Iterator[Server]:
                 self.wfile.write(told.body if told.cut is None else told.body[: told.cut])
             self.close_connection = True
 
-        do_HEAD = do_POST = do_GET  # noqa: N815
+        do_HEAD = do_PATCH = do_POST = do_GET  # noqa: N815
 
         def log_message(self, format: str, *args: object) -> None:
             pass

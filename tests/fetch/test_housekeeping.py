@@ -142,6 +142,39 @@ def test_leftovers_go_but_not_what_somebody_works_on(store: Store) -> None:
     assert not (store.root / "pulled/f").exists()
 
 
+def test_folders_that_were_made_of_blobs_go_first_and_not_while_they_are_used(store: Store) -> None:
+    (blob,) = ended(store.root, b"of an ended run")
+    old = Store(store.root, further=())
+    for name in ("old", "new"):
+        (old.derived.take("workspaces", name) / "big").write_bytes(b"x" * 5000)
+    os.link(store.blob_path(blob), store.root / "workspaces" / "old" / "shared")  # costs nothing, and frees nothing
+    del old
+    used = store.derived.take("workspaces", "new") / "big"
+
+    found = {folder.path.name: folder for folder in holdings(looking(store)).derived}
+    assert [(one.kind, one.in_use) for one in found.values()] == [("workspaces", True), ("workspaces", False)]
+    assert found["old"].size == found["new"].size >= 5000
+
+    would = collect(looking(store), max_size=0, dry_run=True)
+    done = collect(looking(store), max_size=0)
+
+    assert would == done
+    assert done.removals[0].name == "workspaces/old"
+    assert done.in_use == 1
+    assert used.exists()
+    assert sorted(path.name for path in (store.root / "workspaces").iterdir()) == ["new"]
+
+
+def test_a_folder_is_made_anew_for_who_wants_it_after_it_went(store: Store) -> None:
+    other = Store(store.root, further=())
+    place = other.derived.take("wheelhouse", "x")
+    del other
+    collect(looking(store), unused_days=0)
+    assert not place.exists()
+    assert store.derived.take("wheelhouse", "x") == place
+    assert place.is_dir()
+
+
 def test_a_flipped_bit_is_found_and_put_aside(store: Store) -> None:
     file = store.put([b"right"], what="x")
     file.path.chmod(0o644)

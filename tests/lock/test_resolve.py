@@ -19,7 +19,7 @@ import pytest
 
 from cpack_build.cpack.schema import GitPin, ModelEntry, NodePin, Snapshot
 from cpack_build.cpack.settings import Settings
-from cpack_build.errors import BadInput, BadSettings, HashMismatch, NetworkError, StaleLock, Unresolvable
+from cpack_build.errors import BadInput, BadSettings, HashMismatch, NetworkError, StaleLock, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import RequestsTransport, Response, Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
@@ -142,9 +142,18 @@ def test_a_fresh_lock_is_fresh_and_a_stale_one_says_why(world: World, locked: Lo
         check_fresh(locked, FakePack("2" * 64, world.snapshot), world.settings)
     with pytest.raises(StaleLock, match="the settings"):
         check_fresh(locked, world.pack, world.settings.model_copy(update={"environment": {"A": "b"}}))
+    with pytest.raises(UnsafeInput, match=r"refused.*models/a/x\.bin"):
+        check_fresh(locked, world.pack, world.settings.model_copy(update={"pickles": "refuse"}))
     other = locked.service_code.model_copy(update={"tree_sha256": "0" * 64})
     with pytest.raises(StaleLock, match="another cpack-build"):
         check_fresh(locked.model_copy(update={"service_code": other}), world.pack, world.settings)
+
+
+def test_a_pickled_model_is_refused_before_anything_is_asked(world: World, tmp_path: Path) -> None:
+    with pytest.raises(UnsafeInput, match=r"models/a/x\.bin") as refused:
+        world.lock(tmp_path / "store", pickles="refuse")
+    assert "unused.bin" not in str(refused.value)  # which is not enabled
+    assert not (tmp_path / "store").exists()
 
 
 def test_only_a_python_that_may_run_here_is_vouched_for(world: World, locked: Lock, tmp_path: Path) -> None:

@@ -187,7 +187,7 @@ class PromptQueue:
             self._waiting = [item for item in self._waiting if prompt_id is not None and item[1] != prompt_id]
         self._changed()
 
-    def history(self, prompt_id: str | None = None, max_items: int | None = None) -> dict[str, Any]:
+    def get_history(self, prompt_id: str | None = None, max_items: int | None = None) -> dict[str, Any]:
         with self._condition:
             if prompt_id is not None:
                 return {prompt_id: self._history[prompt_id]} if prompt_id in self._history else {}

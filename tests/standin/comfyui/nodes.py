@@ -231,21 +231,32 @@ NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "ImageUpscaleWithModel": ImageUpscaleWithModel,
 }
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
+EXTENSION_WEB_DIRS: dict[str, str] = {}
 
 
-def load_custom_node(path: str) -> bool:
-    """Import the custom node at *path* (a folder or a .py file); a failure is reported and that is all."""
+def load_custom_node(path: str, ignore: frozenset[str] = frozenset()) -> bool:
+    """Import the custom node at *path* (a folder or a .py file) as ComfyUI does; a failure is reported and that is all.
+
+    Nodes named in *ignore* keep the classes that they have.
+    """
     name = os.path.basename(path).removesuffix(".py")
     try:
         if os.path.isfile(path):
-            spec = importlib.util.spec_from_file_location(name, path)
+            in_sys, folder = path.removesuffix(".py"), os.path.dirname(path)
+            spec = importlib.util.spec_from_file_location(in_sys, path)
         else:
-            name = path.replace(".", "_x_")
-            spec = importlib.util.spec_from_file_location(name, os.path.join(path, "__init__.py"))
+            in_sys, folder = path.replace(".", "_x_"), path
+            spec = importlib.util.spec_from_file_location(in_sys, os.path.join(path, "__init__.py"))
         module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
+        sys.modules[in_sys] = module
         spec.loader.exec_module(module)
-        NODE_CLASS_MAPPINGS.update(getattr(module, "NODE_CLASS_MAPPINGS", {}))
+        web = getattr(module, "WEB_DIRECTORY", None)
+        if web is not None and os.path.isdir(os.path.join(folder, web)):
+            EXTENSION_WEB_DIRS[name] = os.path.abspath(os.path.join(folder, web))
+        for node, node_class in module.NODE_CLASS_MAPPINGS.items():
+            if node not in ignore:
+                NODE_CLASS_MAPPINGS[node] = node_class
+                node_class.RELATIVE_PYTHON_MODULE = f"custom_nodes.{name}"
         NODE_DISPLAY_NAME_MAPPINGS.update(getattr(module, "NODE_DISPLAY_NAME_MAPPINGS", {}))
         return True
     except Exception:
@@ -257,6 +268,7 @@ def load_custom_node(path: str) -> bool:
 def init_extra_nodes() -> None:
     """Load our interface nodes, the ones that fail on request, and everything in ``custom_nodes``."""
     here = os.path.dirname(os.path.realpath(__file__))
+    built_in = frozenset(NODE_CLASS_MAPPINGS)
     for name in ("cpack_nodes.py", "failing_nodes.py"):
         load_custom_node(os.path.join(here, name))
     times = []
@@ -269,7 +281,7 @@ def init_extra_nodes() -> None:
             if args.disable_all_custom_nodes and name not in args.whitelist_custom_nodes:
                 continue
             begun = time.perf_counter()
-            loaded = load_custom_node(path)
+            loaded = load_custom_node(path, built_in)
             times.append((time.perf_counter() - begun, path, "" if loaded else " (IMPORT FAILED)"))
     if times:
         logging.info("\nImport times for custom nodes:")

@@ -19,6 +19,7 @@ import comfy.utils
 import comfyui_version
 import execution
 import folder_paths
+import frontend
 import nodes
 from aiohttp import WSMsgType, web
 from comfy.cli_args import args
@@ -45,7 +46,6 @@ class PromptServer:
         self.routes = web.RouteTableDef()
         comfy.utils.set_progress_bar_global_hook(self.progress)
         for method, path, function in (
-            ("GET", "/", self.root),
             ("GET", "/ws", self.websocket),
             ("GET", "/prompt", self.get_prompt),
             ("POST", "/prompt", self.post_prompt),
@@ -65,6 +65,7 @@ class PromptServer:
             ("GET", "/models", self.models),
             ("GET", "/models/{folder}", self.models),
             ("GET", "/embeddings", self.embeddings),
+            *frontend.ROUTES,
         ):
             self.routes.route(method, path)(function)
 
@@ -75,6 +76,7 @@ class PromptServer:
             doubled.route(route.method, "/api" + route.path)(route.handler)
         self.app.add_routes(doubled)
         self.app.add_routes(self.routes)
+        frontend.add_static_routes(self.app)
         runner = web.AppRunner(self.app, access_log=None)
         await runner.setup()
         threading.Thread(target=self.work, daemon=True).start()
@@ -133,9 +135,6 @@ class PromptServer:
 
     # -- routes
 
-    async def root(self, request: web.Request) -> web.StreamResponse:
-        return web.Response(text="The stand-in for ComfyUI; there is no page here.")
-
     async def websocket(self, request: web.Request) -> web.StreamResponse:
         socket = web.WebSocketResponse()
         await socket.prepare(request)
@@ -148,6 +147,8 @@ class PromptServer:
             async for message in socket:
                 if message.type == WSMsgType.ERROR:
                     logging.warning("ws connection closed with exception %s", socket.exception())
+                elif message.type == WSMsgType.TEXT and json.loads(message.data).get("type") == "feature_flags":
+                    await socket.send_json({"type": "feature_flags", "data": frontend.SERVER_FEATURES})
         finally:
             if self.sockets.get(client_id) is socket:
                 del self.sockets[client_id]
@@ -205,7 +206,7 @@ class PromptServer:
 
     async def get_history(self, request: web.Request) -> web.StreamResponse:
         most = request.query.get("max_items")
-        entries = self.prompt_queue.history(request.match_info.get("prompt_id"), int(most) if most else None)
+        entries = self.prompt_queue.get_history(request.match_info.get("prompt_id"), int(most) if most else None)
         return web.json_response(entries, dumps=lambda value: json.dumps(value, default=repr))
 
     async def post_history(self, request: web.Request) -> web.StreamResponse:
@@ -275,7 +276,7 @@ class PromptServer:
         return web.json_response({"system": system, "devices": [device]})
 
     async def features(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response({"supports_preview_metadata": False, "max_upload_size": self.app._client_max_size})
+        return web.json_response(frontend.SERVER_FEATURES)
 
     async def models(self, request: web.Request) -> web.StreamResponse:
         folder = request.match_info.get("folder")
@@ -293,11 +294,15 @@ def node_info(name: str) -> dict[str, Any]:
     """What ``/object_info`` says of the node class *name*."""
     node_class = nodes.NODE_CLASS_MAPPINGS[name]
     inputs = node_class.INPUT_TYPES()
+    extra = {key: True for key in ("deprecated", "experimental") if getattr(node_class, key.upper(), False)}
+    if tooltips := getattr(node_class, "OUTPUT_TOOLTIPS", None):
+        extra["output_tooltips"] = tooltips
     return {
+        **extra,
         "input": inputs,
         "input_order": {category: list(entries) for category, entries in inputs.items()},
         "output": node_class.RETURN_TYPES,
-        "output_is_list": [False] * len(node_class.RETURN_TYPES),
+        "output_is_list": getattr(node_class, "OUTPUT_IS_LIST", [False] * len(node_class.RETURN_TYPES)),
         "output_name": getattr(node_class, "RETURN_NAMES", node_class.RETURN_TYPES),
         "name": name,
         "display_name": nodes.NODE_DISPLAY_NAME_MAPPINGS.get(name, name),

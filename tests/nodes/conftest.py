@@ -1,0 +1,130 @@
+"""ComfyUI with the plugin, and pages of its frontend in a size, a theme and a language.
+
+The same tests run on the stand-in and, where ``CPACK_TEST_COMFYUI`` names one, on real ComfyUI: with the frontend that
+it requires itself and with the newest.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import pytest
+from playwright.sync_api import Browser, Page
+
+from tests.browser import Record, browsing, chromium, screenshot
+from tests.nodes import routing
+from tests.nodes.comfy import PLUGIN, Comfy, running
+
+_KINDS = [pytest.param("standin", id="standin")]
+if "CPACK_TEST_COMFYUI" in os.environ:
+    _KINDS += [pytest.param(kind, id=kind, marks=pytest.mark.comfyui) for kind in ("comfyui", "comfyui-newest")]
+
+
+@pytest.fixture(scope="session", params=_KINDS)
+def comfy(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
+    """ComfyUI with the plugin, shared: tests leave it as they found it."""
+    with running(request.param, tmp_path_factory.mktemp("comfy")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[routing.Comfyui]:
+    """An install with git, models and inputs, its plugin a clone: for the routes, which look at all of that. Shared."""
+    with routing.running(tmp_path_factory.mktemp("comfyui")) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, for the tests of one module (see tests/browser.py on why not for longer)."""
+    with chromium() as browser:
+        yield browser
+
+
+@dataclass
+class ComfyPage:
+    """A page of ComfyUI's frontend, with what went on in it."""
+
+    page: Page
+    record: Record
+    shots: Path
+
+    def shot(self, name: str) -> None:
+        """Keep a picture (in ``CPACK_TEST_SCREENSHOTS`` where that is set)."""
+        screenshot(self.page, name, self.shots)
+
+    def ready(self) -> None:
+        """Wait until the frontend has loaded its extensions and shows a graph."""
+        self.page.wait_for_function("window.app?.graph && window.app.extensionManager && window.app.vueAppReady")
+        self.page.wait_for_function("!document.querySelector('#splash-loader')")
+
+    def load(self, workflow: dict[str, Any]) -> None:
+        """Show *workflow* (a drawing, as saved) in place of what is there."""
+        self.page.evaluate("workflow => window.app.loadGraphData(workflow)", workflow)
+
+    def drawing(self) -> dict[str, Any]:
+        """What saving the workflow would write."""
+        return dict(self.page.evaluate("window.app.rootGraph?.serialize() ?? window.app.graph.serialize()"))
+
+    def export(self) -> dict[str, Any]:
+        """What Export (API) would write."""
+        return dict(self.page.evaluate("window.app.graphToPrompt().then(found => found.output)"))
+
+
+class OpenComfy(Protocol):
+    """Opens the frontend; at the test's end there must be no error of the plugin's scripts."""
+
+    def __call__(
+        self,
+        *,
+        size: tuple[int, int] = (1440, 900),
+        theme: Literal["dark", "light"] = "dark",
+        language: Literal["en", "zh"] = "en",
+        settings: dict[str, Any] | None = None,
+    ) -> ComfyPage: ...
+
+
+@pytest.fixture
+def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenComfy]:
+    """Opens ComfyUI's page in a size, a theme and a language."""
+    records = []
+    with ExitStack() as stack:
+
+        def open_comfy(
+            *,
+            size: tuple[int, int] = (1440, 900),
+            theme: Literal["dark", "light"] = "dark",
+            language: Literal["en", "zh"] = "en",
+            settings: dict[str, Any] | None = None,
+        ) -> ComfyPage:
+            chosen = {
+                "Comfy.Locale": language,
+                "Comfy.ColorPalette": theme,
+                "Comfy.TutorialCompleted": True,
+                "Comfy.Notification.ShowVersionUpdates": False,
+                "Comfy.Workflow.ShowMissingNodesWarning": False,
+                "Comfy.Workflow.ShowMissingModelsWarning": False,
+                "Comfy.Workflow.Persist": False,
+                "Comfy.Workflow.WarnBlueprintOverwrite": False,
+                **(settings or {}),
+            }
+            comfy.post("/api/settings", chosen).raise_for_status()
+            viewport = {"width": size[0], "height": size[1]}
+            options: dict[str, Any] = {"viewport": viewport, "locale": language, "color_scheme": theme}
+            context, record = stack.enter_context(browsing(browser, comfy.url, **options))
+            records.append(record)
+            context.grant_permissions(["clipboard-read", "clipboard-write"])
+            page = context.new_page()
+            page.goto("/")
+            opened = ComfyPage(page, record, tmp_path)
+            opened.ready()
+            return opened
+
+        yield open_comfy
+    for record in records:
+        assert not record.errors_of(f"/extensions/{PLUGIN}/")

@@ -1,0 +1,275 @@
+"""Long work runs as jobs: told as it goes, cancelled whole, outlived by nothing, and with no secret in its log."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cpack_build.nodes.tool import redact
+from tests.nodes.routing import Comfyui, alive, fake_tool, gone, make_comfyui, running, settled, values, workflow
+from tests.serve.running import wait_for
+
+
+def asking(**asked: Any) -> dict[str, Any]:
+    """A workflow that tells the fake tool what to do."""
+    return {"1": {"class_type": "Fake", "inputs": asked}}
+
+
+@pytest.fixture(scope="module")
+def faked(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """ComfyUI with the fake tool."""
+    folder = tmp_path_factory.mktemp("faked")
+    with running(folder, CPACK_BUILD=str(fake_tool(folder))) as comfyui:
+        yield comfyui
+
+
+def test_a_pack_is_made_told_and_downloaded(comfyui: Comfyui, tmp_path: Path) -> None:
+    key = comfyui.start("pack", name="my pack", prompt=workflow(), workflow={"nodes": [], "last_node_id": 0})
+    job = comfyui.over(key)
+    assert job["state"] == "done", values(job)
+    assert [(stage["code"], stage["state"]) for stage in job["stages"]] == [("pack", "done")]
+    assert job["result"]["name"] == "my pack.cpack.zip"
+    assert job["ended"] >= job["started"]
+    assert any("Looking at the workspace" in line for line in job["log_tail"])
+    answer = comfyui.get(f"/cpack/jobs/{key}/download")
+    assert answer.headers["Content-Disposition"] == "attachment; filename*=UTF-8''my%20pack.cpack.zip"
+    assert len(answer.content) == job["result"]["size"]
+    file = tmp_path / "x.cpack.zip"
+    file.write_bytes(answer.content)
+    from cpack_build.cpack.reader import read_pack
+
+    read = read_pack(file)
+    assert [model.filename for model in read.snapshot.models if not model.disabled] == [
+        "models/upscale_models/tiny.safetensors"
+    ]
+    assert [item.name for item in read.inputs] == ["input/example.png"]
+
+
+def test_exactly_what_was_ticked_is_packed_and_saved(comfyui: Comfyui) -> None:
+    (comfyui.folder / "models/loras").mkdir(exist_ok=True)
+    (comfyui.folder / "models/loras/extra.safetensors").write_bytes(b"x" * 40)
+    (comfyui.folder / "input/[other].png").write_bytes(b"other")
+    result = comfyui.done(
+        "pack", name="ticked", prompt=workflow(), models=["models/loras/extra.safetensors"],
+        inputs=["input/[other].png"], system=["libsndfile1"], save_as="kept",
+    )  # fmt: skip
+    assert result["saved"] == "cpack/kept.cpack.zip"
+    from cpack_build.cpack.reader import read_pack
+
+    read = read_pack(comfyui.saved / "kept.cpack.zip")
+    assert [model.filename for model in read.snapshot.models if not model.disabled] == [
+        "models/loras/extra.safetensors"
+    ]
+    assert [item.name for item in read.inputs] == ["input/[other].png"]
+    assert json.loads(read.settings_text or "") == {"system": {"packages": ["libsndfile1"]}}
+    assert any("tiny.safetensors is used by the workflow, and was not chosen" in note for note in result["notes"])
+    again = comfyui.post("/cpack/jobs", {"kind": "pack", "params": {
+        "name": "x", "prompt": workflow(), "save_as": "kept"}})  # fmt: skip
+    assert (again.status_code, again.json()["error"]["code"]) == (409, "exists")
+
+
+@pytest.mark.parametrize(
+    ("params", "code"),
+    [
+        ({"name": "../../etc/passwd"}, "bad_name"),
+        ({"name": "/etc/passwd"}, "bad_name"),
+        ({"name": "a/b"}, "bad_name"),
+        ({"name": "a\\b"}, "bad_name"),
+        ({"name": ".."}, "bad_name"),
+        ({"name": ".hidden"}, "bad_name"),
+        ({"name": "-rf"}, "bad_name"),
+        ({"name": "$(id)"}, "bad_name"),
+        ({"name": "`id`;x"}, "bad_name"),
+        ({"name": "a\nb"}, "bad_name"),
+        ({"name": "x\u0000"}, "bad_name"),
+        ({"name": "x" * 300}, "bad_name"),
+        ({"name": 7}, "bad_name"),
+        ({"name": ""}, "bad_name"),
+        ({"save_as": "../../../../tmp/evil"}, "bad_name"),
+        ({"models": "models/x"}, "bad_value"),
+        ({"models": [7]}, "bad_value"),
+        ({"system": ["libgl1; rm -rf /"]}, "bad_value"),
+        ({"system": ["--config=/etc/shadow"]}, "bad_value"),
+        ({"include_local": "yes"}, "bad_value"),
+        ({"prompt": None}, "no_prompt"),
+        ({"prompt": []}, "bad_request"),
+        ({"prompt": "x"}, "bad_request"),
+    ],
+)
+def test_what_cannot_be_a_name_or_a_choice_is_refused_at_once(
+    comfyui: Comfyui, params: dict[str, Any], code: str
+) -> None:
+    before = comfyui.get("/cpack/jobs").json()
+    answer = comfyui.post("/cpack/jobs", {"kind": "pack", "params": {"name": "x", "prompt": workflow()} | params})
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["code"] == code
+    assert comfyui.get("/cpack/jobs").json() == before
+
+
+@pytest.mark.parametrize("model", ["/etc/passwd", "../../../etc/passwd", "models/../../etc/passwd", "*", "$(id)"])
+def test_a_model_s_name_is_compared_and_never_opened(comfyui: Comfyui, model: str) -> None:
+    for choice in ({"models": [model]}, {"inputs": [model]}):
+        job = comfyui.over(comfyui.start("pack", name="x", prompt=workflow(), **choice))
+        assert job["state"] == "failed"
+        assert job["error"]["code"] == "Unresolvable"
+        assert "no model" in job["error"]["message"] or "no input file" in job["error"]["message"]
+        assert job["error"]["next"]
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{", b'{"kind": 7}', b'{"kind": "rm"}', b'{"kind": "pack", "params": 1}',
+                                  b"\xff\xfe", b"[" * 100_000, b'{"a":' * 200_000, b"1" * 5000])  # fmt: skip
+def test_a_body_that_is_none_is_refused(comfyui: Comfyui, body: bytes) -> None:
+    import requests
+
+    headers = {"X-CPack": "1", "Content-Type": "application/json"}
+    answer = requests.post(comfyui.url + "/cpack/jobs", data=body, headers=headers, timeout=60)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["error"]["message"]
+
+
+def test_a_huge_body_is_refused_and_leaves_nothing(comfyui: Comfyui) -> None:
+    import requests
+
+    from cpack_build.nodes.asked import LIMIT
+
+    def chunks() -> Any:
+        for _ in range((LIMIT >> 20) + 2):
+            yield b" " * (1 << 20)
+
+    headers = {"X-CPack": "1", "Content-Type": "application/json"}
+    try:
+        answer = requests.post(comfyui.url + "/cpack/jobs", data=chunks(), headers=headers, timeout=60)
+    except requests.ConnectionError:  # it hung up while we sent
+        pass
+    else:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    assert not list(comfyui.temporary.glob("*/requests/*/*"))
+
+
+def test_a_large_workflow_is_packed_as_it_is(comfyui: Comfyui) -> None:
+    large = workflow()
+    large["2"]["_meta"] = {"title": "é" * 300_000}
+    assert comfyui.done("pack", name="large", prompt=large)["size"] > 300_000
+
+
+def test_two_of_a_kind_are_not_run_at_once_and_a_cancelled_one_leaves_nothing(faked: Comfyui, tmp_path: Path) -> None:
+    pids = tmp_path / "pids"
+    key = faked.start("pack", name="x", prompt=asking(sleeps=600, pids=str(pids)))
+    wait_for(pids.exists, "the tool")
+    second = faked.post("/cpack/jobs", {"kind": "pack", "params": {"name": "y", "prompt": asking()}})
+    assert (second.status_code, second.json()["error"]["code"]) == (409, "already_running")
+    processes = [int(pid) for pid in wait_for(pids.read_text, "its processes").split()]
+    assert faked.post(f"/cpack/jobs/{key}/cancel").status_code == 200
+    job = faked.over(key)
+    assert job["state"] == "cancelled"
+    assert job["stages"][0]["state"] == "cancelled"
+    assert job["error"] is None
+    assert (tmp_path / "unwound").exists()  # as with Ctrl-C: it had the chance to tidy up
+    for pid in processes:
+        gone(pid)
+    assert not list(faked.temporary.glob(f"*/jobs/{key}"))
+    assert not list(faked.temporary.glob("*/requests/*"))
+    assert faked.get(f"/cpack/jobs/{key}/download").status_code == 404
+    assert faked.over(faked.start("pack", name="y", prompt=asking()))["state"] == "failed"  # the fake makes no pack
+
+
+def test_the_tool_s_failure_is_told_in_its_own_words(faked: Comfyui) -> None:
+    error = {"type": "BadInput", "message": "No ComfyUI.", "hint": "Name one.", "exit_code": 3}
+    job = faked.over(faked.start("pack", name="x", prompt=asking(prints=json.dumps({"error": error}), code=3)))
+    assert job["state"] == "failed"
+    assert job["error"] == {"code": "BadInput", "message": "No ComfyUI.", "next": "Name one."}
+    dumb = faked.over(faked.start("pack", name="x", prompt=asking(prints="Segmentation fault", code=139)))
+    assert dumb["error"]["code"] == "no_result"
+    assert "139" in dumb["error"]["message"]
+
+
+def test_progress_is_what_the_tool_tells(faked: Comfyui, tmp_path: Path) -> None:
+    def event(kind: str, **more: Any) -> str:
+        return json.dumps({"event": kind, **more})
+
+    says = [
+        event("start", task=1, title="Hashing models", total=100, unit="B"),
+        event("note", message="One model has no source."),
+        event("advance", task=1, done=40, total=100, rate=7, left=9),
+        "Warning: some library said this.",
+        '{"event": broken',
+        event("advance", task="x", done=1),
+        event("end", task=77),
+    ]
+    pids = tmp_path / "pids"
+    key = faked.start("pack", name="x", prompt=asking(says=says, sleeps=600, pids=str(pids)))
+    job = faked.until(key, lambda job: bool(job["progress"]) and job["progress"]["done"] == 40)
+    assert job["progress"] == {"label": "Hashing models", "done": 40, "total": 100, "unit": "bytes", "rate": 7}
+    job = faked.until(key, lambda job: '{"event": broken' in job["log_tail"])
+    assert job["log_tail"] == [
+        "Hashing models", "One model has no source.", "Warning: some library said this.", '{"event": broken'
+    ]  # fmt: skip
+    assert faked.get(f"/cpack/jobs/{key}/log").text == "".join(f"{line}\n" for line in job["log_tail"])
+    assert [one["id"] for one in faked.get("/cpack/jobs").json()["jobs"]][-1] == key  # as after a reload
+    faked.post(f"/cpack/jobs/{key}/cancel")
+    assert faked.over(key)["progress"] is None
+
+
+def test_no_token_stays_in_a_log(faked: Comfyui) -> None:
+    says = [
+        "GET https://someone:hunter2secret@hub.example/x",
+        "Authorization: Bearer abcdef123456",
+        '{"event": "note", "message": "HF_TOKEN=hf_abcdef123456 was used"}',
+    ]
+    error = {"type": "NetworkError", "message": "https://u:hunter2secret@hub.example failed", "hint": ""}
+    key = faked.start("pack", name="x", prompt=asking(says=says, prints=json.dumps({"error": error}), code=6))
+    job = faked.over(key)
+    text = values(job) + faked.get(f"/cpack/jobs/{key}/log").text
+    assert "hub.example" in text
+    for secret in ("hunter2secret", "abcdef123456"):
+        assert secret not in text
+
+
+def test_redaction_knows_the_secrets_of_a_job() -> None:
+    assert redact("key s3cr3t, twice s3cr3t", ("s3cr3t", "")) == "key …, twice …"
+
+
+def test_a_deaf_tool_is_killed(faked: Comfyui, tmp_path: Path) -> None:
+    """It ignores the first two requests to end; the last one cannot be ignored."""
+    pids = tmp_path / "pids"
+    key = faked.start("pack", name="x", prompt=asking(sleeps=600, pids=str(pids), deaf=True))
+    processes = [int(pid) for pid in wait_for(lambda: pids.exists() and pids.read_text(), "the tool").split()]
+    faked.post(f"/cpack/jobs/{key}/cancel")
+    assert faked.over(key)["state"] == "cancelled"
+    for pid in processes:
+        gone(pid)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_what_runs_ends_when_comfyui_ends_however_that_happens(tmp_path: Path, number: signal.Signals) -> None:
+    pids = tmp_path / "pids"
+    root = make_comfyui(tmp_path / "ComfyUI")
+    with running(tmp_path, install=root, CPACK_BUILD=str(fake_tool(tmp_path))) as comfyui:
+        comfyui.start("pack", name="x", prompt=asking(sleeps=600, pids=str(pids)))
+        processes = [int(pid) for pid in wait_for(lambda: pids.exists() and pids.read_text(), "the tool").split()]
+        assert all(alive(pid) for pid in processes)
+        os.kill(comfyui.pid, number)
+        for pid in [comfyui.pid, *processes]:
+            gone(pid)
+        left = list(comfyui.temporary.iterdir())
+    assert len(left) == (1 if number == signal.SIGKILL else 0)
+    with running(tmp_path, install=root, CPACK_BUILD=str(fake_tool(tmp_path))) as comfyui:
+        assert not set(left) & set(comfyui.temporary.iterdir())
+
+
+def test_only_the_last_twenty_are_kept(faked: Comfyui) -> None:
+    keys = [faked.start("pack", name="x", prompt=asking())]
+    for _ in range(24):
+        faked.over(keys[-1])
+        keys.append(faked.start("pack", name="x", prompt=asking()))
+    faked.over(keys[-1])
+    kept = [job["id"] for job in faked.get("/cpack/jobs").json()["jobs"]]
+    assert len(kept) == 20
+    assert kept[-1] == keys[-1]
+    settled()
+    assert len(list(faked.temporary.glob("*/jobs/*"))) <= 20
