@@ -173,6 +173,10 @@ def _explained(said: str) -> CpackError:
     elif not lines:
         error = EngineFailed("The build failed and said nothing.", hint="Try `docker buildx ls`.")
     else:
-        error = EngineFailed(f"The build failed: {last or lines[-1]}", hint="Add -v to see what the builder said last.")
+        # what the failed step printed stands between rules, each line behind its time
+        step = re.search(r"(?s)-{6}\n > [^\n]*\n(.*?)-{6}", said)
+        words = [re.sub(r"^[0-9.]+ ", "", line) for line in step[1].splitlines()[-_LAST_WORDS:]] if step else []
+        told = " | ".join(filter(None, map(str.strip, words))) or last or lines[-1]
+        error = EngineFailed(f"The build failed: {told}", hint="Add -v to see what the builder said last.")
     error.detail = "\n".join(lines[-40:])
     return error

@@ -20,9 +20,10 @@ from tempfile import TemporaryDirectory
 from cpack_build.backends.builder import Builder, find_builder
 from cpack_build.backends.dockerfile import BASE_CONTEXT, Plan, bake_file, dockerfile
 from cpack_build.backends.features import Features, features_of
-from cpack_build.backends.ingredients import Context
+from cpack_build.backends.ingredients import Context, Foundation, LockContext
 from cpack_build.backends.protocol import Farm, Request
-from cpack_build.errors import CpackError, Occupied, ToolMissing, Unresolvable, writing
+from cpack_build.errors import CpackError, Occupied, StaleLock, ToolMissing, Unresolvable, writing
+from cpack_build.image.gather import require_own_service
 from cpack_build.lock.python import lock_environment
 from cpack_build.lock.schema import BaseImage, Lock, PinnedWheels
 from cpack_build.lock.system import UNKNOWN_GLIBC
@@ -56,6 +57,10 @@ class BuildKit:
     def refusals(self, request: Request) -> Sequence[CpackError]:
         found: list[CpackError] = []
         for lock in request.locks:
+            try:
+                require_own_service(lock)
+            except StaleLock as error:
+                found.append(error)
             for name, value in lock.environment.items():
                 if "\n" in value or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
                     found.append(
@@ -86,7 +91,7 @@ class BuildKit:
         for lock in request.locks:
             place = folder / lock.platform.replace("/", "-") if several else folder
             plan = self._filled(lock, request, place, _NEWEST)
-            bake = bake_file(lock, plan, tags=(), base=self._base(lock, request))
+            bake = bake_file(lock, plan, tags=(), base=base_context(lock, request))
             with writing(place):
                 (place / "docker-bake.json").write_text(bake, "utf-8")
             lines.append(f"cd {place} && docker buildx bake --set image.tags=NAME --push")
@@ -97,7 +102,7 @@ class BuildKit:
         context = folder / "context"
         plan = self._filled(lock, request, context, builder.features)
         arguments = ["--platform", lock.platform, "--build-arg", f"SOURCE_DATE_EPOCH={lock.source_date_epoch}"]
-        base = self._base(lock, request)
+        base = base_context(lock, request)
         if base is not None:
             arguments += ["--build-context", f"{BASE_CONTEXT}={base}"]
         arguments += [f"--cache-from=type=registry,ref={ref}" for ref in self.farm.cache_from]
@@ -139,32 +144,36 @@ class BuildKit:
         """The build's folder, with its Dockerfile."""
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        context = Context(folder, lock, request, fetches=features.fetches)
-        context.put("inside.py", files("cpack_build.backends").joinpath("inside.py").read_text("utf-8"))
-        plan = dockerfile(context, features, uv=_uv(lock, request))
-        context.put("Dockerfile", plan.dockerfile)
-        # only what the build names is sent, whatever else comes to lie in the folder
-        context.put(".dockerignore", "*\n" + "".join(f"!{name}\n" for name in sorted({*_tops(context.files)})))
+        built = {wheel.sha256: wheel for wheel in lock.python.built}
+        context = LockContext(folder, lock, request, fetches=features.fetches, built=built, lock=lock)
+        plan = dockerfile(context, features, uv=pinned_uv(lock, request))
+        complete(context, plan.dockerfile)
         return plan
 
-    def _base(self, lock: Lock, request: Request) -> str | None:
-        """The named context of a base image that lies in a folder."""
-        if not isinstance(lock.base, BaseImage) or lock.base.reference != "layout":
-            return None
-        name = parse_image_name(request.places[lock.platform].base)
-        if not isinstance(name, LayoutName):
-            raise Unresolvable(
-                f"The base image {name} is in an archive, and BuildKit reads folders and registries.",
-                hint="Unpack it with skopeo into oci:DIR, or push it.",
-            )
-        return f"oci-layout://{name.path.absolute()}@{lock.base.digest}"
+
+def base_context(below: Foundation, request: Request) -> str | None:
+    """The named context of a base image that lies in a folder."""
+    if not isinstance(below.base, BaseImage) or below.base.reference != "layout":
+        return None
+    name = parse_image_name(request.places[below.platform].base)
+    if not isinstance(name, LayoutName):
+        raise Unresolvable(
+            f"The base image {name} is in an archive, and BuildKit reads folders and registries.",
+            hint="Unpack it with skopeo into oci:DIR, or push it.",
+        )
+    return f"oci-layout://{name.path.absolute()}@{below.base.digest}"
 
 
-def _tops(names: Sequence[str]) -> Iterator[str]:
-    return (name.partition("/")[0] for name in names)
+def complete(context: Context, text: str) -> None:
+    """Put the Dockerfile *text* into *context*, and what every one of ours mounts."""
+    context.put("inside.py", files("cpack_build.backends").joinpath("inside.py").read_text("utf-8"))
+    context.put("Dockerfile", text)
+    # only what the build names is sent, whatever else comes to lie in the folder
+    tops = sorted({name.partition("/")[0] for name in context.files})
+    context.put(".dockerignore", "*\n" + "".join(f"!{top}\n" for top in tops))
 
 
-def _uv(lock: Lock, request: Request) -> PinnedWheels:
+def pinned_uv(lock: Foundation, request: Request) -> PinnedWheels:
     """The wheel of this machine's version of uv for the lock's platform, pinned."""
     wanted = version("uv")
     store, places = request.store, request.places[lock.platform]

@@ -40,7 +40,7 @@ from cpack_build.lock.service import service_code, service_files
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["Places", "gather", "to_fetch"]
+__all__ = ["Places", "gather", "require_own_service", "to_fetch"]
 
 _PARALLEL = 8
 """Downloads at once: they wait for the network more than for the processor."""
@@ -82,12 +82,7 @@ def gather(
     Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`; and :class:`StaleLock` when the lock has
     another cpack-build's service.
     """
-    if lock.service_code != service_code():
-        raise StaleLock(
-            "The lock",
-            f"it pins the service of cpack-build {lock.service_code.version}, which differs from this one's",
-            hint="Use the cpack-build that made it, or make it anew with `cpack-build lock`.",
-        )
+    require_own_service(lock)
     compiler = compiling(lock, siblings, platform=this_platform()) if lock.bytecode == "compiled" else None
     if compiles and compiler is not None and not (trust or is_vouched(compiler, store=store)):
         raise UnsafeInput(
@@ -175,6 +170,16 @@ def gather(
             documents=documents,
             compiler=compiler,
             compiler_debs=each(deb, compiler_debs)(),
+        )
+
+
+def require_own_service(lock: Lock) -> None:
+    """See that *lock* pins the service that this cpack-build has. Raises :class:`StaleLock`."""
+    if lock.service_code != service_code():
+        raise StaleLock(
+            "The lock",
+            f"it pins the service of cpack-build {lock.service_code.version}, which differs from this one's",
+            hint="Use the cpack-build that made it, or make it anew with `cpack-build lock`.",
         )
 
 

@@ -21,6 +21,7 @@ from cpack_build.errors import BadInput, CpackError, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.asked import Asked, asked_by_tree, left_out
+from cpack_build.lock.building import Workshop
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.form import in_form
 from cpack_build.lock.hub import confirmed
@@ -71,6 +72,7 @@ def resolve_all(
     previous: Sequence[Lock] = (),
     update: Collection[str] = (),
     trust: bool = False,
+    workshop: Workshop | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Lock, ...]:
     """A lock of *pack* for each of *platforms*, as :func:`resolve` makes it; what is missing on any is told at once."""
@@ -81,7 +83,7 @@ def resolve_all(
             locks.append(
                 resolve(
                     pack, settings=settings, platform=platform, store=store, sources=sources,
-                    previous=earlier.get(platform), update=update, trust=trust, progress=progress,
+                    previous=earlier.get(platform), update=update, trust=trust, workshop=workshop, progress=progress,
                 )
             )  # fmt: skip
         except CpackError as error:
@@ -117,11 +119,13 @@ def resolve(
     previous: Lock | None = None,
     update: Collection[str] = (),
     trust: bool = False,
+    workshop: Workshop | None = None,
     progress: Progress = SILENT,
 ) -> Lock:
     """Resolve *pack* to its lock for *platform*, by default the one that *settings* name, else this machine's.
 
-    *sources* holds the mirrors (flags and settings) and transports. With *trust* packages that have no wheel are built.
+    *sources* holds the mirrors (flags and settings) and transports. With *trust* packages that have no
+    wheel are built, in the *workshop* where there is one.
 
     The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
     *update*; ``python`` there means every one of them. Other parts (``system``, ``nodes``, ``models``, ``service``)
@@ -213,6 +217,7 @@ def resolve(
                 preferred=_pins(previous, update),
                 asked=lambda: _asked(trees_work, pack, store=store, sources=sources, progress=reports),
                 trust=trust,
+                workshop=workshop,
                 progress=reports,
             ),
         )
