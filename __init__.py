@@ -1,14 +1,16 @@
-"""The door through which ComfyUI finds the plugin when this repository is cloned into ``custom_nodes``."""
+"""The door through which ComfyUI finds the plugin when this repository is cloned into ``custom_nodes``.
+
+Nothing else belongs into this file; the program is in ``cpack_build/``, the plugin in ``cpack_build/nodes`` and
+``cpack_build/web``.
+"""
 
 from __future__ import annotations
 
-import sys
+__all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
+
+if __package__:  # not where a tool reads this file by itself
+    from .cpack_build.nodes.registration import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, start
+
+    start()
 
 WEB_DIRECTORY = "./cpack_build/web"
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
-NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
-
-if getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None) is not None:
-    from .cpack_build.nodes.routes import install
-
-    install(sys.modules["server"].PromptServer.instance)

@@ -14,7 +14,8 @@ import shutil
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,16 @@ from typing import Any
 
 import pytest
 
+from cpack_build.image.layer import arrange, text
+from cpack_build.oci.push import push
+from cpack_build.oci.reference import parse_reference
+from cpack_build.oci.types import Image
 from tests import need
 from tests.asking import ask_comfyui, ask_service, pixels, png, until_ready
 from tests.engines import Docker, Podman, Registry, free_port, run_docker
 from tests.example import PICTURE_IN, PICTURE_OUT, WORKFLOW, Example, make_example, system_python
+from tests.oci.images import image_of
+from tests.oci.images import layer as layer_of
 from tests.oci.specification import check_layout
 
 pytestmark = [pytest.mark.network, pytest.mark.xdist_group("engines")]
@@ -565,3 +572,81 @@ def test_every_module_of_the_image_has_its_bytecode(built: Built) -> None:
         tag = "cpython-" + system_python().replace(".", "")
         assert str(path) in names
         assert str(path.parent / "__pycache__" / f"{path.stem}.{tag}.pyc") in names
+
+
+@pytest.mark.docker
+def test_compose_brings_the_image_up_behind_a_proxy_and_down_again(
+    built: Built, docker: Docker, registry: Registry, tmp_path: Path
+) -> None:
+    """TLS and token as a client meets them; the service itself can be reached by nobody else, and reaches nobody."""
+    compose, token = need.tool("docker-compose"), "token-of-the-caller"
+    docker("load", "--input", str(_archive(built)))
+    proxy = f"{registry.host}/test/caddy:2"
+    push(caddy_image(), [parse_reference(proxy)])
+    ports = free_port(), free_port()
+    result = cpack_build(
+        "deploy", "compose", "docker:example:archive", "-o", tmp_path / "up", "--name", "upscale",
+        "--lock", built.example.pack.with_name("example.cpack.lock"),
+        *("--host", "upscale.example.com", "--tls", "internal", "--proxy-image", proxy),
+        *("--http-port", ports[0], "--https-port", ports[1]),
+        environment=built.environment,
+    )  # fmt: skip
+    assert result["image"] == built.result["image_id"]
+    (tmp_path / "up/.env").write_text(f"CPACK_TOKEN={token}\n")
+    environment = {**os.environ, **docker.environment, "COMPOSE_PROJECT_NAME": "cpackup"}
+
+    def run(*words: str, check: bool = True) -> str:
+        command = [compose, "-f", str(tmp_path / "up/compose.yaml"), *words]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+        assert not (check and done.returncode), done.stderr
+        return done.stdout + done.stderr
+
+    try:
+        run("up", "--detach")
+        asked = ("--resolve", f"upscale.example.com:{ports[1]}:127.0.0.1", f"https://upscale.example.com:{ports[1]}")
+        service = run("ps", "--quiet", "upscale").strip()
+        until_healthy(docker, service, told=lambda: run("logs", check=False))
+        authority = tmp_path / "root.crt"
+        run("exec", "-T", "proxy", "/bin/cat", "/data/caddy/pki/authorities/local/root.crt")
+        authority.write_text(run("exec", "-T", "proxy", "/bin/cat", "/data/caddy/pki/authorities/local/root.crt"))
+        picture = tmp_path / "in.png"
+        picture.write_bytes(png(16, 16))
+        curl = ["curl", "--silent", "--show-error", "--fail-with-body", "--noproxy", "*", "--cacert", str(authority)]
+        form = ("-F", f"photo=@{picture}", "-F", "size=16", "-o", str(tmp_path / "out.png"))
+        refused = subprocess.run([*curl, *asked[:2], *form, f"{asked[2]}/generate"], capture_output=True, check=False)
+        assert (refused.returncode, b"401" in refused.stderr) == (22, True), refused.stderr
+        bearer = ("-H", f"Authorization: Bearer {token}")
+        done = subprocess.run(
+            [*curl, *bearer, *asked[:2], *form, f"{asked[2]}/generate"], capture_output=True, check=False
+        )
+        assert done.returncode == 0, done.stderr + (tmp_path / "out.png").read_bytes()
+        assert pixels((tmp_path / "out.png").read_bytes())[0] == (32, 32)
+        state = json.loads(docker("inspect", service).stdout)[0]
+        assert state["HostConfig"]["PortBindings"] in ({}, None)
+        assert state["HostConfig"]["ReadonlyRootfs"]
+        assert list(state["NetworkSettings"]["Networks"]) == ["cpackup_inner"]
+    finally:
+        run("down", "--volumes", "--timeout", "30", check=False)
+    assert docker("ps", "-aq").stdout == ""
+    assert "cpackup" not in docker("network", "ls").stdout + docker("volume", "ls").stdout
+
+
+def until_healthy(docker: Docker, container: str, *, told: Callable[[], str]) -> None:
+    """Wait for the engine's own health check of *container*."""
+    deadline = time.monotonic() + 180
+    while (state := docker("inspect", "--format", "{{.State.Health.Status}}", container).stdout.strip()) != "healthy":
+        assert time.monotonic() < deadline, f"it is {state}:\n{told()}"
+        time.sleep(1)
+
+
+def caddy_image() -> Image:
+    """The machine's own Caddy with the libraries that it wants, where the official image has it."""
+    caddy = Path(need.tool("caddy"))
+    listed = subprocess.run(["ldd", caddy], check=True, capture_output=True, text=True).stdout
+    files = {"usr/bin/caddy": caddy, "bin/cat": Path(need.tool("busybox"))}
+    files |= {path.lstrip("/"): Path(path) for path in re.findall(r"(/\S+)(?= \(0x)", listed)}
+    entries = arrange([text(name, path.read_bytes(), 0o755) for name, path in files.items()])
+    command = ["/usr/bin/caddy", "run", "--config", "/etc/caddy/Caddyfile", "--adapter", "caddyfile"]
+    return image_of(
+        [layer_of(entries)], config={"Cmd": command, "Env": ["XDG_DATA_HOME=/data", "XDG_CONFIG_HOME=/config"]}
+    )

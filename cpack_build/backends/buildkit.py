@@ -33,7 +33,7 @@ from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, parse
 from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["BuildKit"]
+__all__ = ["BuildKit", "base_context", "cache_arguments", "complete", "pinned_uv"]
 
 _NEWEST = features_of((99, 0))
 _UV_MEMO = "buildkit-uv-1"
@@ -105,8 +105,7 @@ class BuildKit:
         base = base_context(lock, request)
         if base is not None:
             arguments += ["--build-context", f"{BASE_CONTEXT}={base}"]
-        arguments += [f"--cache-from=type=registry,ref={ref}" for ref in self.farm.cache_from]
-        arguments += [f"--cache-to=type=registry,ref={ref},mode=max" for ref in self.farm.cache_to]
+        arguments += cache_arguments(self.farm)
         if "buildx" in builder.command:
             arguments.append("--provenance=false")
         if builder.stores:
@@ -149,6 +148,14 @@ class BuildKit:
         plan = dockerfile(context, features, uv=pinned_uv(lock, request))
         complete(context, plan.dockerfile)
         return plan
+
+
+def cache_arguments(farm: Farm) -> list[str]:
+    """The options for the caches in registries: all stages go there, not only those that end in the image."""
+    return [
+        *(f"--cache-from=type=registry,ref={ref}" for ref in farm.cache_from),
+        *(f"--cache-to=type=registry,ref={ref},mode=max" for ref in farm.cache_to),
+    ]
 
 
 def base_context(below: Foundation, request: Request) -> str | None:

@@ -50,4 +50,10 @@ def _buildkit(farm: Farm) -> Backend:
     return BuildKit(farm)
 
 
-_OPEN: Mapping[str, Callable[[Farm], Backend]] = {"embedded": _embedded, "buildkit": _buildkit}
+def _nix(farm: Farm) -> Backend:
+    from cpack_build.backends.nix.backend import NixBackend
+
+    return NixBackend(farm)
+
+
+_OPEN: Mapping[str, Callable[[Farm], Backend]] = {"embedded": _embedded, "buildkit": _buildkit, "nix": _nix}

@@ -99,7 +99,7 @@ def backend_options(function: F) -> F:
     options = (
         click.option(
             "--backend",
-            type=click.Choice(["embedded", "buildkit"]),
+            type=click.Choice(["embedded", "buildkit", "nix"]),
             default="embedded",
             show_default=True,
             help="Who executes the lock (docs/backends.md).",

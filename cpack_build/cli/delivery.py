@@ -24,7 +24,7 @@ from cpack_build.progress import Progress
 if TYPE_CHECKING:
     from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["Destination", "choose", "default_reference", "deliver"]
+__all__ = ["Destination", "choose", "default_reference", "deliver", "named"]
 
 _PUBLISH = "-p 3000:3000"
 
@@ -65,6 +65,14 @@ def default_reference(pack: Path) -> Reference:
     return parse_reference(f"{name or 'workflow'}:latest")
 
 
+def named(tag: str) -> Reference:
+    """What ``-t`` calls an image. Raises :class:`UsageError` for a digest, which it cannot have yet."""
+    reference = parse_reference(tag)
+    if reference.digest:
+        raise UsageError(f"-t {tag!r}: an image that is being built has no digest yet.", hint="Leave the @… out.")
+    return reference if reference.tag else Reference(reference.registry, reference.repository, "latest")
+
+
 def choose(
     outputs: Sequence[str], *, tag: str | None, pack: Path, pushes: Sequence[str] = ()
 ) -> tuple[Destination, ...]:
@@ -73,11 +81,7 @@ def choose(
 
     Raises :class:`UsageError` for a name that is none or a place named twice.
     """
-    reference = parse_reference(tag) if tag else default_reference(pack)
-    if reference.digest:
-        raise UsageError(f"-t {tag!r}: an image that is being built has no digest yet.", hint="Leave the @… out.")
-    if not reference.tag:
-        reference = Reference(reference.registry, reference.repository, "latest")
+    reference = named(tag) if tag else default_reference(pack)
     if not outputs and not pushes:
         return (_default(reference, pack),)
     chosen = tuple(_destination(text, reference) for text in outputs) + tuple(_pushed(text) for text in pushes)

@@ -9,7 +9,12 @@ from cpack_build.cli import LazyGroup
 __all__ = ["PLACES", "deploy"]
 
 PLACES: dict[str, tuple[str, str]] = {
+    "bentocloud": (
+        "cpack_build.cli.deploying.bentocloud:bentocloud",
+        "BentoCloud: pushed as a Bento, and scaled there.",
+    ),
     "kubernetes": ("cpack_build.cli.deploying.kubernetes:kubernetes", "Manifests, or the objects in a cluster."),
+    "compose": ("cpack_build.cli.deploying.compose:compose", "One host with Docker, with TLS before it if wanted."),
 }
 """Place → where its command is, and its one line of help."""
 

@@ -22,7 +22,14 @@ from cpack_build.cli.options import (
     settings_options,
     terminal_options,
 )
-from cpack_build.cli.push import PushOptions, access_for, registry_options, tell_of_zstd
+from cpack_build.cli.push import (
+    PushOptions,
+    access_for,
+    compressed,
+    image_document,
+    registry_options,
+    tell_of_zstd,
+)
 from cpack_build.cli.receipt import Recorder
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -30,10 +37,7 @@ if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
     from cpack_build.lock.schema import Lock
-    from cpack_build.oci.compressed import Compression
     from cpack_build.oci.reference import Reference
-    from cpack_build.oci.types import Image, ImageIndex
-    from cpack_build.progress import Progress
 
 __all__ = ["find_locks", "image"]
 
@@ -192,13 +196,13 @@ def image(
             recorder.delivered(built, destination)
         packed = built
         if how is not None:
-            packed = _compressed(built, how, progress=terminal.progress)
+            packed = compressed(built, how, progress=terminal.progress)
             tell_of_zstd(packed, terminal)
         bases = [base for lock in found for base in _base_of(lock)]
         done = options.push(packed, targets, access=access, mount_from=bases, terminal=terminal)
         terminal.result(
             {
-                **_document(built),
+                **image_document(built),
                 "lock": str(path),
                 "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],
                 **({"compression": str(how), **done.document()} if targets else {}),
@@ -212,32 +216,6 @@ def image(
     for destination in destinations:
         terminal.say(f"{destination.shown}\n  {destination.run_line}")
     recorder.keep(terminal, images=len(images))
-
-
-def _compressed(built: Image | ImageIndex, how: Compression, *, progress: Progress) -> Image | ImageIndex:
-    from cpack_build.fetch.store import Store
-    from cpack_build.oci.compressed import compressed_image
-    from cpack_build.oci.types import ImageIndex
-
-    store = Store()
-    if not isinstance(built, ImageIndex):
-        return compressed_image(built, how, store=store, progress=progress)
-    return ImageIndex(tuple(compressed_image(image, how, store=store, progress=progress) for image in built.images))
-
-
-def _document(built: Image | ImageIndex) -> dict[str, Any]:
-    """What was built, for ``--json``: of an index, each of its images below ``images``."""
-    from cpack_build.oci.types import ImageIndex
-
-    if isinstance(built, ImageIndex):
-        return {"digest": built.digest, "size": built.size, "images": [_document(image) for image in built.images]}
-    return {
-        "image_id": built.id,
-        "digest": built.digest,
-        "platform": built.platform,
-        "size": built.size,
-        "layers": len(built.layers),
-    }
 
 
 def find_locks(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.capacity import Capacity, capacity_document, capacity_options
 from cpack_build.cli.options import Chosen, documents_of, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -28,15 +29,23 @@ __all__ = ["plan"]
     help="By default NAME.cpack.lock beside PACK.",
 )
 @click.option("--explain", is_flag=True, help="Also what a change of each layer costs.")
+@capacity_options
 @settings_options
 @terminal_options
-def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, terminal: Terminal) -> None:
+def plan(
+    pack: Path,
+    lock_file: Path | None,
+    explain: bool,
+    capacity: Capacity | None,
+    chosen: Chosen,
+    terminal: Terminal,
+) -> None:
     """Show the layers of the image of PACK or LOCK, from the bottom: kind, name, size, size in a registry, and which
     other images have the same layer.
 
     A known layer was measured by an earlier build on this machine and is not read again; the others are to be made. How
     small a layer becomes is known once it was pushed. Of a LOCK alone the top layer, which has the pack's documents, is
-    never known.
+    never known. With --capacity also how many replicas serve --per-minute requests, and what a first one pulls.
     """
     from cpack_build.cli.lockfile import is_lock
     from cpack_build.cli.lockfile import lock_file as locks_at
@@ -59,6 +68,11 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
         locks = check_all_fresh(every, read, chosen.settings(read), name=path)
     plans = [(lock, planned(lock, documents=carried, store=Store(), siblings=every)) for lock in locks]
     documents = [_document(lock, layers) for lock, layers in plans]
+    sizes: list[Iterator[str]] = []
+    if capacity is not None:
+        for document, (_, layers) in zip(documents, plans, strict=True):
+            document["capacity"], lines = capacity_document(capacity, layers)
+            sizes.append(lines)
     terminal.result({"lock": str(path), **(documents[0] if len(documents) == 1 else {"platforms": documents})})
     if terminal.json:
         return
@@ -70,6 +84,10 @@ def plan(pack: Path, lock_file: Path | None, explain: bool, chosen: Chosen, term
         common = set.intersection(*digests)
         size = sum(layer.size or 0 for layer in plans[0][1] if layer.digest in common)
         terminal.say(f"{len(common)} known layers ({amount(size, None, 'B')}) are the same on every platform.")
+    for (lock, _), lines in zip(plans, sizes, strict=False):
+        terminal.say(f"Capacity on {lock.platform}:")
+        for line in lines:
+            terminal.say(line)
 
 
 def _base(lock: Lock) -> str:

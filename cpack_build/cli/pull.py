@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from cpack_build.oci.reference import Reference
     from cpack_build.oci.sources import ImageSource
     from cpack_build.oci.transport import Access
+    from cpack_build.oci.types import ImageIndex
 
 __all__ = ["pull"]
 
@@ -36,7 +37,9 @@ __all__ = ["pull"]
     "for a pack FILE or DIR.",
 )
 @click.option(
-    "--platform", type=click.Choice(["linux/amd64", "linux/arm64"]), help="Which of REF's; by default this machine's."
+    "--platform",
+    type=click.Choice(["linux/amd64", "linux/arm64"]),
+    help="Which of REF's images; by default this machine's for an engine, and all of them for a folder or file.",
 )
 @click.option(
     "--attached",
@@ -79,6 +82,9 @@ def pull(
     _check_outputs(outputs, name)
     access = access_of(insecure, ca, own=name.registry)
     source = open_source(name, mirrors=Mirrors.parse(mirror), store=Store(), access=access)
+    if platform is None and attached is None and _takes_all(outputs, name) and (index := source.index()) is not None:
+        _pull_image(source, index, name, outputs, jobs=jobs, dry_run=dry_run, terminal=terminal)
+        return
     platform = platform or own_platform()
     descriptor, manifest = source.manifest(platform)
     if attached is not None:
@@ -88,24 +94,39 @@ def pull(
     elif (artifact := read_artifact(str(name), manifest)) is not None:
         _pull_file(source, artifact, descriptor.digest, outputs, dry_run=dry_run, terminal=terminal)
     else:
-        _pull_image(source, name, outputs, platform=platform, jobs=jobs, dry_run=dry_run, terminal=terminal)
+        _pull_image(source, platform, name, outputs, jobs=jobs, dry_run=dry_run, terminal=terminal)
+
+
+def _takes_all(outputs: tuple[str, ...], name: Reference) -> bool:
+    """Whether images for all platforms may go there: an engine has use for its own alone."""
+    from cpack_build.oci.reference import ArchiveName, LayoutName
+
+    if not outputs or not all(text.startswith(("docker", "podman", "oci")) for text in outputs):
+        return False
+    return all(isinstance(item.place, LayoutName | ArchiveName) for item in _destinations(outputs, name))
 
 
 def _pull_image(
     source: ImageSource,
+    which: str | ImageIndex,
     name: Reference,
     outputs: tuple[str, ...],
     *,
-    platform: str,
     jobs: int,
     dry_run: bool,
     terminal: Terminal,
 ) -> None:
     from cpack_build.cli.delivery import deliver
+    from cpack_build.cli.push import image_document
+    from cpack_build.oci.pull import Pulled, PulledIndex, pull_index
     from cpack_build.oci.pull import pull as pull_image
 
     destinations = _destinations(outputs, name)
-    pulled = pull_image(source, platform, jobs=jobs, dry_run=dry_run, progress=terminal.progress)
+    pulled: Pulled | PulledIndex
+    if isinstance(which, str):
+        pulled = pull_image(source, which, jobs=jobs, dry_run=dry_run, progress=terminal.progress)
+    else:
+        pulled = pull_index(source, which, jobs=jobs, dry_run=dry_run, progress=terminal.progress)
     image = pulled.image
     if not dry_run:
         for destination in destinations:
@@ -114,10 +135,7 @@ def _pull_image(
         {
             "reference": f"{name.name}@{image.digest}",
             "tag": name.tag,
-            "image_id": image.id,
-            "digest": image.digest,
-            "platform": image.platform,
-            "size": image.size,
+            **image_document(image),
             "received": pulled.received,
             "present": pulled.present,
             "outputs": [{"name": item.shown, "run": item.run_line} for item in destinations],

@@ -18,6 +18,7 @@ from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
     from cpack_build.fetch.store import Store
+    from cpack_build.oci.compressed import Compression
     from cpack_build.oci.modelimage import ModelImage
     from cpack_build.oci.push import Pushed
     from cpack_build.oci.reference import Reference
@@ -25,7 +26,17 @@ if TYPE_CHECKING:
     from cpack_build.oci.types import Image, ImageIndex
     from cpack_build.progress import Progress
 
-__all__ = ["Done", "PushOptions", "access_for", "own_platform", "push", "registry_options", "tell_of_zstd"]
+__all__ = [
+    "Done",
+    "PushOptions",
+    "access_for",
+    "compressed",
+    "image_document",
+    "own_platform",
+    "push",
+    "registry_options",
+    "tell_of_zstd",
+]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -67,7 +78,7 @@ def registry_options(function: F) -> F:
 @click.option(
     "--platform",
     type=click.Choice(["linux/amd64", "linux/arm64"]),
-    help="Which of OBJECT's; by default this machine's.",
+    help="Which of OBJECT's images; by default all of them.",
 )
 @click.option(
     "--models",
@@ -95,15 +106,24 @@ def push(
     """Push OBJECT to the registry as REF: an image (oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's), or
     a pack (NAME.cpack.zip), which `cpack-build pull` gives back. With --models alone only an image's models are pushed.
 
+    REF may be bentocloud:NAME as well: the image or pack becomes the Bento NAME and is pushed to BentoCloud.
+
     An image's layers go as they are, and its digest stays, unless --compression says otherwise; models are never
     compressed. Logins are those of docker and podman and of `cpack-build login`, or CPACK_REGISTRY_USER and
     CPACK_REGISTRY_PASSWORD.
     """
-    from cpack_build.fetch.store import Store
-    from cpack_build.oci.compressed import compressed_image, parse_compression
+    from cpack_build.oci.compressed import parse_compression
     from cpack_build.oci.reference import Reference, parse_image_name, parse_reference
     from cpack_build.oci.sources import open_source
 
+    if reference is not None and reference.startswith("bentocloud:"):
+        from cpack_build.cli.deploying.bentocloud import push_to
+        from cpack_build.cli.options import Chosen
+
+        chosen = Chosen(None, {"platform": platform} if platform else {}, insecure, ca)
+        push_to(image, reference.removeprefix("bentocloud:"), dry_run=dry_run, chosen=chosen, terminal=terminal)
+        return
+    found: Image | ImageIndex
     options = PushOptions(**flags)
     if reference is None and (also or not options.models_to):
         raise click.UsageError("Missing argument 'REF': where to push it.")
@@ -114,18 +134,18 @@ def push(
         found, mounts = _pack(Path(image)), []
     else:
         name = parse_image_name(image)
-        found = open_source(name, access=access).as_image(platform or own_platform())
+        source = open_source(name, access=access)
+        index = source.index() if platform is None else None
+        found = index or source.as_image(platform or own_platform())
         if how is not None:
-            found = compressed_image(found, how, store=Store(), progress=terminal.progress)
+            found = compressed(found, how, progress=terminal.progress)
         tell_of_zstd(found, terminal)
         mounts = [name] if isinstance(name, Reference) else []
     done = options.push(found, targets, access=access, mount_from=mounts, dry_run=dry_run, terminal=terminal)
     is_pack = Path(image).is_file()
     terminal.result(
         {
-            **({} if is_pack else {"image_id": found.id, "platform": found.platform}),
-            "digest": found.digest,
-            "size": found.size,
+            **({"digest": found.digest, "size": found.size} if is_pack else image_document(found)),
             **done.document(),
             **({"dry_run": True} if dry_run else {}),
         }
@@ -275,6 +295,35 @@ def _models_for(
     if not models:
         raise UsageError("The image has no model that could be pushed.", hint="Leave --models out.")
     return models
+
+
+def compressed(found: Image | ImageIndex, how: Compression, *, progress: Progress) -> Image | ImageIndex:
+    """*found*, or each image of it, with its layers compressed *how*."""
+    from cpack_build.fetch.store import Store
+    from cpack_build.oci.compressed import compressed_image
+    from cpack_build.oci.types import ImageIndex
+
+    store = Store()
+    if not isinstance(found, ImageIndex):
+        return compressed_image(found, how, store=store, progress=progress)
+    return ImageIndex(tuple(compressed_image(image, how, store=store, progress=progress) for image in found.images))
+
+
+def image_document(found: Image | ImageIndex) -> dict[str, Any]:
+    """An image for ``--json``; of an index, each of its images below ``images``."""
+    from cpack_build.oci.types import ImageIndex
+
+    if isinstance(found, ImageIndex):
+        return {
+            "digest": found.digest, "size": found.size, "images": [image_document(image) for image in found.images],
+        }  # fmt: skip
+    return {
+        "image_id": found.id,
+        "digest": found.digest,
+        "platform": found.platform,
+        "size": found.size,
+        "layers": len(found.layers),
+    }
 
 
 def _pack(path: Path) -> Image:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from cpack_build.restore.goal import Restored
     from cpack_build.restore.scripts import Script
 
-__all__ = ["next_command", "restore", "unpack"]
+__all__ = ["next_command", "restore", "restored_to", "unpack"]
 
 
 @click.command(
@@ -91,7 +91,7 @@ def restore(
     if best_effort:
         _best_effort(source, folder, chosen, terminal)
         return
-    _restore(
+    restored_to(
         source, folder, chosen, models=models, no_venv=no_venv, trust=trust, offline=offline, dry_run=dry_run,
         force=force, terminal=terminal,
     )  # fmt: skip
@@ -124,28 +124,29 @@ def unpack(
 
     if preheat and no_venv:
         raise UsageError("--preheat starts ComfyUI, which needs the environment.", hint="Leave --no-venv out.")
-    _restore(
+    restored_to(
         source, folder, sources_of(**flags), models="none" if no_models else "link", no_venv=no_venv,
         trust=trust, offline=False, dry_run=False, force=(), terminal=terminal,
         disabled_models=include_disabled_models and not no_models, preheat=preheat,
     )  # fmt: skip
 
 
-def _restore(
+def restored_to(
     source: str,
     folder: Path | None,
     chosen: Chosen,
     *,
-    models: Literal["link", "copy", "none"],
-    no_venv: bool,
+    models: Literal["link", "copy", "none"] = "link",
+    no_venv: bool = False,
     trust: bool,
-    offline: bool,
-    dry_run: bool,
-    force: tuple[str, ...],
+    offline: bool = False,
+    dry_run: bool = False,
+    force: tuple[str, ...] = (),
     terminal: Terminal,
     disabled_models: bool = False,
     preheat: bool = False,
 ) -> None:
+    """Restore *source* to *folder*, and tell what was done."""
     from cpack_build.fetch.store import Store
     from cpack_build.restore.goal import Options
     from cpack_build.restore.restoring import restore as restored

@@ -1,1 +1,2 @@
-"""Bento, BentoCloud, Kubernetes, Compose. Empty for now."""
+"""Where an image goes when one machine is not enough: :mod:`~cpack_build.deploy.bento` makes a Bento of it, and
+:mod:`~cpack_build.deploy.bentocloud` has BentoCloud run that."""

@@ -196,20 +196,27 @@ class Tree:
 
 
 def import_tree(
-    sizes: Mapping[str, int], stream: Callable[[str], Iterator[bytes]], *, name: str, sha256: str, store: Store
+    sizes: Mapping[str, int],
+    stream: Callable[[str], Iterator[bytes]],
+    *,
+    name: str,
+    sha256: str,
+    store: Store,
+    modes: Mapping[str, str] | None = None,
 ) -> Tree:
     """Files from elsewhere as a tree of its own: *sizes* in bytes by path, *stream* gives the content of one.
 
     *name* is what errors call it; *sha256* is that of what they came from, under which the tree is found again
-    (:func:`imported_tree`). They are read like a commit's from then on; nothing is ever unpacked to a folder. Raises
-    :class:`UnsafeInput` for names that leave it (when the tree is listed, at the latest).
+    (:func:`imported_tree`); *modes* are git's, of those that are not plain files. They are read like a commit's from
+    then on; nothing is ever unpacked to a folder. Raises :class:`UnsafeInput` for names that leave it (when the tree is
+    listed, at the latest).
     """
     repository = _imports(store)
     with locked(repository):
         initialise(repository)
         if _imported(repository, sha256) is None:
             with writing(repository):
-                _import(repository, _reference(sha256), sizes, stream, name)
+                _import(repository, _reference(sha256), sizes, stream, name, modes or {})
     tree = imported_tree(sha256, name=name, store=store)
     assert tree is not None
     return tree
@@ -245,7 +252,12 @@ def _imported(repository: Path, sha256: str) -> str | None:
 
 
 def _import(
-    repository: Path, reference: str, sizes: Mapping[str, int], stream: Callable[[str], Iterator[bytes]], name: str
+    repository: Path,
+    reference: str,
+    sizes: Mapping[str, int],
+    stream: Callable[[str], Iterator[bytes]],
+    name: str,
+    modes: Mapping[str, str],
 ) -> None:
     """One commit with these files (git-fast-import(1)): the same files give the same commit everywhere."""
     for path in sizes:
@@ -258,7 +270,7 @@ def _import(
         process.stdin.write(f"commit {reference}\ncommitter cpack-build <> 0 +0000\ndata 0\n".encode())
         for path in sorted(sizes):
             quoted = path.replace("\\", "\\\\").replace('"', '\\"')
-            process.stdin.write(f'M 100644 inline "{quoted}"\ndata {sizes[path]}\n'.encode())
+            process.stdin.write(f'M {modes.get(path, "100644")} inline "{quoted}"\ndata {sizes[path]}\n'.encode())
             left = sizes[path]
             for chunk in stream(path):
                 left -= len(chunk)

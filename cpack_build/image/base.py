@@ -44,10 +44,10 @@ class Base:
     sources: tuple[Path, ...] | None = None
     """The files that it lies in; ``None`` where that is not known."""
 
-    def files(self) -> FileTree:
-        """The file system that the layers add up to; each is read once."""
+    def files(self, *, keeping: Sequence[str] = ()) -> FileTree:
+        """The file system that the layers add up to; each is read once, and of the contents *keeping* are kept."""
         empty = BytesBlob("", b"")
-        return file_tree(Image(empty, empty, self.layers))
+        return file_tree(Image(empty, empty, self.layers), keeping=keeping)
 
     def accounts(self) -> tuple[bytes, bytes]:
         """``/etc/passwd`` and ``/etc/group``."""
@@ -57,7 +57,7 @@ class Base:
         if known is not None:
             passwd, group = (text.encode("latin-1") for text in json.loads(known))
             return passwd, group
-        found = self.files().read(names)
+        found = self.files(keeping=names).read(names)
         passwd, group = (found.get(name, b"") for name in names)
         if self.store is not None:
             self.store.remember(_ACCOUNTS, key, json.dumps([passwd.decode("latin-1"), group.decode("latin-1")]))

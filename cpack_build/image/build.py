@@ -20,15 +20,16 @@ from cpack_build.image.app import app_layer
 from cpack_build.image.base import Base
 from cpack_build.image.budget import allot
 from cpack_build.image.bytecode import Compiler, identity_of
-from cpack_build.image.config import COMFYUI_ENV, SERVICE_ENV, image_config, image_manifest
+from cpack_build.image.config import image_config, image_manifest
 from cpack_build.image.debs import StoredDeb, deb_layer
 from cpack_build.image.interpreter import archive_layer, runnable
-from cpack_build.image.layer import Recipe, TarLayer, text
+from cpack_build.image.layer import Recipe, TarLayer
 from cpack_build.image.loader import stored_cache
 from cpack_build.image.models import model_layer, shared_layer
 from cpack_build.image.overlaps import overlaps
+from cpack_build.image.packages import heavy_layer, packaged_interpreter, packages_layer, service_layer, system_layer
 from cpack_build.image.trees import comfyui_layer, node_layer
-from cpack_build.image.wheels import Environment, StoredWheel, environment_entries, wheel_layer
+from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.schema import (
     ArchiveInterpreter,
     BaseImage,
@@ -40,7 +41,7 @@ from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.types import Blob, BytesBlob, Image
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["FORMATS", "Materials", "build", "compiler_identity", "layers_of"]
+__all__ = ["FORMATS", "Materials", "build", "compiler_identity", "history_of", "layers_of"]
 
 _WORKERS = os.cpu_count() or 1
 
@@ -115,7 +116,7 @@ def build(
         every: tuple[Blob, ...] = (*below, *ours)
         config = form.config(
             lock,
-            history=[_history(layer) for layer in ours],
+            history=[history_of(layer) for layer in ours],
             diff_ids=[layer.descriptor.digest for layer in every],
             base=base.config if base is not None else None,
         )
@@ -169,8 +170,7 @@ def layers_of(
     loader_cache: bytes | None = None,
 ) -> list[Recipe | ModelLayer]:
     """Our layers over the base's *base_layers*, from bottom to top. Raises :class:`Unresolvable` for want of room."""
-    service = Environment(SERVICE_ENV, lock.interpreter.version, lock.interpreter.path)
-    comfyui = Environment(COMFYUI_ENV, lock.interpreter.version, lock.interpreter.path)
+    python = lock.interpreter
     models = {model.sha256: model for model in sorted(lock.models, key=lambda model: model.sha256)}
     pins = lock.custom_nodes
     allotted = allot(
@@ -184,35 +184,19 @@ def layers_of(
 
     parts: list[Recipe | ModelLayer] = []
     if materials.system:
-        is_root = lock.base.kind == "scratch"
-        parts.append(deb_layer("system", "system packages", materials.system, store=store, is_root=is_root))
+        parts.append(system_layer(materials.system, is_root=lock.base.kind == "scratch", store=store))
     if materials.interpreter_debs:
-        name = f"python {lock.interpreter.version}"
-        parts.append(
-            deb_layer("interpreter", name, materials.interpreter_debs, store=store, is_root=False, compiler=compiler)
-        )
-    if isinstance(lock.interpreter, ArchiveInterpreter) and materials.interpreter_archive is not None:
-        parts.append(archive_layer(lock.interpreter, materials.interpreter_archive, store=store))
-    code = [text(f"{service.site_packages}/{path}", data) for path, data in materials.service_code.items()]
-    parts.append(
-        wheel_layer(
-            "service",
-            "BentoML service",
-            service,
-            materials.service_wheels,
-            extra=[*environment_entries(service), *code],
-            compiler=compiler,
-        )
-    )
+        parts.append(packaged_interpreter(python, materials.interpreter_debs, store=store, compiler=compiler))
+    if isinstance(python, ArchiveInterpreter) and materials.interpreter_archive is not None:
+        parts.append(archive_layer(python, materials.interpreter_archive, store=store))
+    parts.append(service_layer(python, materials.service_wheels, code=materials.service_code, compiler=compiler))
     for wheel in sorted(heavy, key=lambda wheel: wheel.name):
-        parts.append(wheel_layer("wheel", f"{wheel.name} {wheel.version}", comfyui, [wheel], compiler=compiler))
+        parts.append(heavy_layer(python, wheel, compiler=compiler))
     for number, group in sorted(allotted.shared.items()):
         parts.append(shared_layer(number, [models[sha256] for sha256 in group], materials.models))
     for sha256 in sorted(allotted.models):
         parts.append(model_layer(models[sha256], materials.models[sha256], store=store))
-    parts.append(
-        wheel_layer("wheels", "Python packages", comfyui, light, extra=environment_entries(comfyui), compiler=compiler)
-    )
+    parts.append(packages_layer(python, light, compiler=compiler))
     parts.append(comfyui_layer(lock.comfyui, materials.comfyui, compiler=compiler))
     parts += [node_layer(pin, tree, compiler=compiler) for pin, tree in zip(pins, materials.nodes, strict=True)]
     accounts = materials.base.accounts() if materials.base is not None else None
@@ -234,7 +218,8 @@ FORMATS: Mapping[int, Format] = {1: Format(layers_of, image_config, image_manife
 """By the lock's ``image_revision``."""
 
 
-def _history(layer: ModelLayer | TarLayer) -> str:
+def history_of(layer: ModelLayer | TarLayer) -> str:
+    """What ``docker history`` shows of it."""
     if isinstance(layer, ModelLayer):
         return f"model {layer.title}"
     return layer.recipe.title

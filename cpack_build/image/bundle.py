@@ -41,7 +41,7 @@ from cpack_build.oci.sources import open_source
 from cpack_build.oci.storage import whole_file
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["DESCRIPTION", "Bundle", "Written", "open_bundle", "write_bundle"]
+__all__ = ["DESCRIPTION", "Bundle", "Written", "blobs_of", "open_bundle", "write_bundle"]
 
 DESCRIPTION = "cpack-bundle.json"
 _REVISION = 1
@@ -80,7 +80,7 @@ def write_bundle(
     *documents* are the locks and the pack, by name. In a folder that has some of it already only the rest is written.
     Raises :class:`UsageError` where *target* is something else, :class:`StorageError`.
     """
-    blobs = {sha256: path for lock, materials, _ in made for sha256, path in _blobs(lock, materials, store).items()}
+    blobs = {sha256: path for lock, materials, _ in made for sha256, path in blobs_of(lock, materials, store).items()}
     if target.suffix != ".tar":
         written = 0
         _require_bundle(target)
@@ -169,7 +169,7 @@ def _base_folder(platform: str) -> str:
     return f"base-{platform.rpartition('/')[2]}"
 
 
-def _blobs(lock: Lock, materials: Materials, store: Store) -> dict[str, Path]:
+def blobs_of(lock: Lock, materials: Materials, store: Store) -> dict[str, Path]:
     """The files that the lock names, by hash."""
     found = {wheel.sha256: wheel.path for wheel in (*materials.service_wheels, *materials.wheels)}
     found |= {deb.sha256: deb.path for deb in (*materials.system, *materials.interpreter_debs)}

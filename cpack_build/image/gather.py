@@ -6,6 +6,7 @@ had is named, and nothing is built."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -40,7 +41,7 @@ from cpack_build.lock.service import service_code, service_files
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["Places", "gather", "require_own_service", "to_fetch"]
+__all__ = ["Places", "gather", "require_own_service", "require_vouched", "to_fetch"]
 
 _PARALLEL = 8
 """Downloads at once: they wait for the network more than for the processor."""
@@ -82,14 +83,10 @@ def gather(
     Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`; and :class:`StaleLock` when the lock has
     another cpack-build's service.
     """
-    require_own_service(lock)
-    compiler = compiling(lock, siblings, platform=this_platform()) if lock.bytecode == "compiled" else None
-    if compiles and compiler is not None and not (trust or is_vouched(compiler, store=store)):
-        raise UnsafeInput(
-            f"The lock's Python {lock.interpreter.version} was not resolved on this machine, and building would run it "
-            "here to compile bytecode.",
-            hint="Add --trust if you trust who made the lock, or make it anew with `cpack-build lock --update all`.",
-        )
+    if compiles:
+        compiler = require_vouched(lock, siblings=siblings, store=store, trust=trust)
+    else:
+        compiler = _compiler_of(lock, siblings)
     service, wheels = wheels_of(lock.service), wheels_of(lock.python)
     built = {wheel.sha256: wheel for wheel in lock.python.built}
     archive = lock.interpreter if isinstance(lock.interpreter, ArchiveInterpreter) else None
@@ -102,7 +99,8 @@ def gather(
     base = None
 
     model_places = places_of(sources, folders=places.models)
-    with working(_PARALLEL, progress) as (pool, reports):
+    # Models have threads of their own: many of them would keep all else waiting until they are hashed.
+    with working(_PARALLEL, progress) as (hashing, _), working(_PARALLEL, progress) as (pool, reports):
 
         def wheel(item: Wheel) -> StoredWheel:
             if item.sha256 in built:
@@ -132,15 +130,19 @@ def gather(
                 item, folders=places.models, places=model_places, store=store, sources=sources, progress=reports
             )
 
-        def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Callable[[], tuple[_Result, ...]]:
-            waiting = [pool.submit(work, item) for item in items]
+        def each(
+            work: Callable[[_Item], _Result], items: Iterable[_Item], *, by: Executor = pool
+        ) -> Callable[[], tuple[_Result, ...]]:
+            waiting = [by.submit(work, item) for item in items]
             return lambda: tuple(future.result() for future in waiting)
 
-        models = each(model, by_size)
+        models = each(model, by_size, by=hashing)
         if isinstance(lock.base, BaseImage):
             base = open_locked_base(
                 lock.base, platform=lock.platform, name=places.base, store=store, sources=sources, progress=reports
             )
+            # A build asks for them, and then tells if something is wrong: the base is read while models are hashed.
+            pool.submit(base.accounts)
         service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
         system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
         trees = each(tree, (lock.comfyui, *lock.custom_nodes))
@@ -173,6 +175,21 @@ def gather(
         )
 
 
+def require_vouched(lock: Lock, *, siblings: Sequence[Lock], store: Store, trust: bool) -> Lock | None:
+    """The lock whose Python compiles for *lock*, if any does, which this machine resolved itself or the user trusts.
+
+    Raises :class:`UnsafeInput`, :class:`StaleLock` as :func:`gather`.
+    """
+    compiler = _compiler_of(lock, siblings)
+    if compiler is not None and not (trust or is_vouched(compiler, store=store)):
+        raise UnsafeInput(
+            f"The lock's Python {lock.interpreter.version} was not resolved on this machine, and building would run it "
+            "here to compile bytecode.",
+            hint="Add --trust if you trust who made the lock, or make it anew with `cpack-build lock --update all`.",
+        )
+    return compiler
+
+
 def require_own_service(lock: Lock) -> None:
     """See that *lock* pins the service that this cpack-build has. Raises :class:`StaleLock`."""
     if lock.service_code != service_code():
@@ -181,6 +198,11 @@ def require_own_service(lock: Lock) -> None:
             f"it pins the service of cpack-build {lock.service_code.version}, which differs from this one's",
             hint="Use the cpack-build that made it, or make it anew with `cpack-build lock`.",
         )
+
+
+def _compiler_of(lock: Lock, siblings: Sequence[Lock]) -> Lock | None:
+    require_own_service(lock)
+    return compiling(lock, siblings, platform=this_platform()) if lock.bytecode == "compiled" else None
 
 
 def _own(lock: Lock) -> tuple[Deb, ...]:

@@ -23,7 +23,7 @@ from cpack_build.image.unpacked import Slice, file_chunks, members, unpacked
 from cpack_build.lock.schema import ArchiveInterpreter
 from cpack_build.oci import tar
 
-__all__ = ["archive_layer", "is_wanted", "runnable"]
+__all__ = ["archive_layer", "is_wanted", "laid_out", "runnable", "started_in"]
 
 _TOP = "python"
 _PLACE = "opt/python"
@@ -80,11 +80,8 @@ def runnable(python: str, path: str, identity: str, entries: Callable[[], Iterab
     def unpack() -> Iterator[Launch]:
         with TemporaryDirectory(prefix="cpack-python-") as folder:
             root = Path(folder)
-            _lay_out(
-                {entry.path: entry for entry in entries() if is_wanted(entry.path, entry.kind, entry.size, python)},
-                root,
-            )
-            yield _launch(root, path)
+            laid_out(python, entries(), root)
+            yield started_in(root, path)
 
     return Interpreter(python, identity, unpack)
 
@@ -101,7 +98,9 @@ def is_wanted(path: str, kind: str, size: int, python: str) -> bool:
     return kind != "directory" and ".so" in name and (size < _LARGEST_LIBRARY or "libpython" in name)
 
 
-def _lay_out(entries: dict[str, tar.Entry], root: Path) -> None:
+def laid_out(python: str, files: Iterable[tar.Entry], root: Path) -> None:
+    """Put what of *files* is needed to start Python *python* below *root*; later ones win over earlier."""
+    entries = {entry.path: entry for entry in files if is_wanted(entry.path, entry.kind, entry.size, python)}
     for path in sorted(entries):
         entry = entries[path]
         target = root / safe_path(path)
@@ -123,7 +122,7 @@ def _lay_out(entries: dict[str, tar.Entry], root: Path) -> None:
             target.chmod(entry.mode)
 
 
-def _launch(root: Path, path: str) -> Launch:
+def started_in(root: Path, path: str) -> Launch:
     """The command for the interpreter laid out below *root*: through its own dynamic loader where it has one."""
     executable = root / path.lstrip("/")
     home = {"PYTHONHOME": str(executable.parent.parent)}

@@ -6,15 +6,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.image.layer import Recipe, key_of
-from cpack_build.lock.models import is_layer_proved
+from cpack_build.lock.models import fetch_model, is_layer_proved
 from cpack_build.lock.schema import Model
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelFile, ModelLayer, entries
 from cpack_build.oci.sharedlayer import SHARED
+from cpack_build.progress import SILENT, Progress
 
-__all__ = ["model_layer", "shared_layer"]
+__all__ = ["found_layer", "model_layer", "shared_layer"]
 
 
 def model_layer(model: Model, file: StoredFile, *, store: Store) -> ModelLayer:
@@ -25,6 +27,15 @@ def model_layer(model: Model, file: StoredFile, *, store: Store) -> ModelLayer:
     """
     proof = file.stamp if is_layer_proved(model, file, store=store) else None
     return ModelLayer(file.path, model.sha256, model.size, model.layer_digest, model.path, proof)
+
+
+def found_layer(
+    model: Model, *, folders: Sequence[str], store: Store, sources: Sources, progress: Progress = SILENT
+) -> ModelLayer:
+    """The layer of *model*, wherever its file is found. Raises what :func:`~cpack_build.lock.models.fetch_model`
+    raises."""
+    file = fetch_model(model, folders=folders, store=store, sources=sources, progress=progress)
+    return model_layer(model, file, store=store)
 
 
 def shared_layer(number: int, models: Sequence[Model], files: Mapping[str, StoredFile]) -> Recipe:

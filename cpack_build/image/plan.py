@@ -39,7 +39,7 @@ from cpack_build.lock.wheels import wheels_of
 from cpack_build.oci.compressed import known_size
 from cpack_build.oci.modellayer import ModelLayer
 
-__all__ = ["SHARED", "PlannedLayer", "plan"]
+__all__ = ["SHARED", "PlannedLayer", "plan", "sketched_parts"]
 
 _NOWHERE = Path("/nonexistent")
 
@@ -96,19 +96,7 @@ def plan(
 
     Over a base image the ``app`` layer counts as to be made: it holds the base's accounts, not looked up here.
     """
-    with _never_started(_compiling(lock, siblings), store) as compiler:
-        sketched = _sketched(lock, documents, store)
-        cache = None
-        if lock.base.kind == "scratch":
-            cache = stored_cache(sketched.system, sketched.interpreter_debs, store=store, is_made=False)
-        parts = FORMATS[lock.image_revision].layers(
-            lock,
-            sketched,
-            store=store,
-            compiler=compiler,
-            base_layers=known_base_layers(lock.base, store=store),
-            loader_cache=cache,
-        )
+    parts = sketched_parts(lock, documents=documents, store=store, siblings=siblings)
     layers = [_planned(part, lock, store) for part in parts]
     explained = []
     for number, layer in enumerate(layers):
@@ -117,6 +105,26 @@ def plan(
         above = sum(other.size or 0 for other in layers[number:])
         explained.append(replace(layer, changed=len(changed), pushed=pushed, above=above))
     return explained
+
+
+def sketched_parts(
+    lock: Lock, *, documents: Mapping[str, bytes], store: Store, siblings: Sequence[Lock] = ()
+) -> list[Recipe | ModelLayer]:
+    """The layers of *lock* over its base as the build orders and groups them, of things that lie nowhere: they say what
+    they are made of, and cannot be read."""
+    with _never_started(_compiling(lock, siblings), store) as compiler:
+        sketched = _sketched(lock, documents, store)
+        cache = None
+        if lock.base.kind == "scratch":
+            cache = stored_cache(sketched.system, sketched.interpreter_debs, store=store, is_made=False)
+        return FORMATS[lock.image_revision].layers(
+            lock,
+            sketched,
+            store=store,
+            compiler=compiler,
+            base_layers=known_base_layers(lock.base, store=store),
+            loader_cache=cache,
+        )
 
 
 def _follows(layer: PlannedLayer, other: PlannedLayer, lock: Lock) -> bool:

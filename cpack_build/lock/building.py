@@ -220,8 +220,8 @@ def have_built(
 
 
 _ELSEWHERE = (
-    "build it with the BuildKit backend (`--backend buildkit`), on a builder of the image's platform, or give its wheel with "
-    "--find-links."
+    "build it with the BuildKit backend (`--backend buildkit`), on a builder of the image's platform, or give its "
+    "wheel with --find-links."
 )
 
 

@@ -18,9 +18,8 @@ import threading
 
 __all__ = ["main"]
 
-_PATIENCE = ((signal.SIGINT, 10.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 5.0))
-"""What is sent, and seconds until the next: the tool leaves nothing half-made after the first."""
 _LOOK_EVERY = 1.0
+"""Seconds between two looks whether the parent is still there."""
 
 
 def main(command: list[str]) -> int:
@@ -28,18 +27,20 @@ def main(command: list[str]) -> int:
     parent = os.getppid()
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
     ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: ended.set())
     threading.Thread(target=_watch, args=(parent, ended), daemon=True).start()
     threading.Thread(target=_end, args=(child, ended), daemon=True).start()
     code = child.wait()
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # what it left behind in its group
-        os.killpg(child.pid, signal.SIGKILL)
+    if sys.platform != "win32":
+        _send(child, signal.SIGKILL)  # to what it left behind in its group
     return code if code >= 0 else 128 - code
 
 
 def _watch(parent: int, ended: threading.Event) -> None:
-    while os.getppid() == parent:
+    if sys.platform == "win32":  # where a pipe cannot be waited for with a limit, nor is a parent's end seen
+        sys.stdin.buffer.read()
+    while os.getppid() == parent and sys.platform != "win32":
         readable, _, _ = select.select([0], [], [], _LOOK_EVERY)
         if readable:  # nothing is ever sent but the end
             break
@@ -47,13 +48,22 @@ def _watch(parent: int, ended: threading.Event) -> None:
 
 
 def _end(child: subprocess.Popen[bytes], ended: threading.Event) -> None:
+    """Once *ended* is set, send one signal after the other: after the first the tool leaves nothing half-made."""
     ended.wait()
-    for number, seconds in _PATIENCE:
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(child.pid, number)
+    if sys.platform == "win32":
+        child.terminate()
+        return
+    for number, seconds in ((signal.SIGINT, 10.0), (signal.SIGTERM, 3.0), (signal.SIGKILL, 3.0)):
+        _send(child, number)
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.wait(seconds)
             return
+
+
+def _send(child: subprocess.Popen[bytes], number: int) -> None:
+    if sys.platform != "win32":
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, number)
 
 
 if __name__ == "__main__":

@@ -15,8 +15,9 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+from ..filesystem import lock
 from .asked import Asked
 from .comfyui import Comfyui
 from .jobs import Job, Jobs, Stage
@@ -35,7 +36,7 @@ class Plugin:
     def __init__(self, comfyui: Comfyui, *, tool: Tool | None = None) -> None:
         self.comfyui = comfyui
         self.tool = tool or Tool(_ROOT)
-        self.folder = _private_folder()
+        self.folder, self._held = _private_folder()
         self.jobs = Jobs(self.folder / "jobs", lambda job: comfyui.send(EVENT, job))
         self._lock = threading.Lock()
         self._requests = 0
@@ -83,26 +84,13 @@ class Plugin:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _private_folder() -> Path:
-    """A new private folder, after those of processes that are gone were removed."""
-    base = Path(tempfile.gettempdir())
-    with suppress(ImportError):
-        import fcntl
-
-        for old in base.glob(f"{_PREFIX}*"):
-            with suppress(OSError), (old / "lock").open("rb") as lock:
-                if old.lstat().st_uid == os.getuid():
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(old, ignore_errors=True)
+def _private_folder() -> tuple[Path, BinaryIO]:
+    """A new private folder with its lock, after those of processes that are gone were removed."""
+    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with suppress(OSError), (old / "lock").open("r+b") as file:  # other users' folders cannot be opened
+            if not old.is_symlink() and lock(file, wait=False):
+                shutil.rmtree(old, ignore_errors=True)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    _hold(folder / "lock")
-    return folder
-
-
-def _hold(file: Path) -> None:
-    """Lock *file* until this process ends."""
-    descriptor = os.open(file, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    with suppress(ImportError):
-        import fcntl
-
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    held = (folder / "lock").open("w+b")
+    lock(held)
+    return folder, held

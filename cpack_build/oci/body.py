@@ -1,7 +1,8 @@
 """A blob's bytes as bodies of requests: any stretch of them, again if need be, and hashed once as they leave.
 
 The last of them leaves only when the hash is right: a file that changed never becomes a wrong blob. The hash is kept
-every 16 MiB, so that going back costs no reading from the beginning.
+every 16 MiB, so that going back costs no reading from the beginning. A model that was hashed here before is not hashed
+again as long as its file is the same, before the first byte and before the last; the registry hashes it in any case.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import NoReturn
 
 from cpack_build.errors import Cancelled, HashMismatch, Unresolvable
+from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.transport import Sized
 from cpack_build.oci.types import Blob, Seekable
 
@@ -39,6 +41,7 @@ class Body:
         self._blob = blob
         self._stop = stop
         self._moved = moved
+        self._proved = isinstance(blob, ModelLayer) and blob.is_proved()
         # hashlib lets go of the interpreter: one thread hashes what the other is sending.
         self._second = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
@@ -78,6 +81,9 @@ class Body:
             yield chunk
 
     def _seek(self, offset: int) -> None:
+        if self._proved and offset != self._position:
+            self._end()
+            self._begin(offset)
         if offset < self._position:
             self._settle()
             at, hasher = next(mark for mark in reversed(self._marks) if mark[0] <= offset)
@@ -115,10 +121,11 @@ class Body:
                 self._skip -= dropped
                 self._left = self._left[dropped:]
         chunk, self._left = self._left[:limit], self._left[limit:]
-        self._settle()
-        if self._position - self._marks[-1][0] >= _CHECKPOINT:
-            self._marks.append((self._position, self._hasher.copy()))
-        self._pending = self._second.submit(self._hasher.update, chunk)
+        if not self._proved:
+            self._settle()
+            if self._position - self._marks[-1][0] >= _CHECKPOINT:
+                self._marks.append((self._position, self._hasher.copy()))
+            self._pending = self._second.submit(self._hasher.update, chunk)
         self._position += len(chunk)
         if self._position == self.size:
             self._prove()
@@ -146,6 +153,10 @@ class Body:
                 actual=self._hasher.hexdigest(),
                 hint=_CHANGED,
             )
+        if isinstance(self._blob, ModelLayer) and self._proved:
+            if not self._blob.is_proved():
+                raise Unresolvable(f"Model {self._blob.path} changed while it was sent.", hint=_CHANGED)
+            return
         if "sha256:" + self._hasher.hexdigest() != self.descriptor.digest:
             self._wrong()
 

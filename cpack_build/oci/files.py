@@ -72,8 +72,8 @@ class LayoutFiles(Protocol):
     def read(self, path: str, limit: int) -> bytes:
         """All of a small file. Raises :class:`BadImage` when it is not there or has more than *limit* bytes."""
 
-    def chunks(self, path: str) -> Iterator[bytes]:
-        """A file's bytes, piece by piece. Raises :class:`BadImage` when it is not there."""
+    def chunks(self, path: str, offset: int = 0) -> Iterator[bytes]:
+        """A file's bytes from *offset* on, piece by piece. Raises :class:`BadImage` when it is not there."""
 
 
 class FolderFiles:
@@ -89,8 +89,9 @@ class FolderFiles:
         with self._open(path) as file:
             return _limited(file.read(limit + 1), limit, self._root, path)
 
-    def chunks(self, path: str) -> Iterator[bytes]:
+    def chunks(self, path: str, offset: int = 0) -> Iterator[bytes]:
         with self._open(path) as file:
+            file.seek(offset)
             while chunk := file.read(CHUNK):
                 yield chunk
 
@@ -165,11 +166,12 @@ class TarFiles:
             data = _limited(data + chunk, limit, self._path, path)
         return data
 
-    def chunks(self, path: str) -> Iterator[bytes]:
+    def chunks(self, path: str, offset: int = 0) -> Iterator[bytes]:
         span = self._spans.get(posixpath.normpath(path))
         if span is None:
             raise BadImage(self._path, f"there is no {path} in it", hint="It may be truncated: get or make it again.")
-        return self._span(*span)
+        place, size = span
+        return self._span(place + offset, max(0, size - offset))
 
     def _span(self, offset: int, left: int) -> Iterator[bytes]:
         with self._path.open("rb") as file:

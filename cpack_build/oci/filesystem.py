@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -30,6 +30,8 @@ FILE_LIMIT = 64 << 20
 """Bytes of one file that is read."""
 TOTAL_LIMIT = 256 << 20
 """Bytes of all files that are read at once."""
+_KEPT_LIMIT = 1 << 20
+"""Bytes of a file that is kept while its layer is read for its names."""
 _LINKS = 40
 """Links that one path may lead through (Linux: path_resolution(7))."""
 
@@ -53,8 +55,10 @@ class Node:
 class FileTree:
     """The final file system: paths without a leading ``/``, none of them through a link."""
 
-    def __init__(self, layers: tuple[Blob, ...]) -> None:
+    def __init__(self, layers: tuple[Blob, ...], *, keeping: Collection[str] = ()) -> None:
         self._layers = layers
+        self._keeping = frozenset(keeping)
+        self._kept: dict[tuple[int, int], bytes] = {}
         self._nodes: dict[str, Node] = {}
         self._children: dict[str, set[str]] = {"": set()}
 
@@ -104,8 +108,10 @@ class FileTree:
                 raise BadImage(f"/{path.lstrip('/')} in the image", f"is too large to be read ({node.size} bytes)")
             wanted.setdefault((node.layer, node.member), []).append(path)
         found: dict[str, bytes] = {}
+        for where in wanted.keys() & self._kept.keys():
+            found |= dict.fromkeys(wanted[where], self._kept[where])
         for index, layer in enumerate(self._layers):
-            members = {member for place, member in wanted if place == index}
+            members = {member for place, member in wanted if place == index and (place, member) not in self._kept}
             if not members:
                 continue
             for number, data in _contents(layer, members):
@@ -119,9 +125,11 @@ class FileTree:
         entries: list[tuple[str, Node, str]] = []
         whiteouts: list[str] = []
         count = 0
-        for number, member in _members(layer):
+        for number, (member, content) in enumerate(stream_members(layer)):
             count += 1
             path = _clean(member.name)
+            if path in self._keeping and member.isreg() and member.size <= _KEPT_LIMIT:
+                self._kept[index, number] = b"".join(content())
             name = posixpath.basename(path)
             if name.startswith(".wh."):
                 whiteouts.append(path)
@@ -211,9 +219,10 @@ class FileTree:
         return "/".join(real)
 
 
-def file_tree(image: Image) -> FileTree:
-    """The file system of *image*; each layer is read once, and no content is kept. Raises :class:`BadImage`."""
-    tree = FileTree(image.layers)
+def file_tree(image: Image, *, keeping: Collection[str] = ()) -> FileTree:
+    """The file system of *image*; each layer is read once. Of the contents only those of small files at the paths
+    *keeping* are kept, which then need no reading again. Raises :class:`BadImage`."""
+    tree = FileTree(image.layers, keeping=keeping)
     count = 0
     for index, layer in enumerate(image.layers):
         count += tree._lay(index, layer)
@@ -256,14 +265,6 @@ def _file_chunks(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[
 # -- members -----------------------------------------------------------------------------------------------------------
 
 
-def _members(layer: Blob) -> Iterator[tuple[int, tarfile.TarInfo]]:
-    with _Layer(layer) as archive:
-        for number, member in enumerate(_each(archive)):
-            if number > ENTRY_LIMIT:
-                raise BadImage(f"Layer {layer.descriptor.digest}", f"has more than {ENTRY_LIMIT} files")
-            yield number, member
-
-
 def _contents(layer: Blob, members: set[int]) -> Iterator[tuple[int, bytes]]:
     left = set(members)
     with _Layer(layer) as archive:
@@ -284,17 +285,21 @@ def _each(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 class _Layer:
-    """A layer opened as a tar that is read once from front to back; ``tarfile``'s many errors become one."""
+    """A layer opened as a tar that is read once from front to back; ``tarfile``'s many errors become one.
+
+    For ``tarfile`` it is a file in which one can go forward only: what is skipped is never copied.
+    """
 
     def __init__(self, layer: Blob) -> None:
         self._layer = layer
         self._chunks = decompressed(layer)
-        self._left = b""
+        self._left = memoryview(b"")
+        self._position = 0
 
     def __enter__(self) -> tarfile.TarFile:
         try:
             self._archive = tarfile.open(  # type: ignore[call-overload]
-                fileobj=self, mode="r|", bufsize=1 << 18, tarinfo=BoundedMember, encoding="utf-8"
+                fileobj=self, mode="r:", tarinfo=BoundedMember, encoding="utf-8"
             )
         except _TAR_ERRORS as error:
             raise self._broken() from error
@@ -308,16 +313,35 @@ class _Layer:
             for _ in self._chunks:
                 pass
 
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int) -> int:
+        if position < self._position:
+            raise tarfile.ReadError("goes back")
+        while self._position < position and self._has_more():
+            self._taken(position - self._position)
+        return self._position
+
     def read(self, size: int) -> bytes:
-        """For tarfile, which asks for pieces of its own size."""
-        pieces = [self._left]
-        count = len(self._left)
-        while count < size and (chunk := next(self._chunks, b"")):
-            pieces.append(chunk)
-            count += len(chunk)
-        data = b"".join(pieces)
-        self._left = data[size:]
-        return data[:size]
+        pieces = []
+        while size and self._has_more():
+            pieces.append(bytes(self._taken(size)))
+            size -= len(pieces[-1])
+        return b"".join(pieces)
+
+    def _has_more(self) -> bool:
+        while not self._left:
+            chunk = next(self._chunks, None)
+            if chunk is None:
+                return False
+            self._left = memoryview(chunk)
+        return True
+
+    def _taken(self, size: int) -> memoryview:
+        piece, self._left = self._left[:size], self._left[size:]
+        self._position += len(piece)
+        return piece
 
     def _broken(self) -> BadImage:
         return BadImage(f"Layer {self._layer.descriptor.digest}", "is not a readable tar")

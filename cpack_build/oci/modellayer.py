@@ -147,12 +147,18 @@ def prove_layer(path: Path, sha256: str, size: int, *, digest: str, on_read: Cal
     The digest covers the model's name, which is its *sha256* as whoever made *digest* knew it, so the file is proved as
     far as that one is trusted.
     """
+    from concurrent.futures import ThreadPoolExecutor
+
     hasher = hashlib.sha256(prefix(sha256, size))
     count = 0
-    buffer = memoryview(bytearray(CHUNK))
-    with path.open("rb", buffering=0) as file:
-        while length := file.readinto(buffer):
-            hasher.update(buffer[:length])
+    buffers = [memoryview(bytearray(2 * CHUNK)) for _ in range(2)]
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as second:
+        # What comes next is read, which is a copy at the least, while this is hashed.
+        pending = second.submit(file.readinto, buffers[0])
+        while length := pending.result():
+            pending = second.submit(file.readinto, buffers[1])
+            hasher.update(buffers[0][:length])
+            buffers.reverse()
             count += length
             on_read(length)
     hasher.update(layer_tail(size))
@@ -208,6 +214,13 @@ class ModelLayer:
     proof: tuple[int, ...] | None = None
     """The file's :func:`stamp` when it was known to have *sha256*, and *digest* to be its layer's. While it is the same
     the bytes need not be hashed again."""
+
+    def is_proved(self) -> bool:
+        """Whether the file is still the one that was hashed here, so that its bytes are known."""
+        try:
+            return self.proof is not None and stamp(self.path.stat()) == self.proof
+        except OSError:
+            return False
 
     @property
     def descriptor(self) -> Descriptor:

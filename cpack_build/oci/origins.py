@@ -79,9 +79,13 @@ class LayoutOrigin:
         return Document(canonical_json({"schemaVersion": 2, "mediaType": INDEX, "manifests": entries}), INDEX)
 
     def manifest(self, descriptor: Descriptor) -> Iterator[bytes]:
-        return self._files.chunks(_blob_path(descriptor.digest))
+        return self.blob_from(descriptor, 0)
 
     blob = manifest
+
+    def blob_from(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
+        """The bytes of a blob from *offset* on."""
+        return self._files.chunks(_blob_path(descriptor.digest), offset)
 
 
 class _DockerSave:

@@ -17,10 +17,10 @@ from dataclasses import dataclass, replace
 from cpack_build.errors import StorageError
 from cpack_build.oci.download import BlobStore, Received, download, missing_bytes
 from cpack_build.oci.sources import ImageSource, Kept, SourceBlob
-from cpack_build.oci.types import Blob, Descriptor, FileBlob, Image
+from cpack_build.oci.types import Blob, Descriptor, FileBlob, Image, ImageIndex
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["JOBS", "Pulled", "bring", "bring_all", "pull", "pull_blob"]
+__all__ = ["JOBS", "Pulled", "PulledIndex", "bring", "bring_all", "pull", "pull_blob", "pull_index"]
 
 JOBS = 4
 """Blobs under way at once."""
@@ -38,6 +38,15 @@ class Pulled:
     present: int = 0
 
 
+@dataclass(frozen=True)
+class PulledIndex:
+    """The same of all images of an index."""
+
+    image: ImageIndex
+    received: int
+    present: int
+
+
 def pull(
     source: ImageSource, platform: str, *, jobs: int = JOBS, dry_run: bool = False, progress: Progress = SILENT
 ) -> Pulled:
@@ -47,7 +56,21 @@ def pull(
     :class:`BadImage`, :class:`HashMismatch`, :class:`NetworkError`, :class:`StorageError`; what came whole by then, and
     the beginnings of the rest, are not asked for again.
     """
-    image = source.as_image(platform)
+    return _pulled(source, source.as_image(platform), jobs=jobs, dry_run=dry_run, progress=progress)
+
+
+def pull_index(
+    source: ImageSource, index: ImageIndex, *, jobs: int = JOBS, dry_run: bool = False, progress: Progress = SILENT
+) -> PulledIndex:
+    """All images of the *index* that *source* has, as :func:`pull`; a blob that several have comes once."""
+    parts: list[Pulled] = []
+    for image in index.images:
+        parts.append(_pulled(source, image, jobs=jobs, dry_run=dry_run, progress=progress))
+    here = ImageIndex(tuple(part.image for part in parts), index.manifest)
+    return PulledIndex(here, sum(part.received for part in parts), sum(part.present for part in parts))
+
+
+def _pulled(source: ImageSource, image: Image, *, jobs: int, dry_run: bool, progress: Progress) -> Pulled:
     kept = source.kept
     if kept is None:
         return Pulled(image, present=image.size)

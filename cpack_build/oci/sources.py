@@ -9,15 +9,16 @@ Specification: OCI image-spec v1.1, image-index.md, manifest.md, descriptor.md.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from cpack_build.errors import BadImage, Unresolvable, UsageError
 from cpack_build.oci.documents import (
     fitting,
     is_manifest,
     limited,
+    parse_descriptor,
     parse_manifest,
     parse_object,
     prove,
@@ -36,13 +37,15 @@ from cpack_build.oci.reference import (
     parse_image_name,
     parse_reference,
 )
-from cpack_build.oci.types import MANIFEST, Blob, BytesBlob, Descriptor, FileBlob, Image, digest_of
+from cpack_build.oci.types import INDEX, MANIFEST, Blob, BytesBlob, Descriptor, FileBlob, Image, ImageIndex, digest_of
 
 if TYPE_CHECKING:
     from cpack_build.oci.transport import Access
 
-__all__ = ["ImageSource", "Kept", "Mirror", "SourceBlob", "open_source"]
+__all__ = ["ImageSource", "Kept", "LayoutBlob", "Mirror", "SourceBlob", "open_source"]
 
+_INDEX_COUNT = 64
+"""Images of an index that is taken whole."""
 _DOCUMENT_COUNT = 16
 """Indexes that one image name may lead through: enough for any real image, and no loop runs for long."""
 
@@ -134,7 +137,7 @@ class ImageSource:
     def layers(self, platform: str) -> tuple[Blob, ...]:
         """The layers from bottom to top, as they are stored; each is verified while it is read."""
         _, layers = parse_manifest(self.name, self.manifest(platform)[1])
-        return tuple(SourceBlob(layer, self) for layer in layers)
+        return self._blobs(layers)
 
     def as_image(self, platform: str) -> Image:
         """All of it; layers are read when asked for."""
@@ -142,6 +145,58 @@ class ImageSource:
         parsed = parse_manifest(self.name, data)
         config = self._config(platform, parsed)
         return Image(BytesBlob(descriptor.media_type, data), config, self.layers(platform))
+
+    def index(self) -> ImageIndex | None:
+        """All images of the index that the name stands for, with its own bytes; ``None`` where it is one image's name.
+
+        What is in it that is no image, as BuildKit's attestations, comes with it. Raises :class:`BadImage`.
+        """
+        document = self._document_of_name()
+        if isinstance(self._origin, LayoutOrigin) and document.digest is None:
+            # The layout's own list, as far as it has this name.
+            named = self._entries(document) or []
+            if len(named) != 1:
+                images = tuple(map(self._listed, named))
+                return ImageIndex(images) if 1 < len({image.platform for image in images}) == len(images) else None
+            document = self._document(named[0])
+        entries = self._entries(document)
+        if entries is None:
+            return None
+        own = BytesBlob(document.media_type or INDEX, document.data)
+        return ImageIndex(tuple(map(self._listed, entries)), own)
+
+    def _entries(self, document: Document) -> list[Descriptor] | None:
+        """What an index lists; ``None`` for a manifest."""
+        parsed = parse_object(document.data, f"{self.name}: the index or manifest")
+        if is_manifest(parsed, document.media_type):
+            return None
+        entries = parsed.get("manifests")
+        if not isinstance(entries, list):
+            raise BadImage(self.name, "is neither an image manifest nor an index of them")
+        if len(entries) > _INDEX_COUNT:
+            raise BadImage(self.name, f"is an index of {len(entries)} images, and {_INDEX_COUNT} are taken at most")
+        return [parse_descriptor(entry, f"{self.name}: an entry of the index") for entry in entries]
+
+    def _listed(self, descriptor: Descriptor) -> Image:
+        """The image with that manifest, for whatever platform."""
+        document = self._document(descriptor)
+        if not is_manifest(parse_object(document.data, f"{self.name}: a manifest"), document.media_type):
+            raise BadImage(
+                self.name,
+                f"has an index within its index ({descriptor.digest})",
+                hint="Name one image with --platform.",
+            )
+        config, layers = parse_manifest(self.name, document.data)
+        limited(self.name, config)
+        data = b"".join(self.read_blob(config))
+        parse_object(data, f"{self.name}: the config")
+        own = BytesBlob(descriptor.media_type, document.data)
+        return Image(own, BytesBlob(config.media_type, data), self._blobs(layers))
+
+    def _blobs(self, layers: Iterable[Descriptor]) -> tuple[Blob, ...]:
+        if isinstance(self._origin, LayoutOrigin):
+            return tuple(LayoutBlob(layer, self, self._origin) for layer in layers)
+        return tuple(SourceBlob(layer, self) for layer in layers)
 
     def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """The bytes of a blob of this image; :class:`HashMismatch` at its end if they are not its own."""
@@ -218,6 +273,19 @@ class SourceBlob:
 
     descriptor: Descriptor
     source: ImageSource
+    proves_itself: ClassVar[bool] = True
+    """Its chunks end in an error unless all of them were right, so nobody need hash them again to know."""
 
     def chunks(self) -> Iterator[bytes]:
         return self.source.read_blob(self.descriptor)
+
+
+@dataclass(frozen=True)
+class LayoutBlob(SourceBlob):
+    """A layer that lies in a layout here, so that reading can begin anywhere in it."""
+
+    origin: LayoutOrigin
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]:
+        """The bytes from *offset* on, which nobody has proved: whoever takes them must."""
+        return self.origin.blob_from(self.descriptor, offset)

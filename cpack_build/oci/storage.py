@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,7 @@ from typing import BinaryIO
 from cpack_build import filesystem
 from cpack_build.errors import writing
 
-__all__ = ["PARTIAL", "sync_directory", "whole_file"]
+__all__ = ["PARTIAL", "reflink", "shared_copy", "sync_directory", "whole_file"]
 
 PARTIAL = ".cpack-partial-"
 """What the name of a file begins with while it is being written."""
@@ -61,3 +62,40 @@ def sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def reflink(source: Path, target: Path) -> bool:
+    """Whether *target*, which is made, could be made to share the blocks of *source*; if not, it is not there."""
+    with writing(target), source.open("rb") as read, target.open("xb") as write:
+        if filesystem.share_blocks(read.fileno(), write.fileno()):
+            return True
+    target.unlink()
+    return False
+
+
+def shared_copy(source: Path, target: Path, *, may_link: bool) -> bool:
+    """Make *target* the file *source*, whole or not at all; ``True`` where no byte was written for it.
+
+    Blocks are shared where the file system can, else the file gets a second name if it *may_link*, else it is copied.
+    """
+    aside = target.parent / f"{PARTIAL}{secrets.token_hex(8)}"
+    try:
+        with writing(target):
+            shared = reflink(source, aside) or (may_link and _linked(source, aside))
+            if not shared:
+                shutil.copyfile(source, aside)
+                with aside.open("rb+") as file:
+                    os.fsync(file.fileno())
+            aside.replace(target)
+            sync_directory(target.parent)
+    finally:
+        aside.unlink(missing_ok=True)
+    return shared
+
+
+def _linked(source: Path, target: Path) -> bool:
+    try:
+        os.link(source, target, follow_symlinks=False)
+    except OSError:
+        return False  # another file system, or one without hard links
+    return True

@@ -105,7 +105,9 @@ class Blob(Protocol):
 
 @runtime_checkable
 class Seekable(Protocol):
-    """A blob that can be read from any place on without making what comes before it."""
+    """A blob that can be read from any place on without making what comes before it.
+
+    Nothing proves what comes from within, so :meth:`chunks_from` never does, not even from the beginning."""
 
     def chunks_from(self, offset: int) -> Iterator[bytes]: ...
 
@@ -169,7 +171,7 @@ class Image:
     def platform(self) -> str:
         """``os/architecture`` as written in the config."""
         config = json.loads(self.config.data)
-        return f"{config['os']}/{config['architecture']}"
+        return f"{config.get('os')}/{config.get('architecture')}"
 
     def blobs(self) -> Iterator[Blob]:
         """Layers, config and last the manifest."""
@@ -187,10 +189,14 @@ class ImageIndex:
     """Images for several platforms under one name (image-index.md). Blobs that they share are the same blobs."""
 
     images: tuple[Image, ...]
+    document: BytesBlob | None = None
+    """The index itself, where others have written it."""
 
     @property
     def manifest(self) -> BytesBlob:
         """The index: a descriptor of each manifest with its platform, ordered by that."""
+        if self.document is not None:
+            return self.document
         entries = [
             {**image.manifest.descriptor.to_json(), "platform": platform_document(image)}
             for image in sorted(self.images, key=lambda image: image.platform)

@@ -14,14 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
-from cpack_build import filesystem
-from cpack_build.errors import UnsafeInput, writing
+from cpack_build.errors import UnsafeInput
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store, StoredFile, stored_at
 from cpack_build.lock.models import fetch_model
 from cpack_build.lock.schema import Model
 from cpack_build.oci.pull import bring, bring_all
 from cpack_build.oci.sharedlayer import take_out
+from cpack_build.oci.storage import reflink
 from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.artifact import Artifact
 from cpack_build.restore.folder import Folder
@@ -30,7 +30,6 @@ __all__ = ["How", "Linked", "bring_layers", "bring_model", "is_model_there", "pl
 
 How = Literal["link", "copy"]
 Linked = Literal["reflink", "hard link", "symlink", "copy"]
-"""ioctl_ficlone(2)."""
 
 
 def is_model_there(folder: Folder, model: Model, *, store: Store) -> bool | None:
@@ -116,22 +115,13 @@ def place_model(folder: Folder, path: str, file: StoredFile, *, how: How, store:
 
 
 def _made(file: StoredFile, aside: Path, *, how: How, is_own: bool) -> Linked:
-    if _reflink(file.path, aside):
+    if reflink(file.path, aside):
         return "reflink"
     if how == "link" and is_own:
         with suppress(OSError):
             os.link(file.path, aside, follow_symlinks=False)
             return "hard link"
     return "copy"
-
-
-def _reflink(source: Path, target: Path) -> bool:
-    """Whether *target* was made to share the blocks of *source*."""
-    with writing(target), source.open("rb") as read, target.open("xb") as write:
-        if filesystem.share_blocks(read.fileno(), write.fileno()):
-            return True
-    target.unlink()
-    return False
 
 
 def _chunks(path: Path) -> Iterator[bytes]:

@@ -100,13 +100,13 @@ async def _serve_http(server: Any, settings: Settings) -> int:
 
     from cpack_build.serve.front import Front
     from cpack_build.serve.routes import make_routes
-    from cpack_build.serve.service import make_service
+    from cpack_build.serve.service import make_service, without_timers
 
     _keep_metrics_in_memory()
     service = await asyncio.to_thread(make_service, server, name="cpack")
     _configure_logging(quiet=settings.json_log)
     app = Front(
-        _without_timers(service.to_asgi()),
+        without_timers(service.to_asgi()),
         make_routes(server),
         settings=settings,
         gate=server.gate,
@@ -182,18 +182,6 @@ def _zombies() -> list[int]:
                 if state == "Z" and int(parent) == os.getpid():
                     found.append(int(entry.name))
     return found
-
-
-def _without_timers(app: Any) -> Any:
-    """BentoML's application without its limit of time: ours is told, and takes the request back.
-
-    BentoML's keeps a timer, with all that a request has left in its context, for as long as a request may take, however
-    short it was: memory grew by 10 MB every thousand requests.
-    """
-    from bentoml._internal.server.http.traffic import TimeoutMiddleware
-
-    app.user_middleware = [one for one in app.user_middleware if one.cls is not TimeoutMiddleware]
-    return app
 
 
 def _keep_metrics_in_memory() -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from cpack_build.errors import StorageError
 
-__all__ = ["Folders", "prepare_folders"]
+__all__ = ["Folders", "folders_at", "prepare_folders"]
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,9 @@ class Folders:
     bentoml: Path
 
 
-def prepare_folders(root: Path, inputs: Path) -> Folders:
-    """Make the folders under *root* and copy the files of *inputs* (the pack's ``input/``, which may be absent) there.
-
-    Raises :class:`StorageError` that names the folder that cannot be written.
-    """
-    folders = Folders(
+def folders_at(root: Path) -> Folders:
+    """The folders under *root*, as they will be; nothing is made."""
+    return Folders(
         root=root,
         input=root / "input",
         output=root / "output",
@@ -50,6 +47,14 @@ def prepare_folders(root: Path, inputs: Path) -> Folders:
         kept=root / "kept",
         bentoml=root / "bentoml",
     )
+
+
+def prepare_folders(root: Path, inputs: Path) -> Folders:
+    """Make the folders under *root* and copy the files of *inputs* (the pack's ``input/``, which may be absent) there.
+
+    Raises :class:`StorageError` that names the folder that cannot be written.
+    """
+    folders = folders_at(root)
     try:
         for left_over in (
             folders.scratch,

@@ -47,12 +47,14 @@ class Metrics:
         losses: int,
         ready: int,
         devices: Sequence[Mapping[str, Any]],
+        start: float | None = None,
     ) -> str:
-        """The metrics; *devices* are ComfyUI's, their memory in bytes."""
+        """The metrics; *devices* are ComfyUI's, their memory in bytes. *start* is told once it is known."""
         lines = [
             *_gauge("cpack_queue_depth", "Requests that wait for ComfyUI.", waiting),
             *_gauge("cpack_running", "Requests that ComfyUI works on.", running),
             *_gauge("cpack_comfyui_ready", "ComfyUI processes that answer.", ready),
+            *(_gauge("cpack_start_seconds", "From the start until it said that it is ready.", start) if start else ()),
             "# HELP cpack_comfyui_losses_total Times that ComfyUI was lost (and, if it is ours, started again).",
             "# TYPE cpack_comfyui_losses_total counter",
             f"cpack_comfyui_losses_total {losses}",
@@ -82,5 +84,5 @@ class Metrics:
         return "\n".join(lines) + "\n"
 
 
-def _gauge(name: str, what: str, value: int) -> list[str]:
+def _gauge(name: str, what: str, value: float) -> list[str]:
     return [f"# HELP {name} {what}", f"# TYPE {name} gauge", f"{name} {value}"]

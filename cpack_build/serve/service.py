@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from starlette.requests import Request
     from starlette.responses import Response
 
-__all__ = ["Server", "make_service"]
+__all__ = ["Server", "make_service", "without_timers"]
 
 _SWEEP_SECONDS = 60
 _WARM_UP_AGAIN_SECONDS = 10
@@ -115,6 +115,8 @@ class Server:
         webhook = Webhook(remote, secret=settings.webhook_secret, log=log)
         self.tasks = Tasks(self, seconds=settings.keep_seconds, webhook=webhook)
         self._chores: list[asyncio.Task[None]] = []
+        self._began = time.monotonic()
+        self._start: float | None = None
 
     async def ready(self) -> bool:
         """Whether a ComfyUI answers, and has warmed up if it should.
@@ -122,7 +124,10 @@ class Server:
         All are asked at once, and none is waited for longer than its client does.
         """
         there = [backend for backend in self._backends if not self._warm_up or self._is_warm(backend)]
-        return any(await asyncio.gather(*(backend.client.answers() for backend in there)))
+        is_ready = any(await asyncio.gather(*(backend.client.answers() for backend in there)))
+        if is_ready and self._start is None:
+            self._start = round(time.monotonic() - self._began, 3)
+        return is_ready
 
     def _is_warm(self, backend: _Backend) -> bool:
         return backend.engine.address is not None and backend.warm == backend.engine.address
@@ -154,6 +159,7 @@ class Server:
             losses=sum(backend.engine.losses for backend in self._backends),
             ready=sum(backend.engine.address is not None for backend in self._backends),
             devices=devices,
+            start=self._start,
         )
 
     # -- one request
@@ -372,8 +378,20 @@ async def _disconnected(request: Request) -> None:
         pass
 
 
-def make_service(server: Server, *, name: str) -> bentoml.Service[Any]:
-    """The BentoML service *name* around *server*, which holds requests to their time."""
+def without_timers(app: Any) -> Any:
+    """BentoML's application without its limit of time: ours is told, and takes the request back.
+
+    BentoML's keeps a timer, with all that a request has left in its context, for as long as a request may take, however
+    short it was: memory grew by 10 MB every thousand requests.
+    """
+    from bentoml._internal.server.http.traffic import TimeoutMiddleware
+
+    app.user_middleware = [one for one in app.user_middleware if one.cls is not TimeoutMiddleware]
+    return app
+
+
+def make_service(server: Server, *, name: str, **config: Any) -> bentoml.Service[Any]:
+    """The BentoML service *name* around *server*, which holds requests to their time; *config* is BentoML's."""
     import bentoml
     from starlette.applications import Starlette
     from starlette.responses import FileResponse, JSONResponse
@@ -424,6 +442,6 @@ def make_service(server: Server, *, name: str) -> bentoml.Service[Any]:
         Route("/comfy/workflow.json", workflow_json),  # where comfy-pack has it
         Route("/interface.json", interface_json),
     ]
-    service = bentoml.service(name=name)(Cpack)
+    service = bentoml.service(name=name, **config)(Cpack)
     service.mount_asgi_app(Starlette(routes=routes), path="/", name="documents")
     return service

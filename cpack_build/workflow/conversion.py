@@ -9,7 +9,7 @@ code that only it has cannot be told from the file: then the error names the nod
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from cpack_build.errors import WorkflowError
@@ -25,7 +25,7 @@ from cpack_build.workflow.drawing import (
     refuse,
 )
 from cpack_build.workflow.groupnodes import is_group_node, without_group_nodes
-from cpack_build.workflow.interface import HOW_TO_EXPORT
+from cpack_build.workflow.interface import HOW_TO_EXPORT, VALUE_KEYS
 from cpack_build.workflow.widgets import Declared, Misfit, declared_inputs, protected, read_values
 
 __all__ = ["Converted", "convert", "is_ui_format"]
@@ -39,6 +39,7 @@ _DECORATION = frozenset({"Note", "MarkdownNote"}) | frozenset(
 )  # fmt: skip
 """Nodes for the person at the editor; what they switched is in the modes of the others."""
 _VIRTUAL = frozenset({"Reroute", "Reroute (rgthree)", "PrimitiveNode", "SetNode", "GetNode"}) | _DECORATION
+_ANY_WIDGET = ("CPackInputAny", "CPackInputFile")
 _BY_CODE = ("Anything Everywhere", "Prompts Everywhere", "Seed Everywhere")
 """Nodes that the frontend links to others only when it runs the workflow."""
 _HOST = "-1"
@@ -137,13 +138,17 @@ class _Conversion:
             refuse(self._name, f"has node {graph.id(node)} {what}, which the given object_info does not know")
         declared = declared_inputs(info)
         linked = {slot.name for slot in node.inputs if slot.link is not None}
+        if node.type in _ANY_WIDGET and node.listed:
+            # Frontend code gives these the widget of the input they feed, whatever that is.
+            declared = [
+                replace(item, kind="COMBO") if item.name == VALUE_KEYS[node.type] else item for item in declared
+            ]
         inputs = self._widget_values(graph, node, declared, linked)
         meta: dict[str, Any] = {"title": node.title or info.get("display_name") or node.type}
-        if node.type in ("CPackInputAny", "CPackInputFile"):
-            # comfy-pack's own frontend code gives these the widget of the input they feed.
-            key = "input" if node.type == "CPackInputAny" else "path"
-            if node.listed and not linked:
-                inputs = {key: node.listed[0]}
+        if node.type in _ANY_WIDGET:
+            key = VALUE_KEYS[node.type]
+            if node.named is not None and key not in node.named and node.listed and not linked:
+                inputs = {key: node.listed[0]}  # comfy-pack's code names the widget after that input, too
             if node.type == "CPackInputAny" and (options := self._fed_options(graph, node)):
                 meta["options"] = options
         for index, slot in enumerate(node.inputs):

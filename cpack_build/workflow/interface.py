@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cpack_build.errors import WorkflowError
+from cpack_build.workflow.parametertypes import InputType, type_of
 
 __all__ = [
     "HOW_TO_EXPORT",
@@ -27,10 +28,10 @@ __all__ = [
     "Workflow",
     "is_link",
     "read_workflow",
+    "value_key",
 ]
 
-InputType = Literal["image", "file", "string", "int", "float", "number", "boolean", "choice", "any"]
-OutputKind = Literal["image", "audio", "video", "text", "zip", "file"]
+OutputKind = Literal["image", "audio", "video", "text", "json", "zip", "file"]
 
 INPUT_PREFIX = "CPackInput"
 OUTPUT_PREFIX = "CPackOutput"
@@ -41,6 +42,7 @@ _OUTPUT_KINDS: Mapping[str, OutputKind] = {
     "CPackOutputAudio": "audio",
     "CPackOutputVideo": "video",
     "CPackOutputTextFile": "text",
+    "CPackOutputJSON": "json",
     "CPackOutputZip": "zip",
     "CPackOutputFile": "file",
 }
@@ -49,18 +51,24 @@ _OUTPUT_KINDS: Mapping[str, OutputKind] = {
 # File to that of the node they feed, so there any other key does as well.
 VALUE_KEYS: Mapping[str, str] = {
     "CPackInputImage": "image",
+    "CPackInputMask": "image",
     "CPackInputFile": "path",
     "CPackInputString": "value",
     "CPackInputInt": "value",
+    "CPackInputFloat": "value",
+    "CPackInputBoolean": "value",
+    "CPackInputChoice": "value",
     "CPackInputAny": "input",
 }
+# What a node holds besides: the nodes of this project tell of a parameter in two more widgets.
+ABOUT = frozenset({"description", "required"})
 _NOT_VALUES: Mapping[str, frozenset[str]] = {
     "CPackInputImage": frozenset({"upload"}),
+    "CPackInputMask": frozenset({"upload", "channel"}),
     "CPackInputInt": frozenset({"min", "max"}),
+    "CPackInputFloat": frozenset({"min", "max"}),
+    "CPackInputChoice": frozenset({"choices"}),
 }
-
-# 2**63 as JavaScript rounds it is 9223372036854776000; a bound out there (or 2**64 - 1, that of seeds) is none.
-_NO_BOUND = 2**63 - 2**12
 
 HOW_TO_EXPORT = (
     "Export it again in the API format: in ComfyUI choose Workflow > Export (API), "
@@ -203,7 +211,7 @@ def _interface(nodes: Mapping[str, Mapping[str, Any]], name: str) -> Interface:
         if class_type == ZIP_SWITCH:
             zipped = True
         elif class_type.startswith(INPUT_PREFIX):
-            key = _value_key(class_type, node["inputs"])
+            key = value_key(class_type, node["inputs"])
             if key is not None:  # comfy-pack, too, passes over a node without any input
                 wanted = _parameter_name(node, feeds.get(node_id), class_type.removeprefix(INPUT_PREFIX))
                 item = _input(_unique(wanted, node_id, inputs), node_id, node, key=key, workflow=name)
@@ -274,38 +282,25 @@ def _candidates(base: str) -> Iterator[str]:
         number += 1
 
 
-def _value_key(class_type: str, inputs: Mapping[str, Any]) -> str | None:
+def value_key(class_type: str, inputs: Mapping[str, Any]) -> str | None:
+    """The input of a ``CPackInput…`` node that holds the parameter's value; None if it has no input at all."""
     usual = VALUE_KEYS.get(class_type)
     if usual is not None and usual in inputs:
         return usual
     others = _NOT_VALUES.get(class_type, frozenset())
-    return next((key for key in inputs if key not in others), None)
+    likely = (key for key in inputs if key not in others and key not in ABOUT)
+    # The input that Any feeds may itself be called `description`.
+    return next(likely, next((key for key in inputs if key not in others), None))
 
 
 def _input(name: str, node_id: str, node: Mapping[str, Any], *, key: str, workflow: str) -> Input:
-    class_type, value, title = node["class_type"], node["inputs"][key], _title(node)
-    options = node["_meta"].get("options")
-    linked = is_link(value)
-    default = None if linked else value
-    minimum: int | float | None = None
-    maximum: int | float | None = None
-    choices: tuple[Any, ...] = ()
-    kind: InputType
-    if class_type == "CPackInputImage":
-        kind, default = "image", _file_name(default)
-    elif class_type == "CPackInputFile":
-        kind, default = "file", _file_name(default)
-    elif class_type == "CPackInputString":
-        kind, default = "string", default if default is None or isinstance(default, str) else json.dumps(default)
-    elif class_type == "CPackInputInt":
-        kind = "int"
-        minimum, maximum = _bound(node["inputs"].get("min")), _bound(node["inputs"].get("max"))
-        default = _whole(default, where=f"{workflow}: the value of '{name}' (node {node_id})")
-    else:
-        kind, choices = _any_type(default, options)
-        if kind in ("int", "float") and isinstance(options, Mapping):
-            minimum, maximum = _bound(options.get("min")), _bound(options.get("max"))
-    if kind == "int":  # a fractional bound of a whole number means the next one within
+    class_type, inputs, title = node["class_type"], node["inputs"], _title(node)
+    linked = is_link(inputs[key])
+    wanted = key != "required" and inputs.get("required") is True
+    where = f"{workflow}: the value of '{name}' (node {node_id})"
+    typed = type_of(class_type, None if linked else inputs[key], inputs, node["_meta"].get("options"), where=where)
+    minimum, maximum = typed.minimum, typed.maximum
+    if typed.type == "int":  # a fractional bound of a whole number means the next one within
         minimum = None if minimum is None else math.ceil(minimum)
         maximum = None if maximum is None else math.floor(maximum)
     if minimum is not None and maximum is not None and minimum > maximum:
@@ -314,73 +309,20 @@ def _input(name: str, node_id: str, node: Mapping[str, Any], *, key: str, workfl
             f"maximum {maximum}.",
             hint="Correct its bounds in ComfyUI and export the workflow again.",
         )
-    description = node["_meta"].get("description")
+    default = None if wanted else typed.default
+    told = [text for text in (inputs.get("description"), node["_meta"].get("description")) if key != "description"]
     return Input(
         name=name,
         node_id=node_id,
         node_class=class_type,
         key=key,
-        type=kind,
+        type=typed.type,
         default=default,
         minimum=minimum,
         maximum=maximum,
-        choices=choices,
-        required=default is None and not linked,
+        choices=typed.choices,
+        required=wanted or (default is None and not linked),
         linked=linked,
         title=title,
-        description=description if isinstance(description, str) else "",
+        description=next((text for text in told if isinstance(text, str) and text), ""),
     )
-
-
-def _file_name(value: object) -> str | None:
-    return value if isinstance(value, str) and value else None
-
-
-def _bound(value: object) -> int | float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= _NO_BOUND:
-        return None
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _whole(value: object, *, where: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str):
-        try:
-            return int(value)
-        except ValueError:
-            pass
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise WorkflowError(
-            f"{where} is {value!a}, not a whole number.", hint="Set it in ComfyUI and export the workflow again."
-        )
-    return value
-
-
-def _any_type(value: object, options: object) -> tuple[InputType, tuple[Any, ...]]:
-    """The type of a ``CPackInputAny``: that of the widget it stands for if the export kept it, else its value's."""
-    if isinstance(options, Mapping):
-        choices = options.get("values")
-        if isinstance(choices, list) and choices and all(isinstance(c, str | int | float | bool) for c in choices):
-            return "choice", tuple(choices)
-        is_number = value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-        if is_number and any(key in options for key in ("min", "max", "round", "precision", "step")):
-            return ("float" if _is_fractional(value, options) else "int"), ()
-    if isinstance(value, bool):
-        return "boolean", ()
-    if isinstance(value, int):  # JavaScript writes 8.0 as 8: it cannot be told whether fractions are meant
-        return "number", ()
-    if isinstance(value, float):
-        return "float", ()
-    return ("string" if isinstance(value, str) else "any"), ()
-
-
-def _is_fractional(value: object, options: Mapping[str, Any]) -> bool:
-    if isinstance(value, float) and not value.is_integer():
-        return True
-    rounding, precision = options.get("round"), options.get("precision")
-    if isinstance(rounding, int | float) and not isinstance(rounding, bool) and 0 < rounding < 1:
-        return True
-    return isinstance(precision, int | float) and not isinstance(precision, bool) and precision > 0

@@ -53,6 +53,7 @@ MODEL_INPUTS: Mapping[str, Mapping[str, str]] = {
 FILE_INPUTS: Mapping[str, Mapping[str, Place]] = {
     "CPackInputFile": {"path": "base"},
     "CPackInputImage": {"image": "input"},
+    "CPackInputMask": {"image": "input"},
     "Load3D": {"model_file": "input"},
     "Load3DAnimation": {"model_file": "input"},
     "LoadAudio": {"audio": "input"},

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal, cast
 
-from cpack_build.workflow.interface import is_link
+from cpack_build.workflow.interface import is_link, value_key
 from cpack_build.workflow.loaders import (
     APPROXIMATE_VAES,
     FILE_EXTENSIONS,
@@ -23,6 +23,7 @@ from cpack_build.workflow.loaders import (
     MODEL_INPUTS,
     Place,
 )
+from cpack_build.workflow.parametertypes import choices_of
 
 __all__ = ["InputReference", "ModelReference", "References", "references"]
 
@@ -118,7 +119,11 @@ def references(workflow: Mapping[str, Any], object_info: Mapping[str, Any] | Non
             continue
         classes.add(class_type)
         for name, given in inputs.items():
+            if class_type.startswith("CPackInput") and name == "description" and len(inputs) > 1:
+                continue  # what callers read about the parameter
             meaning = _meaning(class_type, name, info, folders)
+            if class_type == "CPackInputChoice" and name == "choices":
+                given = list(choices_of(given))
             if meaning is None:
                 shaped += [(node_id, class_type, path, text) for path, text in _texts(name, given)]
                 continue
@@ -130,7 +135,7 @@ def references(workflow: Mapping[str, Any], object_info: Mapping[str, Any] | Non
     for node_id, class_type, name, text in shaped:
         for embedding in _EMBEDDING.findall(text):
             models |= dict.fromkeys(_embeddings(node_id, class_type, name, embedding))
-        if (node_id, name) in told or _is_prose(class_type, name.partition(".")[0], info):
+        if (node_id, name.partition(".")[0]) in told or _is_prose(class_type, name.partition(".")[0], info):
             continue
         if _names_a(text, MODEL_EXTENSIONS):
             models[ModelReference(node_id, class_type, name, text, None, guessed=True)] = None
@@ -217,11 +222,16 @@ def _values(given: object, workflow: Mapping[str, Any], told: set[tuple[str, str
         class_type, inputs = _parts(workflow.get(node_id))
         if class_type is None or not class_type.startswith(("CPackInput", "Primitive")):
             return
-        # What a parameter holds besides (bounds, the upload button) is no text, but for `upload`: "image".
-        key = next((key for key, value in inputs.items() if key != "upload" and isinstance(value, str | list)), None)
+        if class_type.startswith("CPackInput"):
+            key = value_key(class_type, inputs)
+        else:
+            key = next((key for key, value in inputs.items() if isinstance(value, str | list)), None)
         if key is None:
             return
         told.add((node_id, key))
+        if class_type == "CPackInputChoice":
+            told.add((node_id, "choices"))
+            yield from choices_of(inputs.get("choices"))
         given = inputs[key]
     if isinstance(given, str):
         yield given

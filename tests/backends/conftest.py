@@ -44,9 +44,13 @@ class Built:
     layout: Path
     root: Mapping[str, Entry]
 
-    def image(self, *arguments: object, environment: Mapping[str, str], pack: Path | None = None) -> Run:
+    def image(self, *arguments: object, environment: Mapping[str, str]) -> Run:
         """``cpack-build image`` of it."""
-        command = [sys.executable, "-m", "cpack_build", "image", pack or self.example.pack, *arguments, "--json"]
+        return self.call("image", self.example.pack, *arguments, environment=environment)
+
+    def call(self, verb: str, *arguments: object, environment: Mapping[str, str]) -> Run:
+        """Another verb, with the same store."""
+        command = [sys.executable, "-m", "cpack_build", verb, *arguments, "--json"]
         done = subprocess.run(
             [str(word) for word in command],
             env={**os.environ, "CPACK_HOME": str(self.home), **environment},

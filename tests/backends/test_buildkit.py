@@ -12,9 +12,15 @@ from typing import Any
 
 import pytest
 
+from cpack_build.backends.builder import find_builder
+from cpack_build.backends.buildkit import cache_arguments
+from cpack_build.backends.protocol import Farm
+from cpack_build.progress import SILENT
+from tests import need
 from tests.backends.conftest import Built, root_in
 from tests.backends.roots import differences
 from tests.engines import Docker, Registry
+from tests.lock.indexes import sdist
 from tests.test_first_light import check_answers
 
 pytestmark = [pytest.mark.network, pytest.mark.xdist_group("engines")]
@@ -106,22 +112,26 @@ def test_a_folder_with_something_in_it_is_not_printed_into(built: Built, tmp_pat
 
 
 def test_a_cache_in_a_registry_serves_another_builder(
-    built: Built, new_docker: Docker, registry: Registry, tmp_path: Path
+    new_docker: Docker, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    for key, value in new_docker.environment.items():
+        monkeypatch.setenv(key, value)
+    shell = need.tool("busybox")
+    (tmp_path / "in").mkdir()
+    shutil.copy(shell, tmp_path / "in" / "busybox")
+    (tmp_path / "in" / "Dockerfile").write_text(
+        'FROM scratch AS made\nCOPY busybox /\nRUN ["/busybox", "sh", "-c", "/busybox date +%N > /made"]\n'
+        "FROM scratch\nCOPY --from=made /made /\n"
+    )
     cache = f"{registry.host}/cache/example"
-    arguments = ("--backend", "buildkit", "--output", f"oci:{tmp_path / 'a'}", "--cache-to", cache)
-    run = built.image(*arguments, environment=new_docker.environment)
-    assert run.code == 0, run.said
-    subprocess.run(
-        [new_docker.command, "builder", "prune", "--all", "--force"],
-        env={"PATH": "/usr/bin:/bin", **new_docker.environment}, check=True, capture_output=True,
-    )  # fmt: skip
-    run = built.image(
-        "--backend", "buildkit", "--output", f"oci:{tmp_path / 'b'}", "--cache-from", cache, "--progress", "json",
-        environment=new_docker.environment,
-    )  # fmt: skip
-    assert run.code == 0, run.said
-    assert (tmp_path / "a" / "index.json").read_text() == (tmp_path / "b" / "index.json").read_text()
+    outputs = []
+    for number, farm in enumerate((Farm(cache_to=(cache,)), Farm(cache_from=(cache,)))):
+        out = tmp_path / str(number)
+        arguments = [*cache_arguments(farm), f"--output=type=local,dest={out}"]
+        find_builder(None).build(tmp_path / "in", arguments, progress=SILENT)
+        outputs.append((out / "made").read_text())
+        new_docker("builder", "prune", "--all", "--force")
+    assert outputs[0] == outputs[1], "made once"
 
 
 def test_a_dockerfile_of_others_starts_from_the_embedded_image_as_a_named_context(
@@ -204,6 +214,39 @@ def test_bytes_that_differ_from_the_lock_stop_the_build(built: Built, new_docker
     assert wrong in run.result["error"]["message"]
     assert "aiohappyeyeballs" in run.result["error"]["message"]
     assert not (tmp_path / "layout").exists()
+
+
+def test_a_package_without_a_wheel_is_built_by_the_builder_and_its_wheel_pinned_into_the_lock(
+    built: Built, new_docker: Docker, tmp_path: Path
+) -> None:
+    """In C, with the builder's compiler; the lock made without the builder afterwards finds the wheel in the store."""
+    need.tool("apt-get")
+    links = tmp_path / "links"
+    links.mkdir()
+    files = {
+        "pyproject.toml": '[build-system]\nrequires = ["setuptools>=70"]\nbuild-backend = "setuptools.build_meta"\n'
+        '[project]\nname = "tinyext"\nversion = "1.0"\n',
+        "setup.py": 'from setuptools import Extension, setup\nsetup(ext_modules=[Extension("tinyext", ["t.c"])])\n',
+        "t.c": "#include <Python.h>\n"
+        "static PyObject *answer(PyObject *self, PyObject *none) { return PyLong_FromLong(42); }\n"
+        'static PyMethodDef methods[] = {{"answer", answer, METH_NOARGS, ""}, {NULL, NULL, 0, NULL}};\n'
+        'static struct PyModuleDef module = {PyModuleDef_HEAD_INIT, "tinyext", NULL, -1, methods};\n'
+        "PyMODINIT_FUNC PyInit_tinyext(void) { return PyModule_Create(&module); }\n",
+        "PKG-INFO": "Metadata-Version: 2.1\nName: tinyext\nVersion: 1.0\n",
+    }
+    (links / "tinyext-1.0.tar.gz").write_bytes(sdist(files, "tinyext-1.0"))
+    wanted = (built.example.pack, "--find-links", links, "--python-package", "tinyext==1.0", "-o", tmp_path / "x.lock")
+    refused = built.call("lock", *wanted, environment=new_docker.environment)
+    assert (refused.code, refused.result["error"]["type"]) == (8, "NeedsTrust")
+    run = built.call("lock", *wanted, "--trust", "--backend", "buildkit", environment=new_docker.environment)
+    assert run.code == 0, run.said
+    (wheel,) = json.loads((tmp_path / "x.lock").read_text())["python"]["built"]
+    assert re.fullmatch(r"tinyext-1\.0-cp3\d+-cp3\d+-linux_\w+\.whl", wheel["filename"])
+    assert wheel["platform"] == json.loads((tmp_path / "x.lock").read_text())["platform"]
+    (tmp_path / "x.lock").rename(tmp_path / "first.lock")
+    again = built.call("lock", *wanted, environment={"CPACK_DOCKER": "/nonexistent"})
+    assert again.code == 0, again.said
+    assert (tmp_path / "x.lock").read_bytes() == (tmp_path / "first.lock").read_bytes()
 
 
 def _manifest(layout: Path) -> dict[str, Any]:

@@ -45,6 +45,7 @@ def test_an_image_is_pulled_into_every_kind_of_place(call: Caller, registry: Reg
         "digest": image.digest,
         "platform": PLATFORM,
         "size": image.size,
+        "layers": 1,
         "received": image.layers[0].descriptor.size,
         "present": image.size - image.layers[0].descriptor.size,
     }

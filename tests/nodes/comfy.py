@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,14 +75,20 @@ def engine_of(kind: str, folder: Path) -> tuple[Engine, list[str]]:
 
 @contextmanager
 def running(
-    kind: str, folder: Path, *, plugin: Path | None = ROOT, environment: Mapping[str, str] | None = None
+    kind: str,
+    folder: Path,
+    *,
+    plugin: Path | None = ROOT,
+    arguments: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
 ) -> Iterator[Comfy]:
     """ComfyUI with the folder *plugin* linked into its custom nodes, and its folders of its own; ended afterwards."""
-    engine, arguments = engine_of(kind, folder)
+    engine, page = engine_of(kind, folder)
     for name in ("input", "output", "temp", "user", "custom_nodes"):
         (folder / name).mkdir(exist_ok=True)
     if plugin is not None:
         (folder / "custom_nodes" / PLUGIN).symlink_to(plugin)
+    shutil.copy(Path(__file__).with_name("sound_node.py"), folder / "custom_nodes")
     config = folder / "nodes.yaml"
     config.write_text(f"plugin:\n  custom_nodes: {folder / 'custom_nodes'}\n")
     port = free_port()
@@ -89,7 +96,7 @@ def running(
         engine.python, "main.py", "--port", str(port), "--disable-auto-launch", "--cpu",
         "--input-directory", str(folder / "input"), "--output-directory", str(folder / "output"),
         "--temp-directory", str(folder / "temp"), "--user-directory", str(folder / "user"),
-        *engine.arguments, "--extra-model-paths-config", str(config), *arguments,
+        *engine.arguments, "--extra-model-paths-config", str(config), *page, *arguments,
     ]  # fmt: skip
     if kind != "standin":
         command += ["--database-url", f"sqlite:///{folder / 'comfyui.db'}"]

@@ -340,6 +340,21 @@ def test_nodes_for_the_person_at_the_editor_vanish_and_missing_links_are_told() 
     assert drawing.link(1, 0, 9, 0).convert().notes == ()
 
 
+def test_our_any_and_file_inputs_keep_what_they_say_of_a_parameter() -> None:
+    about = {"description": ["STRING", {"default": ""}], "required": ["BOOLEAN", {"default": False}]}
+    info = {
+        "CPackInputAny": {"input": {"required": {"input": ["*", {"default": ""}]}, "optional": about}},
+        "CPackInputFile": {"input": {"required": {"path": ["STRING", {"default": ""}]}, "optional": about}},
+    }
+    drawing = picture().node(4, "CPackInputAny", 8, "how much", True, outputs="value:*", title="n")
+    drawing.node(5, "CPackInputFile", "a.txt", "which", True, outputs="path:*", title="f")
+    drawing.node(6, "CPackInputAny", 7, outputs="value:*", title="old")  # as comfy-pack saved it
+    prompt = convert(drawing.document(), {**INFO, **info}, name="w").prompt
+    assert prompt["4"]["inputs"] == {"input": 8, "description": "how much", "required": True}
+    assert prompt["5"]["inputs"] == {"path": "a.txt", "description": "which", "required": True}
+    assert prompt["6"]["inputs"] == {"input": 7, "description": "", "required": False}
+
+
 def test_an_any_input_has_the_value_and_the_choices_of_what_it_feeds() -> None:
     drawing = picture().node(4, "CPackInputAny", "bicubic", outputs="value:*", title="method")
     drawing.node(

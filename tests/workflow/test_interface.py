@@ -246,16 +246,99 @@ def test_the_schema_has_bounds_choices_and_defaults() -> None:
     assert schema["required"] == ["class"]
 
 
+def test_the_nodes_of_this_project_have_types_bounds_and_choices_of_their_own() -> None:
+    interface = read(
+        node("CPackInputFloat", {"value": 1, "min": 0, "max": 1.5}, "strength"),
+        node("CPackInputFloat", {"value": 0.5, "min": -18446744073709551616, "max": 18446744073709551616}, "free"),
+        node("CPackInputBoolean", {"value": False}, "tiled"),
+        node("CPackInputChoice", {"value": "b", "choices": " a\n\nb\r\na\n"}, "method"),
+        node("CPackInputChoice", {"value": "any", "choices": ""}, "open"),
+        node("CPackInputMask", {"image": "m.png", "channel": "red", "upload": "image"}, "mask"),
+    ).interface
+    properties = json_schema(interface)["properties"]
+    assert properties == {
+        "strength": {"type": "number", "minimum": 0, "maximum": 1.5, "default": 1},
+        "free": {"type": "number", "default": 0.5},
+        "tiled": {"type": "boolean", "default": False},
+        "method": {"enum": ["a", "b"], "default": "b"},
+        "open": {"type": "string", "default": "any"},
+        "mask": {"type": "string", "format": "binary"},
+    }
+    assert (interface.inputs[5].type, interface.inputs[5].default) == ("image", "m.png")
+
+
+@pytest.mark.parametrize(
+    ("class_type", "inputs"),
+    [
+        ("CPackInputImage", {"image": "x.png"}),
+        ("CPackInputMask", {"image": "x.png", "channel": "auto"}),
+        ("CPackInputString", {"value": "x"}),
+        ("CPackInputInt", {"value": 1, "min": 0, "max": 2}),
+        ("CPackInputFloat", {"value": 1.5, "min": 0, "max": 2}),
+        ("CPackInputBoolean", {"value": True}),
+        ("CPackInputChoice", {"value": "a", "choices": "a\nb"}),
+        ("CPackInputFile", {"path": "input/x.txt"}),
+        ("CPackInputAny", {"input": 8}),
+        ("CPackInputAny", {"cfg": 8}),
+    ],
+)
+def test_description_and_required_of_every_input_reach_the_schema(class_type: str, inputs: dict[str, Any]) -> None:
+    plain = only(class_type, {**inputs, "description": "", "required": False}, "p")
+    assert (plain.required, plain.description) == (False, "")
+    assert plain.default == inputs[plain.key]
+    # Whatever comes first: a frontend writes inputs in the order of its widgets, another tool in that of their names.
+    told = read(node(class_type, {"description": "what it is", "required": True, **inputs}, "p"))
+    assert told.interface.inputs[0].key == plain.key
+    schema = json_schema(told.interface)
+    assert schema["required"] == ["p"]
+    assert schema["properties"]["p"]["description"] == "what it is"
+    assert "default" not in schema["properties"]["p"]
+    with pytest.raises(WorkflowError, match="needs a value for p"):
+        fill(told, {})
+
+
+def test_a_parameter_of_any_that_feeds_an_input_called_description_is_still_one() -> None:
+    item = only("CPackInputAny", {"description": "a text"})
+    assert (item.key, item.default, item.description) == ("description", "a text", "")
+
+
+@pytest.mark.parametrize(
+    ("class_type", "inputs", "words"),
+    [
+        ("CPackInputFloat", {"value": "many"}, "not a number"),
+        ("CPackInputFloat", {"value": True}, "not a number"),
+        ("CPackInputFloat", {"value": 1, "min": 2, "max": 1}, "minimum 2 above its maximum 1"),
+        ("CPackInputBoolean", {"value": "yes"}, "neither true nor false"),
+        ("CPackInputChoice", {"value": "c", "choices": "a\nb"}, "none of its choices: a, b"),
+    ],
+)
+def test_a_value_that_its_own_node_would_refuse_is_refused_by_name(
+    class_type: str, inputs: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(WorkflowError, match=words):
+        only(class_type, inputs, "p")
+
+
+def test_a_choice_that_is_not_made_yet_must_be_made_by_the_caller() -> None:
+    item = only("CPackInputChoice", {"value": "", "choices": "a\nb"}, "p")
+    assert (item.required, item.choices) == (True, ("a", "b"))
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=8), children, max_size=3),
     max_leaves=8,
 )
 classes = st.sampled_from(
-    [f"CPackInput{kind}" for kind in ("Image", "String", "Int", "File", "Any", "New")]
+    [
+        f"CPackInput{kind}"
+        for kind in ("Image", "String", "Int", "File", "Any", "Float", "Boolean", "Choice", "Mask", "New")
+    ]
     + [f"CPackOutput{kind}" for kind in ("Image", "Zip", "ZipSwitch", "File")]
 )
-keys = st.sampled_from(["value", "min", "max", "input", "image", "path", "cfg"]) | st.text(max_size=6)
+keys = st.sampled_from(
+    ["value", "min", "max", "input", "image", "path", "cfg", "description", "required", "choices", "channel"]
+) | st.text(max_size=6)
 metas = st.fixed_dictionaries({}, optional={"title": st.text(max_size=10) | json_values, "options": json_values})
 node_ids = st.from_regex(r"[0-9]{1,2}(:[0-9])?", fullmatch=True) | st.text(max_size=4)
 nodes = st.fixed_dictionaries(

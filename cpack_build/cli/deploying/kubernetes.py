@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cpack_build.cli.deploying.subject import registry_subject, subject_options
+from cpack_build.cli.deploying.subject import pairs, registry_subject, subject_options
 from cpack_build.cli.options import access_options, terminal_options
 from cpack_build.cli.push import access_for
 from cpack_build.cli.terminal import Terminal
@@ -189,7 +189,7 @@ def _options(subject: Subject, asked: dict[str, Any]) -> Options:
     memory, _, memory_limit = memory.partition(":")
     token = asked["token_secret"]
     is_warmed = asked["warm_up"] if asked["warm_up"] is not None else subject.required == ()
-    labels = _pairs(asked["service_monitor_label"], "--service-monitor-label")
+    labels = pairs(asked["service_monitor_label"], "--service-monitor-label")
     return Options(
         name=asked["name"] if asked["name"] is not None else service_name(subject.name),
         resources=Resources(cpu, cpu_limit or cpu, memory, memory_limit or memory, asked["storage"]),
@@ -203,17 +203,17 @@ def _options(subject: Subject, asked: dict[str, Any]) -> Options:
         gpu_product=asked["gpu_product"],
         gpu_memory_mib=round(asked["gpu_memory"] * 1024) if asked["gpu_memory"] else None,
         runtime_class=asked["runtime_class"],
-        node_selector=_pairs(asked["node_selector"], "--node-selector"),
+        node_selector=pairs(asked["node_selector"], "--node-selector"),
         tolerations=tuple(map(Toleration.parse, asked["toleration"])),
-        environment=_pairs(asked["env"], "--env"),
+        environment=pairs(asked["env"], "--env"),
         secret_environment=tuple(
-            (name, Key.parse(text, what="--env-secret")) for name, text in _pairs(asked["env_secret"], "--env-secret")
+            (name, Key.parse(text, what="--env-secret")) for name, text in pairs(asked["env_secret"], "--env-secret")
         ),
         token=Key.parse(token, what="--token-secret", default="token") if token is not None else None,
         pull_secrets=asked["pull_secrets"],
         host=asked["host"],
         ingress_class=asked["ingress_class"],
-        ingress_annotations=_pairs(asked["ingress_annotation"], "--ingress-annotation"),
+        ingress_annotations=pairs(asked["ingress_annotation"], "--ingress-annotation"),
         tls_secret=asked["tls_secret"],
         gateway=asked["gateway"],
         allow_from=asked["allow_from"],
@@ -224,18 +224,6 @@ def _options(subject: Subject, asked: dict[str, Any]) -> Options:
         ready_seconds=asked["ready_seconds"],
         drain_seconds=asked["drain_seconds"],
     )
-
-
-def _pairs(texts: Sequence[str], what: str) -> tuple[tuple[str, str], ...]:
-    from cpack_build.errors import UsageError
-
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            raise UsageError(f"{what} {text.partition('=')[0]!r} has no value.", hint="Write NAME=VALUE.")
-        found[key] = value
-    return tuple(found.items())
 
 
 def _notes(options: Options) -> list[str]:

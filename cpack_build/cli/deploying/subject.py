@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cpack_build.oci.reference import EngineName, Reference
     from cpack_build.oci.transport import Access
 
-__all__ = ["engine_subject", "registry_subject", "subject_options"]
+__all__ = ["engine_subject", "pairs", "registry_subject", "subject_options"]
 
 _PLATFORMS = ("linux/amd64", "linux/arm64")
 
@@ -69,11 +69,9 @@ def registry_subject(
         raise UsageError(f"What {reference} stands for cannot be asked. {error}", hint=hint) from error
 
 
-def engine_subject(
-    name: EngineName, *, lock_file: Path | None, platform: str | None, terminal: Terminal
-) -> tuple[Subject, bool]:
-    """The image *name* of a local engine, by its ID, and whether its lock told of it: without one only its
-    configuration is looked at, which knows neither models nor what they need.
+def engine_subject(name: EngineName, *, lock_file: Path | None, platform: str | None, terminal: Terminal) -> Subject:
+    """The image *name* of a local engine, by its ID. Without a lock only its configuration is looked at, which knows
+    neither models nor what they need.
 
     Raises :class:`Unresolvable` when the engine has no such image, and as :func:`registry_subject`.
     """
@@ -93,11 +91,11 @@ def engine_subject(
     short = _short(name.reference)
     if locks := _locks(lock_file, platform or own_platform()):
         is_made_of(str(name), {"config": config}, locks, lock_file)
-        return _of_locks(image, short, locks), True
+        return _of_locks(image, short, locks)
     variables = config.get("Env")
     wants_gpu = any(str(item).startswith("NVIDIA_REQUIRE_CUDA=") for item in variables or ())
     terminal.progress.note("What its models need is not known without --lock: the limit of memory is left out.")
-    return Subject(image, short, (platform or own_platform(),), "cuda" if wants_gpu else "cpu"), False
+    return Subject(image, short, (platform or own_platform(),), "cuda" if wants_gpu else "cpu")
 
 
 def is_made_of(name: str, document: Mapping[str, Any], locks: Sequence[Lock], lock_file: Path | None) -> None:
@@ -143,6 +141,19 @@ def _asked(
     artifacts = [read_artifact(source.as_image(one), name=str(reference)) for one in configs]
     subject = _of_locks(pinned, _short(reference), tuple(artifact.lock for artifact in artifacts))
     return replace(subject, required=_required(artifacts[0].documents, f"{reference}: workflow_api.json"))
+
+
+def pairs(texts: Sequence[str], what: str) -> tuple[tuple[str, str], ...]:
+    """``NAME=VALUE`` of the option *what*, the last of a name counting. Raises :class:`UsageError`."""
+    from cpack_build.errors import UsageError
+
+    found = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise UsageError(f"{what} {key!r} has no value.", hint="Write NAME=VALUE.")
+        found[key] = value
+    return tuple(found.items())
 
 
 def _locks(lock_file: Path | None, platform: str | None) -> tuple[Lock, ...]:

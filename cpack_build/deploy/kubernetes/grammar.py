@@ -1,4 +1,4 @@
-"""What Kubernetes takes for a name, a label, a quantity or a variable: checked before a cluster refuses it.
+"""What Kubernetes takes for a name, a label, or a quantity: checked before a cluster refuses it.
 
 Source: https://kubernetes.io/docs/concepts/overview/working-with-objects/names/ and …/labels/,
 https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/quantity/.
@@ -10,10 +10,9 @@ import re
 from decimal import Decimal
 from fractions import Fraction
 
-from cpack_build.errors import UnsafeInput, UsageError
+from cpack_build.errors import UsageError
 
 __all__ = [
-    "check_environment",
     "check_host",
     "check_label",
     "check_object_name",
@@ -28,14 +27,12 @@ _SERVICE = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _SUBDOMAIN = re.compile(r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*")
 _LABEL_VALUE = re.compile(r"(?:[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?)?")
 _LABEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?")
-_VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SECRET_KEY = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _QUANTITY = re.compile(r"([0-9]+(?:\.[0-9]+)?)(m|k|M|G|T|Ki|Mi|Gi|Ti)?")
 _UNITS = {
     "": Fraction(1), "m": Fraction(1, 1000), "k": Fraction(10**3), "M": Fraction(10**6), "G": Fraction(10**9),
     "T": Fraction(10**12), "Ki": Fraction(2**10), "Mi": Fraction(2**20), "Gi": Fraction(2**30), "Ti": Fraction(2**40),
 }  # fmt: skip
-_SECRET = re.compile(r"token|secret|passw(or)?d|credential|(api|access|private)_?key", re.IGNORECASE)
 
 
 def service_name(wanted: str) -> str:
@@ -84,18 +81,6 @@ def check_label(key: str, value: str, *, what: str) -> None:
         raise UsageError(
             f"{what} {key}={value} is no label.",
             hint="Write PREFIX/NAME=VALUE; name and value are up to 63 letters, digits, '-', '_' and '.'.",
-        )
-
-
-def check_environment(name: str, value: str | None) -> None:
-    """Raise :class:`UsageError` when *name* is no variable, :class:`UnsafeInput` when *value* would be a secret that
-    is written down."""
-    if _VARIABLE.fullmatch(name) is None:
-        raise UsageError(f"{name!r} is no name of an environment variable.", hint="Write NAME=VALUE.")
-    if value is not None and (_SECRET.search(name) or re.search(r"://[^/@\s]+:[^/@\s]+@", value)):
-        raise UnsafeInput(
-            f"The value of {name} would be written into files.",
-            hint=f"Keep it in a Secret of the cluster, and say --env-secret {name}=SECRET:KEY.",
         )
 
 

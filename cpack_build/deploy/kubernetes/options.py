@@ -6,8 +6,8 @@ import ipaddress
 from dataclasses import dataclass
 from typing import Literal
 
+from cpack_build.deploy.environment import check_variable
 from cpack_build.deploy.kubernetes.grammar import (
-    check_environment,
     check_host,
     check_label,
     check_object_name,
@@ -137,9 +137,10 @@ class Options:
         for key, value in self.service_monitor or ():
             check_label(key, value, what="--service-monitor-label")
         for variable, value in self.environment:
-            check_environment(variable, value)
+            kept = f"Keep it in a Secret of the cluster, and say --env-secret {variable}=SECRET:KEY."
+            check_variable(variable, value, instead=kept)
         for variable, _ in self.secret_environment:
-            check_environment(variable, None)
+            check_variable(variable, None, instead="")
         for name in self.allow_from:
             check_service_name(name, what="--allow-from")
         self._check_gpu()

@@ -19,6 +19,7 @@ from typing import Any
 import folder_paths
 import numpy as np
 from comfy.cli_args import args
+from media_nodes import NODE_CLASS_MAPPINGS as MEDIA_NODES
 from PIL import Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from safetensors_file import read_safetensors
@@ -93,6 +94,35 @@ class LoadImage:
         if not folder_paths.exists_annotated_filepath(image):
             return f"Invalid image file: {image}"
         return True
+
+
+class LoadImageMask:
+    CATEGORY = "mask"
+    RETURN_TYPES = ("MASK",)
+    FUNCTION = "load_image"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {**LoadImage.INPUT_TYPES(), "optional": {"channel": (["alpha", "red", "green", "blue"],)}}
+
+    def load_image(self, image, channel):
+        with Image.open(folder_paths.get_annotated_filepath(image)) as opened:
+            band = ImageOps.exif_transpose(opened).convert("RGBA").getchannel(channel[0].upper())
+            mask = np.asarray(band, dtype=np.float32)[None] / np.float32(255.0)
+        return (1 - mask if channel == "alpha" else mask,)
+
+
+class MaskToImage:
+    CATEGORY = "mask"
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "mask_to_image"
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"mask": ("MASK",)}}
+
+    def mask_to_image(self, mask):
+        return (np.repeat(mask[..., None], 3, axis=-1),)
 
 
 class EmptyImage:
@@ -223,12 +253,15 @@ class ImageUpscaleWithModel:
 
 NODE_CLASS_MAPPINGS: dict[str, Any] = {
     "LoadImage": LoadImage,
+    "LoadImageMask": LoadImageMask,
+    "MaskToImage": MaskToImage,
     "EmptyImage": EmptyImage,
     "ImageInvert": ImageInvert,
     "ImageScale": ImageScale,
     "SaveImage": SaveImage,
     "UpscaleModelLoader": UpscaleModelLoader,
     "ImageUpscaleWithModel": ImageUpscaleWithModel,
+    **MEDIA_NODES,
 }
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 EXTENSION_WEB_DIRS: dict[str, str] = {}

@@ -1,0 +1,155 @@
+"""``--backend nix``: the folder is written, what is here already goes into Nix's store, Nix builds, and its layout is
+opened as an image like any other. Models stay where they are."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cpack_build.backends.nix.folder import planned_layers, write_folder
+from cpack_build.backends.nix.nar import lay_out
+from cpack_build.backends.nix.program import Nix, hidden
+from cpack_build.backends.nix.result import open_image
+from cpack_build.backends.protocol import Farm, Request
+from cpack_build.errors import CpackError, Occupied, ToolMissing, Unresolvable, writing
+from cpack_build.image.bundle import blobs_of
+from cpack_build.image.gather import gather, require_vouched
+from cpack_build.image.models import found_layer
+from cpack_build.lock.schema import BaseImage, Lock
+from cpack_build.oci.types import Image, ImageIndex
+
+__all__ = ["NixBackend"]
+
+_SYSTEMS = {"linux/amd64": "x86_64-linux", "linux/arm64": "aarch64-linux"}
+
+
+class NixBackend:
+    """A :class:`~cpack_build.backends.protocol.Backend`.
+
+    The farm's builder is one of Nix's (``ssh://HOST SYSTEM``, ``@FILE``), its caches are binary caches.
+    """
+
+    def __init__(self, farm: Farm = Farm()) -> None:  # noqa: B008 - frozen
+        options = ("--builders", farm.builder) if farm.builder is not None else ()
+        if farm.cache_from:
+            options = (*options, "--option", "extra-substituters", " ".join(farm.cache_from))
+        self._nix = Nix(options)
+        self._farm = farm
+
+    def require(self) -> None:
+        self._nix.require()
+
+    def refusals(self, request: Request) -> Sequence[CpackError]:
+        return [error for lock in request.locks for error in _refused(lock, request)]
+
+    def written(self, request: Request, folder: Path) -> str:
+        if folder.exists() and any(folder.iterdir()):
+            raise Occupied(folder, sorted(path.name for path in folder.iterdir()))
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        write_folder(request, folder)
+        place = shlex.quote(str(folder.absolute()))
+        return f"nix build path:{place}#image    (without flakes: nix-build {place})"
+
+    @contextmanager
+    def built(self, request: Request) -> Iterator[Image | ImageIndex]:
+        settings = self._nix.settings()
+        for lock in request.locks:
+            self._require_machine(lock, settings)
+            require_vouched(lock, siblings=request.siblings, store=request.store, trust=request.trust)
+        with TemporaryDirectory(prefix="cpack-nix-") as place:
+            folder = Path(place, "build")
+            folder.mkdir()
+            write_folder(request, folder)
+            images = []
+            for lock in request.locks:
+                self._bring(lock, request, folder)
+                images.append(self._image(lock, request, folder))
+            yield images[0] if len(images) == 1 else ImageIndex(tuple(images))
+
+    def _require_machine(self, lock: Lock, settings: dict[str, object]) -> None:
+        """See that somebody can build for the lock's platform, and that the build can see its Python."""
+        wanted = _SYSTEMS[lock.platform]
+        others = settings.get("extra-platforms") or ()
+        known = {settings.get("system"), *(others if isinstance(others, list) else ())}
+        if wanted not in known and self._farm.builder is None and not settings.get("builders"):
+            raise ToolMissing(
+                f"Nix builds for {settings.get('system')} here, and {wanted} is wanted.",
+                hint="Name a remote builder with --builder 'ssh://HOST SYSTEM', or build where it runs.",
+            )
+        paths = settings.get("sandbox-paths")
+        if settings.get("sandbox") in (True, "true") and not paths:
+            raise hidden()
+
+    def _bring(self, lock: Lock, request: Request, folder: Path) -> None:
+        """Put into Nix's store what it would have to fetch: cpack-build knows mirrors, logins, stores and clones."""
+        steps = self._nix.to_build(folder, "image", platform=lock.platform)
+        sources = self._nix.evaluated(folder, "sources", platform=lock.platform)
+        files = {item["id"]: item["name"] for item in sources["files"] if item["drv"] in steps}
+        trees = {item["id"]: item["name"] for item in sources["trees"] if item["drv"] in steps}
+        if not files and not trees:
+            return
+        materials = gather(
+            lock,
+            documents=request.documents,
+            pack=request.pack,
+            places=request.places[lock.platform],
+            store=request.store,
+            sources=request.sources,
+            siblings=request.siblings,
+            trust=request.trust,
+            progress=request.progress,
+        )
+        paths = blobs_of(lock, materials, request.store)
+        with request.progress.task("Into the Nix store", total=len(files) + len(trees), unit="items") as task:
+            for sha256, name in files.items():
+                self._nix.added_file(paths[sha256], name)
+                task.advance(1)
+            pins = (lock.comfyui, *lock.custom_nodes)
+            for pin, tree in zip(pins, (materials.comfyui, *materials.nodes), strict=True):
+                if pin.tree_sha256 in trees:
+                    with TemporaryDirectory(prefix="cpack-tree-") as place:
+                        lay_out(tree, Path(place, "tree"))
+                        self._nix.added_folder(Path(place, "tree"), trees.pop(pin.tree_sha256))
+                    task.advance(1)
+
+    def _image(self, lock: Lock, request: Request, folder: Path) -> Image:
+        steps = len(self._nix.to_build(folder, "image", platform=lock.platform))
+        link = folder.parent / f"result-{lock.platform.replace('/', '-')}"
+        result = self._nix.build(folder, "image", link, platform=lock.platform, steps=steps, progress=request.progress)
+        for cache in self._farm.cache_to:
+            with request.progress.task(f"Copying to {cache}", unit="paths"):
+                self._nix.copy(result, cache)
+
+        return open_image(
+            result,
+            lambda model: found_layer(
+                model,
+                folders=request.places[lock.platform].models,
+                store=request.store,
+                sources=request.sources,
+                progress=request.progress,
+            ),
+        )
+
+
+def _refused(lock: Lock, request: Request) -> Iterator[CpackError]:
+    if isinstance(lock.base, BaseImage):
+        yield Unresolvable(
+            f"The Nix backend builds from nothing, and the lock has the base {lock.base.reference}.",
+            hint="Lock it with `base: scratch`, or leave --backend nix out.",
+        )
+        return
+    shared = [
+        one for one in planned_layers(lock, store=request.store, siblings=request.siblings) if one["kind"] == "models"
+    ]
+    if shared:
+        count = sum(len(one["sha256"]) for one in shared)
+        yield Unresolvable(
+            f"{count} models share layers, for there are more than an image has layers, and Nix can make those only of "
+            "models in its own store.",
+            hint="Leave --backend nix out, or print it with --print and build image-with-models.",
+        )
