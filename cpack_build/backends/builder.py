@@ -43,6 +43,11 @@ class Builder:
     stores: bool
     environment: Mapping[str, str]
 
+    @property
+    def has_contexts(self) -> bool:
+        """Whether a build may have named contexts (``--build-context``)."""
+        return "buildx" in self.command and self.features.version >= (0, 11)
+
     def build(self, folder: Path, arguments: Sequence[str], *, secrets: Sequence[str] = (), progress: Progress) -> None:
         """Build the Dockerfile in *folder*. Raises :class:`HashMismatch`, :class:`NetworkError`,
         :class:`StorageError`, :class:`EngineFailed`."""
@@ -148,15 +153,13 @@ def _explained(said: str) -> CpackError:
     last = next((line for line in reversed(lines) if re.match(r"(?i)(error|failed)", line.strip())), "")
     error: CpackError
     ours = re.search(r"cpack-build: (.+) has sha256 ([0-9a-f]{64}), but ([0-9a-f]{64}) was promised", said)
-    theirs = re.search(
-        r"(?:digest|checksum) mismatch:? (?:for \S+ )?\(?(?:sha256:)?([0-9a-f]{64})\D+?([0-9a-f]{64})", said
-    )
+    theirs = re.search(r"mismatch sha256:([0-9a-f]{64}): sha256:([0-9a-f]{64})", said)
     if ours:
         error = HashMismatch(ours[1], expected=ours[3], actual=ours[2])
     elif theirs:
-        wanted = re.search(r"ADD (?:--\S+ )*(\S+)", last + said[said.find("mismatch") - 2000 : said.find("mismatch")])
-        first, second = theirs[1], theirs[2]
-        error = HashMismatch(wanted[1] if wanted else "A file that the builder fetched", expected=second, actual=first)
+        wanted = re.search(r"\n > \[[^]]*\] ADD (?:--\S+ )*(\S+)", said)
+        what = wanted[1] if wanted else "A file that the builder fetched"
+        error = HashMismatch(what, expected=theirs[2], actual=theirs[1])
     elif re.search(r"no space left on device|disk quota exceeded", said, re.IGNORECASE):
         error = StorageError(
             "The builder has no space left.", hint="Free some with `docker buildx prune`, or name another builder."

@@ -5,6 +5,7 @@ asked for, a node's ``install.py``; all of them on the builder, in the image's o
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -74,6 +75,12 @@ class BuildKit:
     @contextmanager
     def built(self, request: Request) -> Iterator[Image | ImageIndex]:
         builder = self._builder
+        for lock in request.locks:
+            if base_context(lock, request) is not None and not builder.has_contexts:
+                raise Unresolvable(
+                    "The base image lies in a folder, which this BuildKit cannot read.",
+                    hint="Push it to a registry and name that with --base, or use docker buildx and BuildKit 0.11.",
+                )
         for lack in builder.features.lacks:
             request.progress.note(f"This BuildKit is too old for {lack}.")
         with TemporaryDirectory(prefix="buildkit-", dir=request.store.root) as name:
@@ -101,6 +108,11 @@ class BuildKit:
         builder = self._builder
         context = folder / "context"
         plan = self._filled(lock, request, context, builder.features)
+        if missing := [name for name in plan.secrets if not os.environ.get(name)]:
+            raise Unresolvable(
+                f"Models of this lock want a token, and {' and '.join(missing)} is not set.",
+                hint="Set it to a token with read access; the builder sees it as a secret, and no layer has it.",
+            )
         arguments = ["--platform", lock.platform, "--build-arg", f"SOURCE_DATE_EPOCH={lock.source_date_epoch}"]
         base = base_context(lock, request)
         if base is not None:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from packaging.utils import parse_wheel_filename
 
@@ -25,7 +26,8 @@ __all__ = ["BASE_CONTEXT", "HEAD", "Plan", "Stages", "bake_file", "dockerfile"]
 
 BASE_CONTEXT = "cpack-base"
 """The named context that stands for a base image in a local folder."""
-TOKEN = "CPACK_MODEL_TOKEN"  # noqa: S105 - the name of a secret
+TOKENS = {"huggingface.co": "HF_TOKEN", "civitai.com": "CIVITAI_API_TOKEN"}
+"""Host → the secret that goes to it and to nobody else; the variables are those that cpack-build itself reads."""
 _TOGETHER = 16
 """Files that one stage fetches: each is a layer, and the paths of all must fit into one mount(2), 4096 bytes."""
 _INSIDE = "--mount=type=bind,source=inside.py,target=/cpack/inside.py"
@@ -40,13 +42,12 @@ class Plan:
     """Names of secrets (environment variables) that it mounts."""
 
 
-def dockerfile(context: LockContext, features: Features, *, uv: PinnedWheels, installs: Sequence[str] = ()) -> Plan:
+def dockerfile(context: LockContext, features: Features, *, uv: PinnedWheels) -> Plan:
     """The Dockerfile of the lock in *context*, whose folder is filled with what the builder does not fetch itself.
 
-    *uv* is the pinned wheel of the program that installs the others; *installs* names the nodes whose ``install.py``
-    is run.
+    *uv* is the pinned wheel of the program that installs the others.
     """
-    return _Writer(context, features).written(uv, installs)
+    return _Writer(context, features).written(uv)
 
 
 def bake_file(lock: Lock, plan: Plan, *, tags: Sequence[str], base: str | None) -> str:
@@ -199,9 +200,9 @@ class _Writer(Stages):
         super().__init__(context, features, compiles=context.lock.bytecode == "compiled")
         self._contents = context
         self._lock = context.lock
-        self._secrets: list[str] = []
+        self._secrets: set[str] = set()
 
-    def written(self, uv: PinnedWheels, installs: Sequence[str]) -> Plan:
+    def written(self, uv: PinnedWheels) -> Plan:
         lock, context = self._lock, self._contents
         python = lock.interpreter.path
         ground = self.lay_ground()
@@ -232,20 +233,20 @@ class _Writer(Stages):
             self._tree(f"node-{number}", context.tree(pin, place, number=number), folder, python)
         self.final.append(f"ADD{self._link} {context.app()} /")
         self.final += self._config()
-        return Plan("\n".join([*HEAD, *self.stages, *self.final]) + "\n", tuple(self._secrets))
+        return Plan("\n".join([*HEAD, *self.stages, *self.final]) + "\n", tuple(sorted(self._secrets)))
 
     def _model(self, model: Model) -> None:
-        item = self._contents.model(model)
+        item = self._contents.model(model, hosts=TOKENS if is_guarded(model) else None)
         place = f"/models/sha256/{model.sha256}"
-        if item.url is None or not self._features.fetches:
+        if item.url is None:
             self.final.append(f"COPY{self._link} --chmod=0444 {item.path} {place}")
-        elif model.access in ("gated", "private"):
-            stage = f"model-{model.sha256[:12]}"
-            words = (self._lock.interpreter.path, "fetch", item.url, model.sha256, place, f"/run/secrets/{TOKEN}")
-            secret = f"--mount=type=secret,id={TOKEN},required=true"
+        elif is_guarded(model):
+            stage, token = f"model-{model.sha256[:12]}", TOKENS[str(urlsplit(item.url).hostname)]
+            words = (self._lock.interpreter.path, "fetch", item.url, model.sha256, place, f"/run/secrets/{token}")
+            secret = f"--mount=type=secret,id={token},required=true"
             self.stages += [f"FROM tools AS {stage}", self.python(*words, mounts=secret, run="RUN"), ""]
             self.final.append(f"COPY{self._link} --from={stage} {place} {place}")
-            self._secrets = [TOKEN]
+            self._secrets.add(token)
         else:
             self.final.append(
                 f"ADD{self._link} --checksum=sha256:{model.sha256} --chmod=0444 {_plain(item.url)} {place}"
@@ -308,6 +309,11 @@ _ACCOUNT = (
     "case \"$(cat /etc/group)\" in *:x:1000:*) ;; *) echo 'cpack:x:1000:' >> /etc/group ;; esac"
 )
 """As :func:`cpack_build.image.debs.account_lines`, with nothing but a shell and ``cat``."""
+
+
+def is_guarded(model: Model) -> bool:
+    """Whether its sources want a token, as far as they said."""
+    return model.access in ("gated", "private")
 
 
 def _pinned(base: BaseImage) -> str:

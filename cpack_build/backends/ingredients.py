@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -247,10 +247,13 @@ class LockContext(Context):
             COMFYUI_ENV, python.version, python.path
         )
 
-    def model(self, model: Model) -> Item:
-        """One model; of its sources the first that the builder can ask."""
-        url = next(filter(None, map(self._remote, model.sources)), None)
-        return self._item("models", model.sha256, model.sha256, url, lambda: self._model(model))
+    def model(self, model: Model, *, hosts: Collection[str] | None) -> Item:
+        """One model; of its sources the first that the builder can ask: one of *hosts* by https, if there are any."""
+        remote = list(filter(None, map(self._remote, model.sources)))
+        if hosts is not None:
+            remote = [url for url in remote if urlsplit(url).scheme == "https" and urlsplit(url).hostname in hosts]
+        url = remote[0] if remote else None
+        return self._item("models", model.sha256, model.sha256, url, partial(self._model, model))
 
     def tree(self, pin: NodeTree, place: str, *, number: int) -> TreeItem:
         """ComfyUI or a node; what is patched, local or from an archive lies in the context as a tar."""
