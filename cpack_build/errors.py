@@ -122,7 +122,9 @@ class BadSettings(BadInput):
 
 
 class WorkflowError(BadInput):
-    """The workflow cannot be served as it is."""
+    """The workflow cannot be served as it is; *node_id* is the node at fault, where it is one."""
+
+    node_id: str = ""
 
 
 class BadImage(BadInput):

@@ -28,12 +28,13 @@ def make_wheel(
     version: str = "1.0",
     executable: Iterable[str] = (),
     record: Mapping[str, str] | None = None,
+    metadata: str = "",
 ) -> StoredWheel:
-    """A pure wheel; *record* replaces the hashes of some files in ``RECORD``."""
+    """A pure wheel; *record* replaces the hashes of some files in ``RECORD``, *metadata* are more lines of that."""
     info = f"{name}-{version}.dist-info"
     content = {
         **files,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n".encode(),
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{metadata}".encode(),
         f"{info}/WHEEL": b"Wheel-Version: 1.0\nGenerator: tests\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
     hashes = {path: record_hash(data) for path, data in content.items()} | dict(record or {})

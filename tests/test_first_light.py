@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from cpack_build.image.layer import arrange, text
 from cpack_build.oci.push import push
@@ -650,3 +651,75 @@ def caddy_image() -> Image:
     return image_of(
         [layer_of(entries)], config={"Cmd": command, "Env": ["XDG_DATA_HOME=/data", "XDG_CONFIG_HOME=/config"]}
     )
+
+
+@pytest.fixture(scope="module")
+def pushed(built: Built, registry: Registry) -> tuple[str, str, str]:
+    """The image in a registry, also without its models, and the repository of these."""
+    name = f"{registry.host}/deployed/example"
+    whole, thin, models = f"{name}:1", f"{name}:thin", f"{registry.host}/deployed/models"
+    place = f"oci:{built.layout}:1"
+    cpack_build("push", place, whole, environment=built.environment)
+    cpack_build("push", place, thin, "--models", models, "--without-models", environment=built.environment)
+    return whole, thin, models
+
+
+@pytest.mark.podman
+def test_podman_plays_the_pod_of_the_manifests(
+    built: Built, podman: Podman, pushed: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """As a kubelet would run it: hardened as the manifest says, warmed up, and it answers."""
+    need.tool("catatonit")
+    cpack_build("deploy", "kubernetes", pushed[0], "-o", tmp_path / "k8s", environment=built.environment)
+    document = yaml.safe_load((tmp_path / "k8s/deployment.yaml").read_text())
+    (container,) = document["spec"]["template"]["spec"]["containers"]
+    assert {"name": "CPACK_WARM_UP", "value": "1"} in container["env"]
+    port = free_port()
+    container["ports"][0] |= {"hostPort": port, "hostIP": "127.0.0.1"}  # a cluster's Service leads there otherwise
+    file = tmp_path / "played.yaml"
+    file.write_text(yaml.safe_dump(document))
+    try:
+        podman("play", "kube", "--tls-verify=false", str(file))
+        until_ready(f"http://127.0.0.1:{port}/readyz", seconds=180)
+        body, _ = ask_service(f"http://127.0.0.1:{port}", photo=png(16, 16), size=16)
+        assert pixels(body)[0] == (32, 32)
+        (made,) = json.loads(podman("inspect", "example-pod-0-service").stdout)
+        assert made["HostConfig"]["ReadonlyRootfs"]
+        assert not made["EffectiveCaps"]
+        assert "The workflow was warmed up" in podman("logs", "example-pod-0-service").stdout
+    finally:
+        podman("pod", "rm", "--all", "--force", check=False)
+
+
+@pytest.mark.podman
+def test_models_that_are_mounted_from_images_serve_an_image_without_them(
+    built: Built, podman: Podman, pushed: tuple[str, str, str], tmp_path: Path
+) -> None:
+    """The manifest's first container and mounts, done by podman, which mounts images as Kubernetes does."""
+    _, thin, models = pushed
+    result = cpack_build("deploy", "kubernetes", thin, "--models-from", models, "--dry-run",
+                         environment=built.environment)  # fmt: skip
+    pod = result["manifests"]["deployment.yaml"]["spec"]["template"]["spec"]
+    (linker,), (service,) = pod["initContainers"], pod["containers"]
+    images = {volume["name"]: volume["image"]["reference"] for volume in pod["volumes"] if "image" in volume}
+    for image in (service["image"], *images.values()):
+        podman("pull", "--tls-verify=false", image)
+    links = tmp_path / "links"
+    links.mkdir(mode=0o777)
+    links.chmod(0o777)
+    entrypoint, *words = linker["command"]
+    podman(
+        "run", "--rm", "--read-only", "--volume", f"{links}:/links", "--entrypoint", entrypoint, linker["image"], *words
+    )
+    flags = ["--read-only", "--cap-drop", "ALL", "--tmpfs", "/data:mode=1777", "--volume", f"{links}:/models/sha256:ro"]
+    for mount in service["volumeMounts"]:
+        if mount["name"] in images:
+            flags += ["--mount", f"type=image,source={images[mount['name']]},destination={mount['mountPath']}"]
+    assert len(images) == 1
+    with running(podman, service["image"], *flags) as (url, container):
+        until_ready(f"{url}/readyz")
+        (model,) = json.loads(built.example.pack.with_name("example.cpack.lock").read_text())["models"]
+        real = podman("exec", container, "/bin/sh", "-c", f"readlink -f /app/comfyui/{model['path']}").stdout.strip()
+        assert real == f"/volumes/{model['sha256'][:12]}/models/sha256/{model['sha256']}"
+        body, _ = ask_service(url, photo=png(16, 16), size=16)
+    assert pixels(body)[0] == (32, 32)

@@ -16,6 +16,7 @@ from typing import Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from cpack_build.backends.protocol import Request
+from cpack_build.cpack.settings import AnyPlatform
 from cpack_build.errors import Unresolvable, writing
 from cpack_build.fetch.store import StoredFile
 from cpack_build.fetch.tree import Tree
@@ -43,7 +44,6 @@ from cpack_build.lock.schema import (
     Model,
     NodeTree,
     PinnedWheels,
-    Platform,
     RegistryNode,
     ScratchBase,
 )
@@ -81,7 +81,7 @@ class Foundation(Protocol):
     """What lies below the Python packages: a :class:`Lock` says it, and so does what a wheel is built on."""
 
     @property
-    def platform(self) -> Platform: ...
+    def platform(self) -> AnyPlatform: ...
     @property
     def base(self) -> ScratchBase | BaseImage: ...
     @property

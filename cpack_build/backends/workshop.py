@@ -24,7 +24,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.image.gather import Places
 from cpack_build.image.wheels import Environment
-from cpack_build.lock.building import DATE, Project, Resolve
+from cpack_build.lock.building import DATE, Project, Resolve, image_platform
 from cpack_build.lock.schema import BaseImage, Deb, Interpreter, PinnedWheels, Platform, ScratchBase
 from cpack_build.lock.sourcetree import build_requires
 from cpack_build.lock.system import lock_system
@@ -88,11 +88,12 @@ class BuildKitWorkshop:
         settings = self.settings.model_copy(
             update={"system": system.model_copy(update={"defaults": "none", "packages": tuple(packages)})}
         )
+        platform = image_platform(target)
         found = lock_system(
-            settings, python=target.python_version, platform=target.platform, target="cpu", store=self.store,
+            settings, python=target.python_version, platform=platform, target="cpu", store=self.store,
             sources=self.sources, progress=progress,
         )  # fmt: skip
-        return _Bench(target.platform, found.base, found.debs, found.interpreter)
+        return _Bench(platform, found.base, found.debs, found.interpreter)
 
     def _resolved(self, project: Project, wanted: Sequence[str], target: Target, resolve: Resolve) -> PinnedWheels:
         try:

@@ -166,7 +166,8 @@ def _tell(made: Bento, terminal: Terminal, output: Path | None) -> None:
         terminal.say(f"{made.tag}  {kind}, {amount(made.written, None, 'B')} written{shared}")
     if output is not None:
         terminal.say(f"exported to {output}")
-    terminal.say(f"  bentoml serve {shlex.quote(made.tag)}\n  bentoml containerize {shlex.quote(made.tag)}")
+    tag = shlex.quote(made.tag)
+    terminal.say(f"  bentoml serve {tag}\n  TMPDIR=$PWD bentoml containerize {tag}")
 
 
 # -- what a Bento is made of -------------------------------------------------------------------------------------------
@@ -262,14 +263,18 @@ def _built(
 
 
 def _contents(image: Image, source: str, *, store: Store, reference: Any, terminal: Terminal) -> Contents:
-    from cpack_build.deploy.bento import Contents, ModelSource
+    from cpack_build.deploy.bento import Contents
+    from cpack_build.deploy.bentomodels import ModelSource
     from cpack_build.fetch.http import Offline, Sources
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.lock.schema import BaseImage
+    from cpack_build.oci.compressed import compressed_image, parse_compression
     from cpack_build.oci.reference import Reference, parse_image_name
     from cpack_build.restore.artifact import read_artifact
     from cpack_build.restore.models import bring_model
 
+    if reference is None:  # a Dockerfile's ADD unpacks no zstd
+        image = compressed_image(image, parse_compression("none"), store=store, progress=terminal.progress)
     artifact = read_artifact(image, name=source)
     models = []
     wanted = {model.sha256: model for model in artifact.lock.models} if reference is None else {}

@@ -1,4 +1,4 @@
-"""``cpack-build check PACK|LOCK``: everything that stands in the way of an image, before one is built."""
+"""``cpack-build check PACK|LOCK|WORKSPACE``: everything that stands in the way of an image, before one is built."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import click
 from cpack_build.cli.lock import make_locks
 from cpack_build.cli.lockfile import is_lock
 from cpack_build.cli.lockfile import lock_file as locks_at
+from cpack_build.cli.objectinfo import object_info_option
 from cpack_build.cli.options import Chosen, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
@@ -30,10 +31,10 @@ _RISKY = 8
 
 @click.command(
     epilog="Example: cpack-build check upscale.cpack.zip --strict    Exits with 0 when an image can be made, 4 (5, 6, "
-    "8) when something cannot be had, 3 when the lock is stale, 8 with --strict when nodes are risky "
-    "(docs/exit-codes.md)."
+    "8) when something cannot be had, 3 when the lock is stale or the workflow cannot be served, 8 with --strict when "
+    "nodes are risky (docs/exit-codes.md)."
 )
-@click.argument("pack", metavar="PACK|LOCK", type=click.Path(path_type=Path))
+@click.argument("pack", metavar="PACK|LOCK|WORKSPACE", type=click.Path(path_type=Path))
 @click.option(
     "--lock",
     "lock_file",
@@ -42,14 +43,58 @@ _RISKY = 8
     help="By default NAME.cpack.lock beside PACK; without one, PACK is resolved.",
 )
 @click.option("--strict", is_flag=True, help="Exit with 8 when a custom node or model could do harm.")
+@click.option(
+    "-w", "--workflow", "workflow_file", type=click.Path(path_type=Path), metavar="FILE",
+    help="Of a WORKSPACE: the workflow to be packed, as `pack` takes it.",
+)  # fmt: skip
+@click.option(
+    "--editor-workflow", type=click.Path(path_type=Path), metavar="FILE", help="The same as the editor saves it."
+)
+@object_info_option
+@click.option("--python", type=click.Path(path_type=Path), metavar="PATH", help="The Python that runs this WORKSPACE.")
+@click.option(
+    "--folders",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="The folders of a ComfyUI that runs, as for `pack`.",
+)
 @settings_options
 @terminal_options
-def check(pack: Path, lock_file: Path | None, strict: bool, chosen: Chosen, terminal: Terminal) -> None:
+def check(
+    pack: Path,
+    lock_file: Path | None,
+    strict: bool,
+    workflow_file: Path | None,
+    editor_workflow: Path | None,
+    object_info: str | None,
+    python: Path | None,
+    folders: Path | None,
+    chosen: Chosen,
+    terminal: Terminal,
+) -> None:
     """Name everything of PACK or LOCK that cannot be had, and what to do about each, all at once.
 
     Also what custom nodes could do (install scripts, network, subprocesses, eval, pickles), the limits of engines and
-    registries that the image would break, and the bytes to download. Writes no lock and no image.
+    registries that the image would break, and the bytes to download. Writes no lock and no image. Of a WORKSPACE, the
+    folder of a ComfyUI, and a workflow (-w): what a pack of it would lack, its parameters and results, and with --json
+    all that it could hold; this asks nobody.
     """
+    from cpack_build.errors import UsageError
+
+    if pack.is_dir():
+        from cpack_build.cli.workspacecheck import check_workspace
+
+        if workflow_file is None:
+            raise UsageError(f"{pack} is a folder, so a workflow is to be named.", hint="Name it with -w FILE.")
+        code = check_workspace(
+            pack, workflow_file, editor_workflow=editor_workflow, object_info=object_info, python=python,
+            folders=folders, strict=strict, terminal=terminal,
+        )  # fmt: skip
+        if code:
+            raise click.exceptions.Exit(code)
+        return
+    if workflow_file is not None:
+        raise UsageError("-w is for a WORKSPACE.", hint=f"Leave it out: {pack} has its own workflow.")
     from cpack_build.fetch.store import Store
     from cpack_build.image.limits import layer_count, limits_of
     from cpack_build.lock.cuda import driver_of

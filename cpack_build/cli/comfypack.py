@@ -47,13 +47,17 @@ def source_of(source: str, *, context: str | None, terminal: Terminal) -> Iterat
             yield str(pack)
         return
     from cpack_build.fetch.store import Store
+    from cpack_build.oci.reference import parse_reference
 
     store = Store()
-    document = json.loads(about.read_bytes())
-    for sha256, tag in document["models"].items():
-        _known(tag, sha256, store, name=f"{bento.tag}: {tag}")
+    document = _document(about, bento.tag)
+    models, image = document.get("models"), document.get("image")
+    if not isinstance(models, dict) or not isinstance(image, str):
+        raise BadField(f"{bento.tag}: {about.name}", "models, image", "are not what cpack-build writes")
+    for sha256, tag in models.items():
+        _known(str(tag), sha256, store, name=f"{bento.tag}: {tag}")
     layout = Path(bento.path_of("image"))
-    yield f"oci:{layout}" if layout.is_dir() else str(document["image"])
+    yield f"oci:{layout}" if layout.is_dir() else str(parse_reference(image))
 
 
 def _bento(tag: str, *, context: str | None) -> Any:
@@ -63,7 +67,7 @@ def _bento(tag: str, *, context: str | None) -> Any:
     bentoml = require_bentoml()
     try:
         return bentoml.bentos.get(tag)
-    except (bentoml.exceptions.NotFound, ValueError) as error:
+    except (bentoml.exceptions.BentoMLException, ValueError) as error:
         if context is None:
             raise Unresolvable(
                 f"There is no Bento {tag} in BentoML's store: {error}",
@@ -138,7 +142,7 @@ def _known(tag: str, sha256: object, store: Any, *, name: str) -> str:
     bentoml = require_bentoml()
     try:
         path = Path(bentoml.models.get(tag).path_of("model.bin"))
-    except (bentoml.exceptions.NotFound, ValueError) as error:
+    except (bentoml.exceptions.BentoMLException, ValueError) as error:
         raise Unresolvable(
             f"{name} is not in BentoML's model store: {error}",
             hint="Get it with `bentoml models pull`, or import the Bento's export, which has it.",

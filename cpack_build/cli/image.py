@@ -144,8 +144,8 @@ def image(
     destinations = choose(outputs, tag=tag, pack=pack, pushes=pushes)
     targets = [destination.place for destination in destinations if isinstance(destination.place, Reference)]
     options = PushOptions(**flags)
-    if (options.attach or options.models_to) and not targets:
-        raise UsageError("--attach and --push-models go with a push.", hint="Add --push REF.")
+    if (options.attach or options.models_to or options.sbom or options.provenance) and not targets:
+        raise UsageError("--attach, --sbom, --provenance and --push-models go with a push.", hint="Add --push REF.")
     access = access_for([*targets, *options.places], insecure=chosen.insecure, ca=chosen.ca)
     for destination in destinations:
         # An engine that does not answer is better known now than after the build.

@@ -41,6 +41,7 @@ _REQUIREMENTS_LIMIT = 1 << 20
     help="ComfyUI's version; by default the one tested with.",
 )
 @click.option("--no-manager", is_flag=True, help="Leave ComfyUI-Manager out.")
+@click.option("--no-plugin", is_flag=True, help="Leave cpack-build's own plugin out.")
 @click.option("--node", "nodes", multiple=True, metavar="URL@COMMIT", help="One more custom node, at a commit or tag.")
 @click.option("--python", "version", default="3.11", show_default=True, metavar="3.X", help="The environment's Python.")
 @click.option("--offline", is_flag=True, help="Use what is on this machine; ask nobody.")
@@ -53,6 +54,7 @@ def init(
     folder: Path,
     comfyui: str,
     no_manager: bool,
+    no_plugin: bool,
     nodes: tuple[str, ...],
     version: str,
     offline: bool,
@@ -73,6 +75,7 @@ def init(
     from cpack_build.lock.schema import Lock, read_lock
     from cpack_build.restore.goal import Goal, Options
     from cpack_build.restore.restoring import restore
+    from cpack_build.workspace.plugin import FOLDER, plugin_files
 
     if not re.fullmatch(r"3\.[0-9]{1,2}", version):
         raise UsageError(f"--python {version!r} is no minor version.", hint="Write it as 3.11.")
@@ -97,13 +100,17 @@ def init(
             "python": version,
             "models": [],
         }
-        write_pack(path, snapshot_document=snapshot, workflow_api={})
+        own_nodes: dict[str, bytes | Path] = {}
+        if not no_plugin:  # as a pack of a workspace with the plugin has it: locked and verified like every other part
+            snapshot["cpack"] = {"local_nodes": [FOLDER]}
+            own_nodes = {f"nodes/{FOLDER}/{name}": data for name, data in plugin_files().items()}
+        write_pack(path, snapshot_document=snapshot, workflow_api={}, other=own_nodes)
         pack = read_pack(path)
         earlier: Lock | None = read_lock(own.read_bytes(), name=own) if own.is_file() else None
         if earlier is not None and earlier.inputs.pack == pack.content_sha256:
             lock = earlier
         else:
-            (lock,) = make_locks(pack, settings, sources=sources, served=False, terminal=terminal)
+            (lock,) = make_locks(pack, settings, sources=sources, served=False, workspace=True, terminal=terminal)
         python = settings.python
         done = restore(
             Goal(pack.name, lock, pack.documents(), pack=pack),
@@ -124,6 +131,7 @@ def init(
             "made": done.made,
             "comfyui": trees[0].commit,
             "nodes": {tree.url: tree.commit for tree in trees[1:]},
+            "plugin": not no_plugin,
             "next": command,
         }
     )

@@ -211,16 +211,18 @@ def make_locks(
     served: bool = True,
     trust: bool = False,
     workshop: Workshop | None = None,
+    workspace: bool = False,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
     """Resolve *pack* from *sources* for each platform. Its workflow must be one that can be *served*.
 
-    The platforms are those of the settings, else those of the *previous* locks, else this machine's. Unless there is
+    The platforms are those of the settings, else those of the *previous* locks, else this machine's: whatever system
+    that has for a *workspace*, whose lock is for no image. Unless there is
     *trust* already, the user is asked before code of packages runs. Raises :class:`NeedsTrust` where nobody can be.
     """
     from cpack_build.errors import CpackError, NeedsTrust
     from cpack_build.fetch.store import Store
-    from cpack_build.lock.resolve import resolve_all, this_platform
+    from cpack_build.lock.resolve import host_platform, resolve_all, this_platform
 
     if served:
         pack.served()
@@ -230,7 +232,9 @@ def make_locks(
     def resolved(*, trust: bool) -> tuple[Lock, ...]:
         return resolve_all(
             pack,
-            settings.platform or tuple(lock.platform for lock in previous) or (this_platform(),),
+            settings.platform
+            or tuple(lock.platform for lock in previous)
+            or (host_platform() if workspace else this_platform(),),
             settings=settings,
             store=store or Store(),
             sources=sources,
@@ -238,6 +242,7 @@ def make_locks(
             update=update,
             trust=trust,
             workshop=workshop,
+            workspace=workspace,
             progress=terminal.progress,
         )
 

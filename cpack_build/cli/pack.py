@@ -141,7 +141,7 @@ def pack(
         terminal.progress.note(f"{finding}: remove it, unless everybody may have it.")
     if draft.captured:
         _show_captured(draft, terminal)
-        if not dry_run and not include_local:
+        if not dry_run and not include_local and any(not node.is_known for node in draft.captured):
             _ask(draft, terminal)
     if dry_run:
         terminal.result(_document(draft, target, None))
@@ -165,6 +165,8 @@ def _name(workflow: Path) -> str:
 def _show_captured(draft: Draft, terminal: Terminal) -> None:
     """The size and files of what is captured whole."""
     for node in draft.captured:
+        if node.is_known:
+            continue
         terminal.progress.note(
             f"{node.name} would be captured whole ({node.reason}): {len(node.files)} files, "
             f"{amount(node.size, None, 'B')}."
@@ -181,7 +183,9 @@ def _ask(draft: Draft, terminal: Terminal) -> None:
     from cpack_build.errors import UnsafeInput
 
     names = ", ".join(
-        f"{node.name} ({len(node.files)} files, {amount(node.size, None, 'B')})" for node in draft.captured
+        f"{node.name} ({len(node.files)} files, {amount(node.size, None, 'B')})"
+        for node in draft.captured
+        if not node.is_known
     )
     asked = not terminal.json and sys.stdin.isatty() and sys.stderr.isatty()
     if asked and click.confirm(printable(f"Put the code of {names} into the pack?"), err=True):
@@ -194,7 +198,7 @@ def _ask(draft: Draft, terminal: Terminal) -> None:
 
 def _instead(draft: Draft) -> str:
     """How to do without the first thing that would be captured."""
-    name = draft.captured[0].name
+    name = next(node.name for node in draft.captured if not node.is_known)
     return "name its commit: --comfyui-commit" if draft.source.files else f"leave it out: --exclude-node {name}"
 
 
@@ -226,7 +230,7 @@ def _document(draft: Draft, target: Path, written: Written | None) -> dict[str, 
         ],
         "models_not_chosen": len(draft.listing.files) - len(draft.models),
         "inputs": [{"filename": file.name, "size": file.size} for file in draft.inputs],
-        "missing": list(draft.missing),
+        "missing": [str(one) for one in draft.missing],
         "notes": [*draft.notes, *(written.notes if written else ())],
         "findings": [{"file": item.file, "line": item.line, "kind": item.kind} for item in draft.findings],
     }

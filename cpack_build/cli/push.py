@@ -64,6 +64,10 @@ def registry_options(function: F) -> F:
             metavar="FILE",
             help="A pack, lock, SBOM or provenance that is to refer to it in the registry; may be given several times.",
         ),
+        click.option("--sbom", is_flag=True, help="Attach its SBOM (CycloneDX), made of the lock that it carries."),
+        click.option(
+            "--provenance", is_flag=True, help="Attach its SLSA provenance, made of the lock that it carries."
+        ),
     )
     return cast("F", functools.reduce(lambda inner, option: option(inner), reversed(options), cast("Any", function)))
 
@@ -86,6 +90,9 @@ def registry_options(function: F) -> F:
     metavar="REF",
     help="A repository where each model of the image gets an image of its own, made of the same layer.",
 )
+@click.option(
+    "--without-models", is_flag=True, help="Leave the models out of REF: for who mounts those that --models pushed."
+)
 @compression_option
 @click.option("--dry-run", is_flag=True, help="Ask what the registry has, and send nothing.")
 @registry_options
@@ -96,6 +103,7 @@ def push(
     reference: str | None,
     also: tuple[str, ...],
     platform: str | None,
+    without_models: bool,
     compression: str | None,
     dry_run: bool,
     insecure: tuple[str, ...],
@@ -120,17 +128,23 @@ def push(
         from cpack_build.cli.deploying.bentocloud import push_to
         from cpack_build.cli.options import Chosen
 
+        if also or compression or any(flags[name] for name in ("attach", "models_to")):
+            raise click.UsageError("--also, --compression, --attach and --models are for registries.")
         chosen = Chosen(None, {"platform": platform} if platform else {}, insecure, ca)
         push_to(image, reference.removeprefix("bentocloud:"), dry_run=dry_run, chosen=chosen, terminal=terminal)
         return
     found: Image | ImageIndex
     options = PushOptions(**flags)
+    if Path(image).is_file() and (options.sbom or options.provenance):
+        raise click.UsageError("--sbom and --provenance are about an image, not a pack.")
     if reference is None and (also or not options.models_to):
         raise click.UsageError("Missing argument 'REF': where to push it.")
     targets = [parse_reference(text) for text in (*([reference] if reference else ()), *also)]
     access = access_for([*targets, *options.places], insecure=insecure, ca=ca)
     how = parse_compression(compression) if compression is not None else None
     if Path(image).is_file():
+        if without_models:
+            raise click.UsageError("--without-models is for images.")
         found, mounts = _pack(Path(image)), []
     else:
         name = parse_image_name(image)
@@ -141,7 +155,12 @@ def push(
             found = compressed(found, how, progress=terminal.progress)
         tell_of_zstd(found, terminal)
         mounts = [name] if isinstance(name, Reference) else []
-    done = options.push(found, targets, access=access, mount_from=mounts, dry_run=dry_run, terminal=terminal)
+    whole = found
+    if without_models:
+        found = _without_models(found)
+    done = options.push(
+        found, targets, access=access, mount_from=mounts, models_of=whole, dry_run=dry_run, terminal=terminal
+    )
     is_pack = Path(image).is_file()
     terminal.result(
         {
@@ -162,6 +181,8 @@ class PushOptions:
     layer_limit: int | None
     attach: tuple[Path, ...] = ()
     models_to: str | None = None
+    sbom: bool = False
+    provenance: bool = False
 
     @property
     def places(self) -> list[Reference]:
@@ -186,17 +207,19 @@ class PushOptions:
         *,
         access: Access,
         mount_from: Sequence[Reference] = (),
+        models_of: Image | ImageIndex | None = None,
         dry_run: bool = False,
         terminal: Terminal,
     ) -> Done:
-        """Push *image* to *targets*, and attach to it in each repository what is to be attached."""
+        """Push *image* to *targets*, and attach to it in each repository what is to be attached. The models that get
+        images of their own are those of *models_of*, where *image* has none any more."""
         from cpack_build.fetch.store import Store
         from cpack_build.oci.push import push as push_image
         from cpack_build.oci.push import push_index
         from cpack_build.oci.types import ImageIndex
 
         memo = Store()
-        models = _models_for(image, self.places, dry_run=dry_run, progress=terminal.progress)
+        models = _models_for(models_of or image, self.places, dry_run=dry_run, progress=terminal.progress)
         given: dict[str, Any] = {
             "jobs": self.jobs,
             "blob_limit": None if self.blob_limit is None else self.blob_limit << 20,
@@ -220,13 +243,25 @@ class PushOptions:
     def _attach(
         self, image: Image | ImageIndex, place: Reference, access: Access, memo: Store, terminal: Terminal
     ) -> tuple[Pushed, ...]:
-        if not self.attach:
+        papers = tuple(kind for kind, wanted in (("sbom", self.sbom), ("provenance", self.provenance)) if wanted)
+        if not (self.attach or papers):
             return ()
-        from cpack_build.oci.artifact import attach
+        from tempfile import TemporaryDirectory
 
-        subject = image.manifest.descriptor
-        progress = terminal.progress
-        return attach(self.attach, subject, place, access=access, memo=memo, jobs=self.jobs, progress=progress)
+        from cpack_build.oci.artifact import attach
+        from cpack_build.oci.types import ImageIndex
+
+        given: dict[str, Any] = {"access": access, "memo": memo, "jobs": self.jobs, "progress": terminal.progress}
+        done = attach(self.attach, image.manifest.descriptor, place, **given) if self.attach else ()
+        if papers:
+            from cpack_build.cli.sbom import papers_of
+
+            # Each platform has a lock of its own.
+            for one in image.images if isinstance(image, ImageIndex) else (image,):
+                with TemporaryDirectory() as folder:
+                    files = papers_of(one, papers, Path(folder), name=place.name)
+                    done += attach(files, one.manifest.descriptor, place, **given)
+        return done
 
     def _models(
         self,
@@ -272,6 +307,15 @@ class Done:
             terminal.say(f"  with {push_line(one)}")
         for one in self.models:
             terminal.say(f"  model {push_line(one)}")
+
+
+def _without_models(image: Image | ImageIndex) -> Image | ImageIndex:
+    from cpack_build.oci.modelimage import without_models
+    from cpack_build.oci.types import ImageIndex
+
+    if isinstance(image, ImageIndex):
+        return ImageIndex(tuple(map(without_models, image.images)))
+    return without_models(image)
 
 
 def _models_for(

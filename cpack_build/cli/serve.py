@@ -45,6 +45,13 @@ __all__ = ["serve"]
     metavar="FILE",
     help="What a workspace serves, in the API format; by default what it was restored with.",
 )
+@click.option(
+    "--input-directory",
+    "inputs",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the files lie that a workspace's workflow names, as ComfyUI's own option; by default its input folder.",
+)
 @click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Where to write; by default a temporary.")
 @click.option("--json", "as_json", is_flag=True, help="Each request as one line of JSON.")
 def serve(
@@ -55,6 +62,7 @@ def serve(
     workspace: Path | None,
     python: str | None,
     workflow: Path | None,
+    inputs: Path | None,
     data: Path | None,
     as_json: bool,
 ) -> None:
@@ -71,8 +79,10 @@ def serve(
 
     if source.is_dir():
         workspace = workspace or source
-    elif workflow is not None:
-        raise UsageError("-w is for a workspace.", hint=f"Leave it out: {source} is served itself.")
+    elif workflow is not None or inputs is not None:
+        raise UsageError(
+            "-w and --input-directory are for a workspace.", hint=f"Leave them out: {source} is served itself."
+        )
     if comfyui is None and workspace is None:
         raise UsageError(
             "No ComfyUI is named.",
@@ -80,7 +90,7 @@ def serve(
         )
     with tempfile.TemporaryDirectory(prefix="cpack-serve-") as folder:
         app = Path(folder) / "app"
-        _lay_out(source, app, workflow=workflow)
+        _lay_out(source, app, workflow=workflow, inputs=inputs)
         given = {
             "CPACK_APP": str(app),
             "CPACK_DATA": str((data or Path(folder) / "data").absolute()),
@@ -111,7 +121,7 @@ def _python_of(workspace: Path | None) -> str:
     return "python3"
 
 
-def _lay_out(source: Path, app: Path, *, workflow: Path | None) -> None:
+def _lay_out(source: Path, app: Path, *, workflow: Path | None, inputs: Path | None) -> None:
     """Write what an image has in its application folder to *app*: the workflow, and the inputs that come with it."""
     from cpack_build.errors import BadInput, UsageError
 
@@ -124,7 +134,7 @@ def _lay_out(source: Path, app: Path, *, workflow: Path | None) -> None:
                 hint="Name one with -w FILE (Workflow > Export (API) in ComfyUI).",
             )
         (app / "workflow_api.json").write_bytes(own.read_bytes())
-        _copy_used_inputs(own, source / "input", app / "input")
+        _copy_used_inputs(own, inputs or source / "input", app / "input")
         return
     if source.suffix == ".json":
         try:
@@ -150,7 +160,8 @@ def _copy_used_inputs(workflow: Path, folder: Path, target: Path) -> None:
 
     read = read_workflow(workflow.read_bytes(), name=workflow.name)
     for reference in references(read.nodes).inputs:
-        path = (folder.parent if reference.place == "base" else folder) / reference.value
+        below = reference.path.removeprefix("input/") if reference.place == "base" else reference.path
+        path = folder / below
         is_ours = reference.place in ("input", "base") and path.resolve().is_relative_to(folder.resolve())
         if is_ours and path.is_file():
             place = target / path.resolve().relative_to(folder.resolve())

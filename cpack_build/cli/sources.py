@@ -16,13 +16,15 @@ from cpack_build.cli.options import Chosen, absolute
 from cpack_build.cli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from cpack_build.cpack.settings import Platform, Settings
+    from cpack_build.cpack.reader import Pack
+    from cpack_build.cpack.settings import AnyPlatform, Platform, Settings
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
+    from cpack_build.lock.schema import Lock
     from cpack_build.oci.types import Image
     from cpack_build.restore.goal import Goal
 
-__all__ = ["goal_of", "opened_at", "platform_of", "restore_options", "sources_of", "trust_option"]
+__all__ = ["goal_of", "opened_at", "restore_options", "sources_of", "trust_option"]
 
 
 def restore_options(function: click.decorators.FC) -> click.decorators.FC:
@@ -90,7 +92,7 @@ def opened_at(
     settings = chosen.alone()
     with opened(
         source,
-        platform=platform_of(settings),
+        platform=_image_platform(settings),
         store=store,
         mirrors=chosen.sources(settings, offline=offline).mirrors,
         access=access_to(source, insecure=chosen.insecure, ca=chosen.ca),
@@ -112,14 +114,16 @@ def goal_of(
 ) -> Iterator[tuple[Goal, Settings, Sources]]:
     """What *source* is to become, and where it may be had from, for as long as the context lasts.
 
-    A pack without a lock is locked, and *write* puts that lock beside it.
+    A pack without a lock for this machine gets a workspace's lock, which *write* lets the store remember.
     """
     from cpack_build.restore.artifact import read_artifact
     from cpack_build.restore.goal import Goal
 
     with opened_at(source, chosen, store=store, offline=offline, terminal=terminal) as found:
         if isinstance(found, Path):
-            yield _goal_of_pack(found, chosen, offline=offline, write=write, trust=trust, terminal=terminal)
+            yield _goal_of_pack(
+                found, chosen, store=store, offline=offline, write=write, trust=trust, terminal=terminal
+            )
             return
         artifact = read_artifact(found, name=source)
         settings = chosen.alone()
@@ -128,9 +132,10 @@ def goal_of(
 
 
 def _goal_of_pack(
-    path: Path, chosen: Chosen, *, offline: bool, write: bool, trust: bool, terminal: Terminal
+    path: Path, chosen: Chosen, *, store: Store, offline: bool, write: bool, trust: bool, terminal: Terminal
 ) -> tuple[Goal, Settings, Sources]:
     from cpack_build.cpack.reader import read_pack
+    from cpack_build.errors import Unresolvable
     from cpack_build.lock.freshness import check_fresh
     from cpack_build.restore.goal import Goal
 
@@ -138,23 +143,63 @@ def _goal_of_pack(
     settings = chosen.settings(pack)
     sources = chosen.sources(settings, offline=offline)
     file = lock_file(pack)
-    if file.data is not None:
-        lock = file.lock(None if len(file.locks()) == 1 else platform_of(settings))
+    platform = _workspace_platform(settings)
+    there = {lock.platform: lock for lock in (file.locks() if file.data is not None else ())}
+    if settings.platform and platform not in there:
+        raise Unresolvable(f"{file} is not for {platform}.", hint="Lock the pack for it with `cpack-build lock`.")
+    if (known := there.get(platform)) is not None:
+        lock = known
         check_fresh(lock, pack, settings, frozen=True, name=file)
     else:
-        settings = settings.model_copy(update={"platform": (platform_of(settings),)})
-        made = make_locks(pack, settings, sources=sources, served=False, trust=trust, terminal=terminal)
-        if write:
-            file.write(made)
-        (lock,) = made
+        lock = _workspace_lock(
+            pack, settings, platform, sources=sources, store=store, write=write, trust=trust, terminal=terminal
+        )
     return Goal(pack.name, lock, pack.documents(), pack=pack), settings, sources
 
 
-def platform_of(settings: Settings) -> Platform:
-    """The one platform of a workspace: what the user names, else this machine's."""
-    from cpack_build.errors import UsageError
+def _workspace_lock(
+    pack: Pack,
+    settings: Settings,
+    platform: AnyPlatform,
+    *,
+    sources: Sources,
+    store: Store,
+    write: bool,
+    trust: bool,
+    terminal: Terminal,
+) -> Lock:
+    """What a workspace of *pack* on this machine has, as it was resolved first: it stays while pack and settings do."""
+    import cpack_build
+    from cpack_build.lock.schema import read_lock
+
+    key = f"{pack.content_sha256} {settings.digest()} {platform} {cpack_build.__version__}"
+    if (known := store.recall("workspace-lock", key)) is not None:
+        return read_lock(known.encode(), name="the store's workspace lock")
+    (lock,) = make_locks(
+        pack, settings, sources=sources, store=store, served=False, trust=trust, workspace=True, terminal=terminal
+    )
+    if write:
+        store.remember("workspace-lock", key, lock.to_bytes().decode())
+    return lock
+
+
+def _image_platform(settings: Settings) -> Platform:
+    """Which of an image's platforms is meant: what the user names, else the one that runs on this machine."""
     from cpack_build.lock.resolve import this_platform
+
+    return _named(settings) or this_platform()
+
+
+def _workspace_platform(settings: Settings) -> AnyPlatform:
+    """What the user names, else this machine's."""
+    from cpack_build.lock.resolve import host_platform
+
+    return _named(settings) or host_platform()
+
+
+def _named(settings: Settings) -> Platform | None:
+    from cpack_build.errors import UsageError
 
     if len(settings.platform) > 1:
         raise UsageError("A workspace is for one platform.", hint="Name one with --platform.")
-    return settings.platform[0] if settings.platform else this_platform()
+    return settings.platform[0] if settings.platform else None

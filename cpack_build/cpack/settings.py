@@ -48,6 +48,8 @@ AcceleratorName = Annotated[
 CompressionName = Annotated[str, StringConstraints(pattern=r"^(zstd(:([1-9]|1[0-9]))?|gzip(:[1-9])?|none)$")]
 Platform = Literal["linux/amd64", "linux/arm64"]
 """``os/architecture``, as images are told apart (image-spec config.md)."""
+AnyPlatform = Literal["linux/amd64", "linux/arm64", "darwin/amd64", "darwin/arm64", "windows/amd64"]
+"""Where a workspace can be, in the same words."""
 Text = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
 """What can be an argument or a variable's value: anything without NUL (POSIX, execve)."""
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import posixpath
 import re
 import sys
 import tempfile
@@ -24,21 +25,20 @@ from pathlib import Path
 from typing import Any
 
 import cpack_build
+from cpack_build.deploy.bentomodels import MODEL_FILE, ModelSource, add_models, make_readable, model_tag
 from cpack_build.deploy.dockerfile import BENTO_PATH, ENTRYPOINT, template
-from cpack_build.errors import BadInput, HashMismatch, Occupied, ToolMissing, UsageError, writing
+from cpack_build.errors import BadInput, Occupied, ToolMissing, UsageError, writing
 from cpack_build.oci import tar
+from cpack_build.oci.filesystem import stream_members
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.modellayer import model_path
 from cpack_build.oci.reference import Reference
-from cpack_build.oci.storage import shared_copy, whole_file
+from cpack_build.oci.storage import whole_file
 from cpack_build.oci.types import Blob, Image, canonical_json
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Bento", "Contents", "ModelSource", "bento_name", "make_bento", "require_bentoml"]
+__all__ = ["Bento", "Contents", "bento_name", "make_bento", "require_bentoml"]
 
-MODELS = "cpack-model"
-"""The repository of all models in BentoML's store; comfy-pack's has the same name and shorter versions."""
-_MODEL_FILE = "model.bin"
 _TAG_LIMIT = 63
 """Characters of a name or a version (bentoml ``tag.py``)."""
 _TAG = re.compile(r"[a-z0-9](?:[a-z0-9._-]*[a-z0-9])?")
@@ -53,16 +53,6 @@ svc = bento_service(Path(__file__).parent)
 
 
 @dataclass(frozen=True)
-class ModelSource:
-    """The file of a model, proved to be what its sha256 says. *is_own*: it is the store's, so it may be hard linked."""
-
-    path: Path
-    sha256: str
-    size: int
-    is_own: bool
-
-
-@dataclass(frozen=True)
 class Contents:
     """What a Bento is made of. *layers* are the image's with their kinds, *documents* the pack's.
 
@@ -74,6 +64,7 @@ class Contents:
     layers: tuple[tuple[str, Blob], ...]
     documents: Mapping[str, bytes]
     models: tuple[ModelSource, ...]
+    """None for a thin Bento: they are in the image."""
     gpu: bool
     reference: Reference | None = None
     base: Reference | None = None
@@ -142,7 +133,7 @@ def make_bento(
         from bentoml._internal.configuration.containers import BentoMLContainer
 
         store = BentoMLContainer.bento_store.get()
-        models, linked = _add_models(contents, sha256_of, progress) if contents.reference is None else ({}, _Linked())
+        models, linked = add_models(contents.models, sha256_of, progress)
         place = Path(BentoMLContainer.bento_store_dir.get()) / name / version
         if (place / "bento.yaml").is_file():
             if store.get(f"{name}:{version}").info.labels.get("cpack-content") != key:
@@ -167,9 +158,18 @@ def make_bento(
 
 
 def _require_fit(contents: Contents) -> None:
-    """See that the image can serve a Bento: it has the module that ``service.py`` imports."""
+    """See that a Dockerfile can make the image again, and that it serves a workflow."""
     if "workflow_api.json" not in contents.documents:
         raise BadInput("The image carries no workflow.", hint="Build it again with `cpack-build image`.")
+    if contents.reference is not None:
+        return
+    for blob in (blob for kind, blob in contents.layers if kind == "base" and contents.base is None):
+        for member, _ in stream_members(blob):
+            if posixpath.basename(member.name).startswith(".wh."):  # image-spec layer.md, "Whiteouts"
+                raise BadInput(
+                    f"{blob.descriptor.shown}, of the base, removes {member.name}, which no Dockerfile's ADD can do.",
+                    hint="Push the image and make a thin Bento of it, or lock with a base that is named in a registry.",
+                )
 
 
 def _key(contents: Contents, name: str) -> str:
@@ -184,57 +184,6 @@ def _key(contents: Contents, name: str) -> str:
         "dockerfile": _dockerfile(contents),
     }
     return hashlib.sha256(canonical_json(parts)).hexdigest()[:40]
-
-
-# -- models ------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Linked:
-    written: int = 0
-    shared: int = 0
-
-
-def model_tag(sha256: str) -> str:
-    """The tag of the model in BentoML's store. A version has at most 63 characters: 40 hex digits are 160 bits."""
-    return f"{MODELS}:{sha256[:40]}"
-
-
-def _add_models(
-    contents: Contents, sha256_of: Callable[[Path], str], progress: Progress
-) -> tuple[dict[str, str], _Linked]:
-    """Tags by sha256 of the models in BentoML's store, where those that are missing are put."""
-    import bentoml
-
-    tags: dict[str, str] = {}
-    written = shared = 0
-    with progress.task("Models", total=sum(model.size for model in contents.models)) as task:
-        for model in contents.models:
-            tags[model.sha256] = tag = model_tag(model.sha256)
-            try:
-                stored = bentoml.models.get(tag)
-            except bentoml.exceptions.NotFound:
-                metadata = {"sha256": model.sha256, "size": model.size}
-                with bentoml.models.create(tag, labels={"made-by": "cpack-build"}, metadata=metadata):
-                    pass  # its file comes apart, for BentoML would copy it twice
-                stored = bentoml.models.get(tag)
-                _readable(Path(stored.path))
-            place = Path(stored.path_of(_MODEL_FILE))
-            if place.is_file() and place.stat().st_size == model.size:
-                _require_same(place, model, tag, sha256_of)
-                shared += model.size
-            elif shared_copy(model.path, place, may_link=model.is_own):
-                shared += model.size
-            else:
-                written += model.size
-            task.advance(model.size)
-    return tags, _Linked(written, shared)
-
-
-def _require_same(place: Path, model: ModelSource, tag: str, sha256_of: Callable[[Path], str]) -> None:
-    if (actual := sha256_of(place)) != model.sha256:
-        hint = f"Delete it with `bentoml models delete {tag}`."
-        raise HashMismatch(place, expected=model.sha256, actual=actual, hint=hint)
 
 
 # -- the Bento ---------------------------------------------------------------------------------------------------------
@@ -289,7 +238,7 @@ def _build(
             _bento_store=BentoStore(folder),
         )
     root = Path(built.path)
-    _readable(root)
+    make_readable(root)
     entrypoint = root / "env" / "docker" / "entrypoint.sh"
     entrypoint.write_text(ENTRYPOINT)
     entrypoint.chmod(0o755)
@@ -323,12 +272,6 @@ def _from(context: Path) -> Iterator[None]:
             sys.modules["service"] = before
 
 
-def _readable(folder: Path) -> None:
-    """Let everybody read what BentoML made for its owner alone: a container may run as anybody."""
-    for path in (folder, *folder.rglob("*")):
-        path.chmod(0o755 if path.is_dir() else 0o644)
-
-
 def _pinned(contents: Contents) -> str | None:
     """The image that the Dockerfile begins from, by its digest."""
     origin = contents.reference or contents.base
@@ -346,7 +289,7 @@ def _dockerfile(contents: Contents) -> str:
         config,
         origin=_pinned(contents),
         archives=archives,
-        has_models=contents.reference is None and bool(contents.models),
+        has_models=bool(contents.models),
         whole=contents.reference is not None,
     )
 
@@ -384,7 +327,7 @@ def _links(contents: Contents) -> Iterator[tar.Entry]:
         yield tar.Entry(path, "directory", 0o755)
     for sha256 in sorted(model.sha256 for model in contents.models):
         place = model_tag(sha256).replace(":", "/")
-        target = f"{BENTO_PATH}/models/{place}/{_MODEL_FILE}"
+        target = f"{BENTO_PATH}/models/{place}/{MODEL_FILE}"
         yield tar.Entry(model_path(sha256), "symlink", 0o777, target=target)
 
 
@@ -404,5 +347,10 @@ def _bentoml_errors() -> Iterator[None]:
 
     try:
         yield
+    except ValueError as error:
+        # BentoML takes nothing from below a hidden folder (``utils/filesystem.py``, ``resolve_user_filepath``).
+        raise BadInput(
+            f"BentoML cannot make the Bento: {error}.", hint="Set TMPDIR to a folder that is not hidden."
+        ) from error
     except BentoMLException as error:
         raise BadInput(f"BentoML cannot make the Bento: {error}.", hint="Run it with -v to see where.") from error

@@ -7,27 +7,23 @@ sent again, so a push that was cut goes on with the model that it was at; the cl
 
 from __future__ import annotations
 
-import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
-from cpack_build.deploy.bento import require_bentoml
+from cpack_build.deploy.bentoclient import Cloud, PassingFailure, Spinner, clean, connect, in_our_words
 from cpack_build.errors import (
-    CpackError,
     EngineFailed,
     NetworkError,
     Unresolvable,
-    UnsafeInput,
     UsageError,
 )
-from cpack_build.progress import SILENT, Progress, Task
+from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Cloud", "Deployed", "Wanted", "connect", "deploy", "envs_of", "planned", "pull_bento", "push_bento"]
+__all__ = ["Deployed", "Wanted", "deploy", "envs_of", "planned", "pull_bento", "push_bento"]
 
 _ATTEMPTS = 4
 _PAUSES = (1.0, 3.0, 9.0)
@@ -36,17 +32,6 @@ _GOOD = frozenset({"running", "scaled-to-zero"})
 _BAD = frozenset({"failed", "image-build-failed", "terminated", "terminating", "unhealthy"})
 _NAME = re.compile(r"[a-z](?:[a-z0-9-]{0,61}[a-z0-9])?")
 """A deployment's name is a host's (RFC 1035, "label")."""
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-
-
-@dataclass(frozen=True)
-class Cloud:
-    """A login: BentoML's *client*, and the *endpoint* that it talks to. *requests* are those that were sent."""
-
-    client: Any
-    endpoint: str
-    token: str = field(repr=False)
-    requests: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -107,54 +92,6 @@ class Deployed:
     console: str
 
 
-@contextmanager
-def connect(*, context: str | None = None, endpoint: str | None = None) -> Iterator[Cloud]:
-    """The login that BentoML has, at *endpoint* where that is given; its connections end with the context.
-
-    Raises :class:`UsageError` where there is none, :class:`UnsafeInput` where a token would go over plain HTTP, and
-    :class:`NetworkError` where it is refused.
-    """
-    require_bentoml()
-    from bentoml._internal.cloud import BentoCloudClient
-    from bentoml._internal.cloud.config import CloudClientConfig
-    from bentoml.exceptions import CloudRESTApiClientError
-
-    if os.environ.get("BENTO_CLOUD_API_KEY") == "":
-        raise UsageError("BENTO_CLOUD_API_KEY is empty.", hint="Set it to an API token, or unset it.")
-    try:
-        login = CloudClientConfig.get_config().get_context(context)
-    except CloudRESTApiClientError:
-        named = f"the context {context!r}" if context else "BentoCloud"
-        raise UsageError(
-            f"Nobody is logged in to {named}.", hint="Run `bentoml cloud login`, or set BENTO_CLOUD_API_KEY."
-        ) from None
-    place = (endpoint or login.endpoint).rstrip("/")
-    parts = urlsplit(place)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-        raise UsageError(f"{place!r} is no endpoint of BentoCloud.", hint="Write https://HOST.")
-    if parts.scheme == "http" and parts.hostname not in _LOOPBACK:
-        raise UnsafeInput(f"The token would go to {place} in the clear.", hint="Use https.")
-    if endpoint and context is None and "BENTO_CLOUD_API_KEY" not in os.environ:
-        own = login.endpoint.rstrip("/")
-        if own != place:
-            raise UnsafeInput(
-                f"The token of this login belongs to {own}, not to {place}.",
-                hint="Log in there (`bentoml cloud login --endpoint`), or set BENTO_CLOUD_API_KEY to one of its own.",
-            )
-    client = BentoCloudClient(api_key=login.api_token, endpoint=place)  # type: ignore[call-arg]
-    cloud = Cloud(client, place, login.api_token)
-
-    def record(request: Any) -> None:
-        cloud.requests.append(f"{request.method} {request.url.path}")
-
-    with client.client.session as session:
-        session.event_hooks = {"request": [record]}
-        with _errors(cloud, "The login"):
-            if client.client.v1.get_current_user() is None:
-                raise NetworkError(f"{place} does not know whose the token is.", hint="Log in with another.")
-        yield cloud
-
-
 # -- pushing -----------------------------------------------------------------------------------------------------------
 
 
@@ -174,12 +111,12 @@ def push_bento(
     except bentoml.exceptions.NotFound as error:
         raise Unresolvable(str(error), hint="`bentoml list` shows what there is.") from None
     for number in range(_ATTEMPTS):
-        with _Spinner(progress) as spinner:
+        with Spinner(progress) as spinner:
             try:
-                with _errors(cloud, f"The push of {tag}", spinner):
+                with in_our_words(cloud, f"The push of {tag}", spinner):
                     BentoAPI(cloud.client.client, spinner=spinner).push(bento)  # type: ignore[arg-type]
                 return not spinner.was_there(tag)
-            except _Passing as error:
+            except PassingFailure as error:
                 if number == _ATTEMPTS - 1:
                     raise NetworkError(error.message, hint="Run it again: what was sent whole stays.") from error
                 progress.note(f"{error.message} It is tried again.")
@@ -192,7 +129,7 @@ def pull_bento(tag: str, *, context: str | None = None, progress: Progress = SIL
     from bentoml._internal.cloud.bento import BentoAPI
     from bentoml._internal.configuration.containers import BentoMLContainer
 
-    with connect(context=context) as cloud, _Spinner(progress) as spinner, _errors(cloud, f"The pull of {tag}"):
+    with connect(context=context) as cloud, Spinner(progress) as spinner, in_our_words(cloud, f"The pull of {tag}"):
         BentoMLContainer.bentocloud_client.set(cloud.client)  # the models ask for the login by themselves
         try:
             return BentoAPI(cloud.client.client, spinner=spinner).pull(tag, with_models=True)  # type: ignore[arg-type]
@@ -223,7 +160,7 @@ def deploy(
     _require_secrets(cloud, wanted)
     config = wanted.config(service)
     parameters = DeploymentConfigParameters(service_name=service, cfg_dict=config)
-    with _errors(cloud, "The deployment"):
+    with in_our_words(cloud, "The deployment"):
         exists = wanted.name is not None and _there(cloud, wanted)
         api = cloud.client.deployment
         made = api.update(parameters) if exists else api.create(parameters)
@@ -261,7 +198,7 @@ def planned(cloud: Cloud, wanted: Wanted | None, tag: str) -> list[dict[str, Any
         steps.append({"method": "PATCH", "path": f"{one}/start_upload"})
         steps.append({"method": "PUT", "path": "(as BentoCloud answers)", "bytes": size})
 
-    with _errors(cloud, "The look at what is there"):
+    with in_our_words(cloud, "The look at what is there"):
         for info in bento.info.all_models:
             add("model", info.tag, bentoml.models.get(info.tag).file_size)
         add("bento", bento.tag, bento.file_size)
@@ -291,7 +228,7 @@ def _require_secrets(cloud: Cloud, wanted: Wanted) -> None:
     from bentoml.exceptions import BentoMLException
 
     for name in wanted.secrets:
-        with _errors(cloud, f"The secret {name}"):
+        with in_our_words(cloud, f"The secret {name}"):
             try:
                 cloud.client.secret.get(name, wanted.cluster)
             except BentoMLException as error:
@@ -333,151 +270,13 @@ def _pods_say(cloud: Cloud, made: Any) -> str:
     try:
         pods = cloud.client.client.v2.list_deployment_pods(made.name, made.cluster)
     except (BentoMLException, HTTPError, HTTPXWSException, OSError) as error:
-        return f" Its pods could not be asked ({_clean(str(error), cloud.token)})."
+        return f" Its pods could not be asked ({clean(str(error), cloud.token)})."
     said = [
         f"\n- {pod.name}: {pod.pod_status.status}" + (f", {pod.pod_status.reason}" if pod.pod_status.reason else "")
         for pod in pods
         if not pod.status.ready
     ]
-    return "".join(_clean(line, cloud.token, lines=True) for line in said)
-
-
-# -- what BentoML's client says, in our words --------------------------------------------------------------------------
-
-
-class _Passing(CpackError):
-    """A failure that another attempt may be spared."""
-
-
-@contextmanager
-def _errors(cloud: Cloud, what: str, spinner: _Spinner | None = None) -> Iterator[None]:
-    from bentoml.exceptions import BentoMLException, NotFound
-    from cattrs.errors import BaseValidationError
-    from httpx import HTTPError, TransportError
-
-    try:
-        yield
-    except CpackError:
-        raise
-    except NotFound as error:
-        raise Unresolvable(f"{what}: {_clean(str(error), cloud.token)}.") from None
-    except BentoMLException as error:
-        raise _error(cloud, what, error, spinner) from None
-    except (HTTPError, OSError) as error:
-        said = _clean(str(error) or type(error).__name__, cloud.token)
-        message = f"{what} failed: {cloud.endpoint} could not be reached ({said})."
-        if spinner is not None and isinstance(error, TransportError | OSError):
-            raise _Passing(message) from None
-        raise NetworkError(message, hint="Check the endpoint and the network.") from None
-    except (ValueError, KeyError, TypeError, BaseValidationError) as error:
-        raise NetworkError(
-            f"{what} failed: what {cloud.endpoint} says is no answer of BentoCloud's ({type(error).__name__}).",
-            hint="Check the endpoint.",
-        ) from error
-
-
-def _error(cloud: Cloud, what: str, error: Any, spinner: _Spinner | None) -> CpackError:
-    code = int(getattr(error, "error_code", 0) or 0)
-    text = str(error)
-    body = text.partition(": ")[2] if text.startswith("request failed with status code") else text
-    if spinner is not None and body.startswith("Failed to upload"):
-        # The client tells why in its log alone. A refusal in there is as lasting as one of BentoCloud's own.
-        return _Passing(f"{what} failed: {_clean(spinner.reason or body, cloud.token)}.")
-    said = _clean(body, cloud.token)
-    if code == 401:
-        return NetworkError(
-            f"{cloud.endpoint} does not accept the token: {said}.",
-            hint="It may have expired. Run `bentoml cloud login`, or set BENTO_CLOUD_API_KEY to another.",
-        )
-    if code in (402, 403, 429) or "quota" in said.lower():
-        return NetworkError(
-            f"{what} is refused by BentoCloud ({code}): {said}.",
-            hint="Ask for less (--instance-type, --scaling-max), or for a larger quota.",
-        )
-    if code == 409:
-        return NetworkError(f"{what} is in the way of another (409): {said}.", hint="Choose another --name.")
-    if "BentoCloud. Please report" in text or code >= 500:
-        message = f"{what} failed at BentoCloud{f' ({code})' if code else ''}: {said}."
-        return _Passing(message) if spinner is not None else NetworkError(message, hint="Try again later.")
-    return NetworkError(f"{what} failed{f' ({code})' if code else ''}: {said}.", hint="Run it with -v for more.")
-
-
-def _clean(text: str, token: str, *, lines: bool = False) -> str:
-    """*text* of a stranger: on one line, without the token and without the signatures of addresses."""
-    text = re.sub(r"(https?://[^\s?\"']+)\?[^\s\"']*", r"\1?…", text.replace(token, "***") if token else text)
-    text = text if lines else " ".join(text.split())
-    return text.strip(" .")[:500] if not lines else text[:500]
-
-
-class _Spinner:
-    """What BentoML's client tells of its work (``cloud/base.py``, ``Spinner``), given to our progress."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._said: list[str] = []
-        self._stack = ExitStack()
-        self.transmission_progress = _Transmissions(progress, self._stack)
-
-    def __enter__(self) -> _Spinner:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    @contextmanager
-    def spin(self, text: str) -> Iterator[int]:
-        yield 0
-
-    def update(self, text: str, new: bool = False) -> int:
-        return 0
-
-    def start(self) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def log(self, message: str) -> None:
-        self._said.append(re.sub(r"\[/?[a-z #]*\]|:[a-z_]+:", "", message).strip())
-
-    @property
-    def reason(self) -> str:
-        """Why the last upload failed."""
-        failed = [line for line in self._said if line.startswith("Failed pushing")]
-        return failed[-1] if failed else ""
-
-    def was_there(self, tag: str) -> bool:
-        """Whether nothing had to be sent of the Bento itself."""
-        return any(line.startswith("Push skipped") and tag in line for line in self._said)
-
-
-class _Transmissions:
-    """The part of ``rich.progress.Progress`` that BentoML's client uses."""
-
-    def __init__(self, progress: Progress, stack: ExitStack) -> None:
-        self._progress = progress
-        self._stack = stack
-        self._titles: list[str] = []
-        self._tasks: dict[int, Task] = {}
-
-    def add_task(self, description: str, **_: Any) -> int:
-        self._titles.append(description)
-        return len(self._titles) - 1
-
-    def start_task(self, task_id: int) -> None:
-        self._task(task_id)
-
-    def update(self, task_id: int, *, advance: int = 0, total: int | None = None, **_: Any) -> None:
-        task = self._task(task_id)
-        if total is not None:
-            task.expect(total)
-        if advance:
-            task.advance(advance)
-
-    def _task(self, task_id: int) -> Task:
-        if task_id not in self._tasks:
-            self._tasks[task_id] = self._stack.enter_context(self._progress.task(self._titles[task_id]))
-        return self._tasks[task_id]
+    return "".join(clean(line, cloud.token, lines=True) for line in said)
 
 
 def envs_of(pairs: Sequence[str], environ: Mapping[str, str]) -> dict[str, str]:

@@ -95,6 +95,11 @@ def compose_files(subject: Subject, options: Options) -> dict[str, str]:
             f"The image is for {subject.target}: its torch could not use a GPU.",
             hint="Leave --gpus out, or lock and build it with --target cuda… .",
         )
+    if subject.models and not subject.has_models:
+        raise UsageError(
+            f"{subject.reference} was pushed without its models, which Compose cannot mount.",
+            hint="Push it with them.",
+        )
     services = {options.name: _service(subject, options)}
     document: dict[str, Any] = {"services": services, "volumes": {"data": {}}}
     if options.proxy is not None:

@@ -44,6 +44,8 @@ class Subject:
     models: tuple[ModelFile, ...] = ()
     driver: str | None = None
     required: tuple[str, ...] | None = None
+    has_models: bool = True
+    """Whether they are in it: one that was pushed without needs them as volumes."""
 
     @property
     def vendor(self) -> Literal["nvidia", "amd"] | None:

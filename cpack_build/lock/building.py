@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import os
 import platform as host
-import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -24,18 +22,19 @@ from typing import Protocol, cast
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
+from cpack_build.cpack.settings import AnyPlatform
 from cpack_build.errors import BadInput, CpackError, HashMismatch, NeedsTrust, Unresolvable
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.canonicalwheel import needed_glibc, normalised
 from cpack_build.lock.schema import BuiltWheel, PinnedWheels, Platform, SourceArchive, SourceTree
 from cpack_build.lock.sourcetree import build_system, lay_out, shown
-from cpack_build.lock.tags import Target
+from cpack_build.lock.tags import Target, host_glibc
 from cpack_build.lock.uv import found_python, program
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Project", "Resolve", "Workshop", "build_wheel", "build_wheels", "have_built", "rebuild"]
+__all__ = ["Project", "Resolve", "Workshop", "build_wheel", "build_wheels", "have_built", "image_platform", "rebuild"]
 
 DATE = 315532800
 """SOURCE_DATE_EPOCH: 1980-01-01, the earliest time that a zip can hold."""
@@ -140,7 +139,9 @@ def build_wheel(
             wheels = list(out.glob("*.whl"))
             if len(wheels) != 1:
                 raise Unresolvable(f"{project.shown} gives {len(wheels)} wheels.", hint="Leave it out of the pack.")
-            return _kept(wheels[0], project, requires=requires, python=version, platform=target.platform, store=store)
+            return _kept(
+                wheels[0], project, requires=requires, python=version, platform=image_platform(target), store=store
+            )
     python = found_python(target.python_version)
     if python is None:
         raise Unresolvable(
@@ -154,6 +155,15 @@ def build_wheel(
             place, folder, python, project, _Resolved(resolve), store=store, sources=sources, progress=progress
         )
         return _kept(made, project, requires=requires, python=version, store=store)
+
+
+def image_platform(target: Target) -> Platform:
+    """The platform of *target*, where images run on it. Raises :class:`Unresolvable` for a workspace's own."""
+    if target.platform == "linux/amd64" or target.platform == "linux/arm64":
+        return target.platform
+    raise Unresolvable(
+        f"No builder makes wheels for {target.platform}.", hint="Leave --backend out, or give them with --find-links."
+    )
 
 
 def rebuild(
@@ -233,7 +243,7 @@ class _Resolved:
 
     def __call__(self, project: Project, requirements: Sequence[str], python: str) -> PinnedWheels:
         try:
-            return self.resolve(sorted(requirements), Target(python, _platform(), _glibc()))
+            return self.resolve(sorted(requirements), Target(python, _platform(), host_glibc()))
         except CpackError as error:
             error.message = f"What is needed to build {project.shown} cannot be had: {error.message}"
             raise
@@ -424,7 +434,7 @@ def _remembered(project: Project, target: Target, store: Store) -> BuiltWheel | 
     return None
 
 
-def _key(project: Project, target: Target, platform: Platform) -> str:
+def _key(project: Project, target: Target, platform: AnyPlatform) -> str:
     """What a wheel is a function of, as far as anybody can tell before it is built; not where its source lies."""
     source = project.source
     content = source.sha256 if isinstance(source, SourceArchive) else f"{source.tree_sha256} {source.subdirectory}"
@@ -442,11 +452,3 @@ def _platform() -> Platform:
             hint=_ELSEWHERE[0].upper() + _ELSEWHERE[1:],
         )
     return cast("Platform", machine)
-
-
-def _glibc() -> int:
-    """N of this machine's glibc 2.N."""
-    if sys.platform == "win32":
-        return 17
-    found = re.fullmatch(r"glibc 2\.([0-9]+).*", os.confstr("CS_GNU_LIBC_VERSION") or "")
-    return int(found[1]) if found else 17

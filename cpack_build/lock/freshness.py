@@ -25,7 +25,7 @@ def check_all_fresh(
     locks: Sequence[Lock], pack: HasContent, settings: Settings, *, frozen: bool = False, name: object = "The lock"
 ) -> tuple[Lock, ...]:
     """Those of *locks* that *settings* ask for, each fresh. Raises :class:`StaleLock`, also for one that lacks."""
-    wanted = set(settings.platform) or {lock.platform for lock in locks}
+    wanted: set[str] = set(settings.platform) or {lock.platform for lock in locks}
     if lacking := sorted(wanted - {lock.platform for lock in locks}):
         have = " and ".join(lock.platform for lock in locks)
         raise StaleLock(name, f"it is for {have}, not {' and '.join(lacking)}")

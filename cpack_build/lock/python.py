@@ -253,6 +253,11 @@ class _Search:
             self._versions[project.name] = str(version)
 
 
+_EMPTY = 'lock-version = "1.0"\ncreated-by = "cpack-build"\npackages = []\n'
+NOTHING = PythonEnvironment(pylock=_EMPTY, pylock_sha256=hashlib.sha256(_EMPTY.encode()).hexdigest())
+"""The environment of what is not there."""
+
+
 def lock_service(
     requirements_txt: str,
     *,

@@ -10,13 +10,13 @@ from __future__ import annotations
 import platform as host
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from packaging.utils import canonicalize_name
 
 import cpack_build
 from cpack_build.cpack.schema import ModelEntry, Snapshot
-from cpack_build.cpack.settings import Platform, Settings
+from cpack_build.cpack.settings import AnyPlatform, Platform, Settings
 from cpack_build.errors import BadInput, CpackError, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
@@ -28,7 +28,7 @@ from cpack_build.lock.hub import confirmed
 from cpack_build.lock.interpreter import compiles_alike, vouch
 from cpack_build.lock.models import lock_models, refuse_pickles
 from cpack_build.lock.nodes import Trees, kept_trees, lock_trees, open_tree
-from cpack_build.lock.python import Target, lock_environment, lock_service, parse_requirements
+from cpack_build.lock.python import NOTHING, Target, lock_environment, lock_service, parse_requirements
 from cpack_build.lock.schema import (
     GitTree,
     Inputs,
@@ -37,12 +37,12 @@ from cpack_build.lock.schema import (
     PythonEnvironment,
 )
 from cpack_build.lock.service import service_code, service_requirements
-from cpack_build.lock.system import UNKNOWN_GLIBC, kept_system, lock_system
-from cpack_build.lock.target import FAMILY, accelerator_of, check_target, name_of, retarget, target_of
+from cpack_build.lock.system import UNKNOWN_GLIBC, host_system, kept_system, lock_system
+from cpack_build.lock.target import FAMILY, accelerator_of, check_target, elsewhere, name_of, retarget, target_of
 from cpack_build.lock.wheels import wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["PackInput", "resolve", "resolve_all", "this_platform"]
+__all__ = ["PackInput", "host_platform", "resolve", "resolve_all", "this_platform"]
 
 _T = TypeVar("_T")
 _MACHINES: dict[str, Platform] = {
@@ -64,7 +64,7 @@ class PackInput(Captured, Protocol):
 
 def resolve_all(
     pack: PackInput,
-    platforms: Sequence[Platform],
+    platforms: Sequence[AnyPlatform],
     *,
     settings: Settings,
     store: Store,
@@ -73,6 +73,7 @@ def resolve_all(
     update: Collection[str] = (),
     trust: bool = False,
     workshop: Workshop | None = None,
+    workspace: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Lock, ...]:
     """A lock of *pack* for each of *platforms*, as :func:`resolve` makes it; what is missing on any is told at once."""
@@ -83,7 +84,8 @@ def resolve_all(
             locks.append(
                 resolve(
                     pack, settings=settings, platform=platform, store=store, sources=sources,
-                    previous=earlier.get(platform), update=update, trust=trust, workshop=workshop, progress=progress,
+                    previous=earlier.get(platform), update=update, trust=trust, workshop=workshop,
+                    workspace=workspace, progress=progress,
                 )
             )  # fmt: skip
         except CpackError as error:
@@ -115,11 +117,12 @@ def resolve(
     settings: Settings,
     store: Store,
     sources: Sources,
-    platform: Platform | None = None,
+    platform: AnyPlatform | None = None,
     previous: Lock | None = None,
     update: Collection[str] = (),
     trust: bool = False,
     workshop: Workshop | None = None,
+    workspace: bool = False,
     progress: Progress = SILENT,
 ) -> Lock:
     """Resolve *pack* to its lock for *platform*, by default the one that *settings* name, else this machine's.
@@ -130,6 +133,9 @@ def resolve(
     The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
     *update*; ``python`` there means every one of them. Other parts (``system``, ``nodes``, ``models``, ``service``)
     stay as they are, if nothing else has changed, but for those in *update*; ``all`` means everything.
+
+    The lock of a *workspace* has neither system packages nor the service, and Python is the machine's own: no image can
+    be made of it, and it can be for any system.
 
     Raises :class:`Unresolvable` naming everything that is missing, :class:`NetworkError`, :class:`HashMismatch`,
     :class:`UnsafeInput`, :class:`BadInput`, :class:`ToolMissing`. *progress* is used from several threads.
@@ -169,18 +175,24 @@ def resolve(
         system = kept_system(previous, store=store) if previous is not None and "system" in keeps else None
         is_kept = system is not None
         if system is None:
-            system = _caught(
-                lambda: lock_system(
-                    settings,
-                    python=python_version,
-                    platform=target_platform,
-                    target=settings.target
-                    or accelerator_of([*snapshot.requirements, *settings.python.packages], platform=target_platform),
-                    store=store,
-                    sources=sources,
-                    progress=reports,
-                ),
-                errors,
+            system = (
+                host_system(python_version)
+                if workspace
+                else _caught(
+                    lambda: lock_system(
+                        settings,
+                        python=python_version,
+                        platform=cast("Platform", target_platform),
+                        target=settings.target
+                        or accelerator_of(
+                            [*snapshot.requirements, *settings.python.packages], platform=target_platform
+                        ),
+                        store=store,
+                        sources=sources,
+                        progress=reports,
+                    ),
+                    errors,
+                )
             )
         glibc = system.glibc if system is not None else UNKNOWN_GLIBC
         target = Target(python_version, target_platform, glibc)
@@ -189,15 +201,19 @@ def resolve(
         service_work = work(
             "service",
             lambda lock: lock.service,
-            lambda: lock_service(
-                service_requirements(),
-                target=target,
-                store=store,
-                sources=sources,
-                find_links=find_links,
-                index_url=index_url,
-                extra_index_urls=extra_index_urls,
-                progress=reports,
+            lambda: (
+                NOTHING
+                if workspace
+                else lock_service(
+                    service_requirements(),
+                    target=target,
+                    store=store,
+                    sources=sources,
+                    find_links=find_links,
+                    index_url=index_url,
+                    extra_index_urls=extra_index_urls,
+                    progress=reports,
+                )
             ),
         )
         python_work = work(
@@ -205,7 +221,7 @@ def resolve(
             lambda lock: lock.python,
             lambda: _environment(
                 snapshot.requirements,
-                accelerator=settings.target,
+                accelerator=settings.target or elsewhere(snapshot.requirements, platform=target_platform),
                 target=target,
                 store=store,
                 sources=sources,
@@ -249,7 +265,7 @@ def resolve(
         system=system.debs,
         interpreter=system.interpreter,
         # the image's own interpreter compiles, so it must be one that can run here
-        bytecode="compiled" if settings.bytecode == "auto" and _runs_here(target_platform) else "none",
+        bytecode="none" if workspace or settings.bytecode == "none" or not _runs_here(target_platform) else "compiled",
         service=service,
         service_code=service_code(),
         python=python,
@@ -360,8 +376,17 @@ def _environment(
     return environment
 
 
-def _runs_here(platform: Platform) -> bool:
+def _runs_here(platform: AnyPlatform) -> bool:
     return host.system() == "Linux" and _MACHINES.get(host.machine().lower()) == platform
+
+
+def host_platform() -> AnyPlatform:
+    """Where a workspace on this machine is. Raises :class:`UsageError` where no ComfyUI can be."""
+    machine = this_platform().partition("/")[2]
+    system = host.system().lower()
+    if system not in ("linux", "darwin", "windows") or (system, machine) == ("windows", "arm64"):
+        raise UsageError(f"Workspaces on {host.system()} {machine} are not known.", hint="Use Linux, macOS or Windows.")
+    return cast("AnyPlatform", f"{system}/{machine}")
 
 
 def this_platform() -> Platform:

@@ -25,7 +25,7 @@ from pydantic import (
     model_serializer,
 )
 
-from cpack_build.cpack.settings import AcceleratorName, Platform, Text, VariableName
+from cpack_build.cpack.settings import AcceleratorName, AnyPlatform, Platform, Text, VariableName
 from cpack_build.errors import BadField, BadInput, Unresolvable
 
 __all__ = [
@@ -153,7 +153,24 @@ class ArchiveInterpreter(_Document):
     size: Size
 
 
-Interpreter = Annotated[DebInterpreter | BaseInterpreter | ArchiveInterpreter, Field(discriminator="kind")]
+class HostInterpreter(_Document):
+    """Whatever Python of that *version* the machine has: of a workspace's lock, and of no image."""
+
+    kind: Literal["host"] = "host"
+    version: MinorVersion
+
+    @property
+    def path(self) -> str:
+        """Where it lies in an image. Raises :class:`Unresolvable`, for it is in none."""
+        raise Unresolvable(
+            "The lock is a workspace's, with no system below it, and no image can be made of it.",
+            hint="Lock the pack with `cpack-build lock`.",
+        )
+
+
+Interpreter = Annotated[
+    DebInterpreter | BaseInterpreter | ArchiveInterpreter | HostInterpreter, Field(discriminator="kind")
+]
 
 
 class PinnedWheels(_Document):
@@ -318,7 +335,7 @@ class PlatformPart(_Document):
 class Lock(_Shared, PlatformPart):
     """The whole lock, for one platform."""
 
-    platform: Platform
+    platform: AnyPlatform
 
     @property
     def carried(self) -> Lock:

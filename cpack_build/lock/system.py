@@ -15,10 +15,20 @@ from cpack_build.lock.base import Base, open_base, recalled_base
 from cpack_build.lock.cuda import FAMILIES, base_of
 from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
 from cpack_build.lock.interpreter import archive_interpreter, base_interpreter
-from cpack_build.lock.schema import BaseImage, Deb, DebInterpreter, Interpreter, Lock, Platform, ScratchBase
+from cpack_build.lock.schema import (
+    BaseImage,
+    Deb,
+    DebInterpreter,
+    HostInterpreter,
+    Interpreter,
+    Lock,
+    Platform,
+    ScratchBase,
+)
+from cpack_build.lock.tags import host_glibc
 from cpack_build.progress import Progress
 
-__all__ = ["UNKNOWN_GLIBC", "System", "kept_system", "lock_system"]
+__all__ = ["UNKNOWN_GLIBC", "System", "host_system", "kept_system", "lock_system"]
 
 UNKNOWN_GLIBC = 28
 """For a base whose glibc cannot be told: what every distribution in support has."""
@@ -32,6 +42,11 @@ class System:
     debs: tuple[Deb, ...]
     interpreter: Interpreter
     glibc: int
+
+
+def host_system(python: str) -> System:
+    """Below a workspace on this machine: what it has anyway, with whatever Python *python* it has."""
+    return System(ScratchBase(), (), HostInterpreter(version=python), host_glibc())
 
 
 def lock_system(

@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import InvalidVersion, Version
 
+from cpack_build.cpack.settings import AnyPlatform
 from cpack_build.errors import Unresolvable
 from cpack_build.lock.cuda import CUDA_BUILDS, PLAIN_CUDA
 from cpack_build.lock.wheels import Wheel
@@ -24,13 +24,12 @@ __all__ = [
     "FAMILY",
     "accelerator_of",
     "check_target",
+    "elsewhere",
     "label_in",
     "name_of",
     "retarget",
     "target_of",
 ]
-
-Platform = Literal["linux/amd64", "linux/arm64"]
 
 FAMILY = ("torch", "torchvision", "torchaudio")
 """Packages that PyTorch releases together, once for each accelerator, told apart by local version labels."""
@@ -65,15 +64,15 @@ def _target_of_label(label: str) -> str:
     return f"cuda{label[2:-1]}.{label[-1]}" if label.startswith("cu") else label
 
 
-def _target_of_version(version: str, platform: Platform) -> str:
+def _target_of_version(version: str, platform: AnyPlatform) -> str:
     """What the torch of that *version* is for. Raises :class:`Unresolvable` where that is not known."""
     parsed = Version(version)
     if parsed.local is not None and (match := _LABEL.match(parsed.local)):
         return _target_of_label(match[0])
-    cuda = PLAIN_CUDA[platform].get(f"{parsed.major}.{parsed.minor}")
+    cuda = PLAIN_CUDA.get(platform, {}).get(f"{parsed.major}.{parsed.minor}")
     if cuda is not None:
         return f"cuda{cuda}"
-    newest = max((Version(minor) for minor in PLAIN_CUDA[platform]), default=Version("0"))
+    newest = max((Version(minor) for minor in PLAIN_CUDA.get(platform, {})), default=Version("0"))
     if platform == "linux/amd64" and parsed > newest:
         raise Unresolvable(
             f"Which CUDA torch {version} brings along is not known to this cpack-build.",
@@ -82,7 +81,7 @@ def _target_of_version(version: str, platform: Platform) -> str:
     return "cpu"
 
 
-def target_of(wheels: Iterable[Wheel], *, platform: Platform) -> str:
+def target_of(wheels: Iterable[Wheel], *, platform: AnyPlatform) -> str:
     """What the locked *wheels* are for: the label of their torch, else the CUDA that they bring along, else ``cpu``."""
     found = {wheel.name: wheel.version for wheel in wheels}
     if "torch" not in found:
@@ -94,7 +93,7 @@ def target_of(wheels: Iterable[Wheel], *, platform: Platform) -> str:
     return _target_of_version(found["torch"], platform)
 
 
-def accelerator_of(requirements: Sequence[str], *, platform: Platform) -> str:
+def accelerator_of(requirements: Sequence[str], *, platform: AnyPlatform) -> str:
     """What the torch that *requirements* pin is for, as far as that is known; ``cpu`` without any."""
     pins = dict(map(_parsed, requirements))
     try:
@@ -103,12 +102,20 @@ def accelerator_of(requirements: Sequence[str], *, platform: Platform) -> str:
         return "cuda"
 
 
+def elsewhere(requirements: Sequence[str], *, platform: AnyPlatform) -> str | None:
+    """What a pack's torch is to be for in a workspace on another system than Linux, where all packs are of; ``None`` on
+    Linux, where it stays what it is. No CUDA runs on a Mac."""
+    if platform.startswith("linux/"):
+        return None
+    return accelerator_of(requirements, platform="linux/amd64") if platform == "windows/amd64" else "cpu"
+
+
 def name_of(requirement: str) -> str:
     """The normalised name of a requirement; empty for what is none."""
     return _parsed(requirement)[0]
 
 
-def retarget(requirements: Sequence[str], target: str, *, platform: Platform) -> Retargeted:
+def retarget(requirements: Sequence[str], target: str, *, platform: AnyPlatform) -> Retargeted:
     """*requirements* with torch's family for *target*, and without what the packer's own accelerator brought along.
 
     Raises :class:`Unresolvable` when that torch was never released for *target*.
@@ -117,10 +124,13 @@ def retarget(requirements: Sequence[str], target: str, *, platform: Platform) ->
     pins = {name: version for _, (name, version) in parsed if version is not None}
     torch = pins.get("torch")
     if torch is None or _target_of_version(torch, platform) == target:
-        return Retargeted(tuple(requirements), ())
+        if platform.startswith("linux/"):
+            return Retargeted(tuple(requirements), ())
+        # what torch brings along is for Linux alone
+        return Retargeted(tuple(text for text, (name, _) in parsed if not _BELONGS.fullmatch(name)), ())
     minor = ".".join(map(str, Version(torch).release[:2]))
     _check_released(torch, minor, target, platform)
-    plain = PLAIN_CUDA[platform].get(minor)
+    plain = PLAIN_CUDA.get(platform, {}).get(minor)
     is_plain = target == (f"cuda{plain}" if plain is not None else "cpu")
     kept, changed = [], []
     for text, (name, version) in parsed:
@@ -154,7 +164,7 @@ def _parsed(text: str) -> tuple[str, str | None]:
         return name, None
 
 
-def _check_released(torch: str, minor: str, target: str, platform: Platform) -> None:
+def _check_released(torch: str, minor: str, target: str, platform: AnyPlatform) -> None:
     builds = CUDA_BUILDS.get(minor)
     if not target.startswith("cuda") or builds is None or target.removeprefix("cuda") in builds:
         return
@@ -165,7 +175,7 @@ def _check_released(torch: str, minor: str, target: str, platform: Platform) -> 
     )
 
 
-def check_target(wheels: Sequence[Wheel], asked: str, *, platform: Platform) -> None:
+def check_target(wheels: Sequence[Wheel], asked: str, *, platform: AnyPlatform) -> None:
     """See that the locked *wheels* are for the target *asked* for. Raises :class:`Unresolvable`."""
     torch = next((wheel for wheel in wheels if wheel.name == "torch"), None)
     if torch is None and asked != "cpu":

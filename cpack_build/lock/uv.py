@@ -19,7 +19,7 @@ from cpack_build.errors import NetworkError, ToolMissing, Unresolvable
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.urls import redact
-from cpack_build.lock.tags import Target
+from cpack_build.lock.tags import MACOS, Target
 
 __all__ = ["Refused", "compiled", "found_python", "lacks_wheels", "options_of", "program"]
 
@@ -89,7 +89,10 @@ def compiled(
                 "--no-header", "--no-annotate", "--no-progress", "--color=never", *options, *sourced,
             ],
             cwd=place, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-            env={key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "UV_PROJECT")},
+            env={
+                **{key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "UV_PROJECT")},
+                "MACOSX_DEPLOYMENT_TARGET": ".".join(map(str, MACOS)),
+            },
         )  # fmt: skip
         if result.returncode:
             raise _explained(result.stderr.decode("utf-8", "replace"), target, is_service=is_service)

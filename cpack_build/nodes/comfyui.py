@@ -114,6 +114,16 @@ class Comfyui:
                 found[name] = module.removeprefix("custom_nodes.")
         return found
 
+    def custom_nodes(self) -> set[str]:
+        """The names of what lies in its folders of custom nodes, as a pack would call it."""
+        import folder_paths
+
+        found = set()
+        for folder in folder_paths.get_folder_paths("custom_nodes"):
+            if os.path.isdir(folder):
+                found |= {name for name in os.listdir(folder) if not name.endswith(".disabled")}
+        return found
+
     def unknown_classes(self, classes: Iterable[str]) -> list[str]:
         """Those of *classes* that this ComfyUI has not loaded."""
         import nodes

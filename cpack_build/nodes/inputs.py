@@ -171,7 +171,7 @@ class InputFile(_Input):
 class InputAny(_Input):
     DESCRIPTION = "Whatever the input it is connected to takes; callers of the API may set it."
     RETURN_TYPES = (ANY,)
-    TAKES: ClassVar[dict[str, Any]] = {"input": ("*", {"default": ""})}
+    TAKES: ClassVar[dict[str, Any]] = {"input": ("*", {"default": "", "widgetType": "STRING"})}
 
     def identity(self, input: Any, description: str = "", required: bool = False) -> tuple[Any]:
         return (input,)

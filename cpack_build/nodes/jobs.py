@@ -167,12 +167,14 @@ class Job:
         )
         return process.result(self._line)
 
-    def start(self, command: Sequence[str], *, environment: Mapping[str, str]) -> Process:
+    def start(self, command: Sequence[str], *, environment: Mapping[str, str], is_service: bool = False) -> Process:
         """Start *command*, which ends when the job is cancelled."""
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._lock:
             self.check()
-            process = self._process = Process(command, environment=environment, folder=self.folder)
+            process = self._process = Process(
+                command, environment=environment, folder=self.folder, is_service=is_service
+            )
         return process
 
     def changed(self) -> None:
@@ -279,11 +281,12 @@ class Jobs:
         work: Callable[[Job], Mapping[str, Any] | None],
         *,
         secrets: Sequence[str] = (),
+        without: Sequence[str] = (),
     ) -> Job:
-        """Start *work*. Raises :class:`Refused` (409) while another of its kind runs."""
+        """Start *work*. Raises :class:`Refused` (409) while another of its kind runs, or of one in *without*."""
         with self._lock:
             for other in self._jobs.values():
-                if other.kind == kind and not other.is_over:
+                if other.kind in (kind, *without) and not other.is_over:
                     raise Refused(
                         "already_running", f"{other.title} is still at work.",
                         next="Wait for its end, or cancel it.", status=409,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .asked import Asked
     from .plugin import Plugin
 
-__all__ = ["PACKING", "make_pack", "observing", "pack", "require_prompt", "save"]
+__all__ = ["PACKING", "make_pack", "observing", "pack", "require_absent", "require_prompt", "save"]
 
 ENDING = ".cpack.zip"
 PACKING = ("pack", "Pack the workflow")
@@ -34,10 +34,8 @@ def pack(plugin: Plugin, asked: Asked, params: Mapping[str, Any]) -> Job:
     prompt, flags = require_prompt(asked), write_choice(params, asked.folder)
     saved = name_of(params, "save_as").removesuffix(ENDING) + ENDING if params.get("save_as") else None
     local = flag(params, "include_local")
-    if saved is not None and (plugin.comfyui.saved / saved).exists():
-        raise Refused(
-            "exists", f"{saved} is there already.", next="Choose another name, or remove that file.", status=409
-        )
+    if saved is not None:
+        require_absent(plugin, saved)
 
     def work(job: Job) -> dict[str, Any]:
         job.stage("pack")
@@ -111,3 +109,13 @@ def save(plugin: Plugin, file: Path, name: str) -> str:
     except OSError as error:
         raise Failed("storage", f"{name} cannot be saved: {error.strerror}.", next="Free some space.") from None
     return f"cpack/{name}"
+
+
+def require_absent(plugin: Plugin, name: str) -> Path:
+    """The place of *name* where its user finds it. Raises :class:`Refused` (409) if something is there."""
+    place = plugin.comfyui.saved / name
+    if place.exists():
+        raise Refused(
+            "exists", f"{name} is there already.", next="Choose another name, or remove that file.", status=409
+        )
+    return place

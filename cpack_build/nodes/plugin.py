@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,7 @@ from .asked import Asked
 from .comfyui import Comfyui
 from .jobs import Job, Jobs, Stage
 from .tool import Tool
+from .uploads import Uploads
 
 __all__ = ["Plugin"]
 
@@ -37,7 +39,11 @@ class Plugin:
         self.comfyui = comfyui
         self.tool = tool or Tool(_ROOT)
         self.folder, self._held = _private_folder()
+        self.pool = ThreadPoolExecutor(4, thread_name_prefix="cpack")
+        """Where requests wait for the tool, so that ComfyUI's own pool is left alone."""
         self.jobs = Jobs(self.folder / "jobs", lambda job: comfyui.send(EVENT, job))
+        self.uploads = Uploads(self.folder / "uploads")
+        self._tokens: dict[str, str] = {}
         self._lock = threading.Lock()
         self._requests = 0
         self._pid = os.getpid()
@@ -47,6 +53,31 @@ class Plugin:
     def pack_flags(self) -> list[str]:
         """Further flags of ``pack``, for places with mirrors or no network: words in ``CPACK_PACK_FLAGS``."""
         return shlex.split(os.environ.get("CPACK_PACK_FLAGS", ""))
+
+    @property
+    def build_flags(self) -> list[str]:
+        """Further flags of ``lock`` and ``image``, such as mirrors: words in ``CPACK_BUILD_FLAGS``."""
+        return shlex.split(os.environ.get("CPACK_BUILD_FLAGS", ""))
+
+    @property
+    def restore_flags(self) -> list[str]:
+        """Further flags of ``restore``: words in ``CPACK_RESTORE_FLAGS``."""
+        return shlex.split(os.environ.get("CPACK_RESTORE_FLAGS", ""))
+
+    def keep_token(self, endpoint: str, token: str) -> None:
+        """Remember the token of *endpoint* for as long as this process lives; only here."""
+        with self._lock:
+            self._tokens[endpoint.rstrip("/")] = token
+
+    def token_for(self, endpoint: str) -> str | None:
+        """The token that was given for *endpoint*, and for no other."""
+        with self._lock:
+            return self._tokens.get(endpoint.rstrip("/"))
+
+    @property
+    def knows_a_token(self) -> bool:
+        """Whether any was given."""
+        return bool(self._tokens)
 
     def request_folder(self) -> Path:
         """A folder for the files of one more request."""
@@ -65,6 +96,7 @@ class Plugin:
         work: Callable[[Job], Mapping[str, Any]],
         *,
         secrets: Sequence[str] = (),
+        without: Sequence[str] = (),
     ) -> Job:
         """Start a job for *asked*, whose folder goes when it ends."""
 
@@ -74,7 +106,7 @@ class Plugin:
             finally:
                 shutil.rmtree(asked.folder, ignore_errors=True)
 
-        return self.jobs.start(kind, title, stages, whole, secrets=secrets)
+        return self.jobs.start(kind, title, stages, whole, secrets=secrets, without=without)
 
     def close(self) -> None:
         """End all work and leave no file."""

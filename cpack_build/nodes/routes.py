@@ -7,13 +7,15 @@ longer than a moment is done in threads and in the tool's own process. No text o
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import shutil
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from .asked import read_body
+from .asked import Asked, read_body
+from .checking import checked, inventory
 from .comfyui import Comfyui
 from .errors import Refused
 from .kinds import KINDS
@@ -34,6 +36,15 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
+
+
+def written(document: Mapping[str, Any]) -> bytes:
+    """*document* as JSON, its lists item by item: one call for all of it would keep ComfyUI's own thread waiting."""
+    parts = []
+    for key, value in document.items():
+        text = f"[{','.join(map(json.dumps, value))}]" if isinstance(value, list) else json.dumps(value)
+        parts.append(f"{json.dumps(key)}:{text}")
+    return f"{{{','.join(parts)}}}".encode()
 
 
 def install(server: Any) -> Plugin:
@@ -77,6 +88,23 @@ def register(routes: Any, plugin: Plugin) -> None:
         plugin.tool.look()
         return answer(await asyncio.to_thread(status, plugin))
 
+    async def ask(request: web.Request, work: Callable[[Plugin, Asked], dict[str, Any]]) -> web.StreamResponse:
+        folder = await asyncio.to_thread(plugin.request_folder)
+        try:
+            asked = await read_body(request, folder)
+            text = await asyncio.get_running_loop().run_in_executor(plugin.pool, lambda: written(work(plugin, asked)))
+            return web.Response(body=text, content_type="application/json", headers=_HEADERS)
+        finally:
+            await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+
+    @route("POST", "/check")
+    async def _check(request: web.Request) -> web.StreamResponse:
+        return await ask(request, checked)
+
+    @route("POST", "/inventory")
+    async def _inventory(request: web.Request) -> web.StreamResponse:
+        return await ask(request, inventory)
+
     @route("POST", "/jobs")
     async def _start(request: web.Request) -> web.StreamResponse:
         folder = await asyncio.to_thread(plugin.request_folder)
@@ -102,6 +130,18 @@ def register(routes: Any, plugin: Plugin) -> None:
     @route("GET", "/jobs/{id}/log")
     async def _log(request: web.Request) -> web.StreamResponse:
         return web.Response(text=plugin.jobs.get(request.match_info["id"]).log, headers=_HEADERS)
+
+    @route("POST", "/uploads")
+    async def _upload(request: web.Request) -> web.StreamResponse:
+        upload = await plugin.uploads.take(request)
+        return answer({"upload": upload.id, "name": upload.name, "size": upload.size})
+
+    @route("GET", "/serve/log")
+    async def _serve_log(request: web.Request) -> web.StreamResponse:
+        job = plugin.jobs.running("serve")
+        if job is None:
+            raise Refused("not_serving", "No service runs.", next="Start one.", status=404)
+        return web.Response(text=job.log, headers=_HEADERS)
 
     @route("POST", "/jobs/{id}/cancel")
     async def _cancel(request: web.Request) -> web.StreamResponse:

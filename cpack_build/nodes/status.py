@@ -30,5 +30,5 @@ def status(plugin: Plugin) -> dict[str, Any]:
         "serve": None if serving is None else serving.snapshot(),
         "comfyui": {"version": plugin.comfyui.version},
         "folder": plugin.comfyui.root.name,
-        "token_known": False,
+        "token_known": plugin.knows_a_token,
     }

@@ -122,6 +122,10 @@ def _candidates(root: Path, environ: Mapping[str, str]) -> Iterator[str]:
     if named := environ.get("CPACK_BUILD"):
         yield os.path.expanduser(named)
         return
+    with suppress(OSError, UnicodeDecodeError):  # what `cpack-build plugin install` wrote there
+        recorded = (root / ".cpack-tool").read_text(encoding="utf-8").strip()
+        if os.path.isfile(recorded):
+            yield recorded
     for program in (root / ".venv" / "bin" / "cpack-build", Path(sys.executable).with_name("cpack-build")):
         if program.is_file():
             yield str(program)
@@ -131,8 +135,7 @@ def _candidates(root: Path, environ: Mapping[str, str]) -> Iterator[str]:
 
 def command_of(found: Found, *arguments: object) -> list[str]:
     """The words of one run that reports as JSON."""
-    verb, *rest = map(str, arguments)
-    return [found.path, verb, "--json", "--progress", "json", *rest]
+    return [found.path, *map(str, arguments), "--json", "--progress", "json"]
 
 
 def redact(text: str, secrets: Sequence[str] = ()) -> str:
@@ -148,12 +151,20 @@ def redact(text: str, secrets: Sequence[str] = ()) -> str:
 class Process:
     """One command on a leash: it ends when it is cancelled, and when this Python ends, however that happens."""
 
-    def __init__(self, command: Sequence[str], *, environment: Mapping[str, str], folder: Path | None = None) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        folder: Path | None = None,
+        is_service: bool = False,
+    ) -> None:
         self.is_cancelled = False
+        self._is_service = is_service
         self._popen = subprocess.Popen(
             [sys.executable, "-I", "-S", str(_LEASH), *command],
-            env=dict(environment), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            start_new_session=True,
+            env=dict(environment), cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT if is_service else subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         self.pid = self._popen.pid
 
@@ -170,8 +181,15 @@ class Process:
             self._popen.wait(seconds)
 
     def run(self, on_line: Callable[[str], None]) -> tuple[int, bytes]:
-        """Its exit code and what it wrote to stdout; each line of stderr goes to *on_line* as it comes."""
+        """Its exit code and what it wrote to stdout; each line of stderr goes to *on_line* as it comes. Of a service
+        both are its log."""
         assert self._popen.stdout is not None
+        if self._is_service:
+            for line in _lines(self._popen.stdout):
+                on_line(line)
+            code = self._popen.wait()
+            self.cancel_quietly()
+            return code, b""
         assert self._popen.stderr is not None
         out = bytearray()
         stdout = self._popen.stdout

@@ -9,6 +9,7 @@ Specification: OCI image-spec v1.1; CNCF ModelPack model-spec, annotations.md (`
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from cpack_build.errors import UsageError
 from cpack_build.oci.modellayer import DATA_OFFSET, model_path
 from cpack_build.oci.push import Memo, Pushed, push_index
 from cpack_build.oci.reference import Reference, is_digest
+from cpack_build.oci.sharedlayer import SHARED
 from cpack_build.oci.tar import BLOCK, trailer
 from cpack_build.oci.transport import Access
 from cpack_build.oci.types import (
@@ -35,8 +37,9 @@ from cpack_build.oci.types import (
 )
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["ModelImage", "model_images", "model_tag", "push_models"]
+__all__ = ["WITHOUT", "ModelImage", "model_images", "model_tag", "push_models", "without_models"]
 
+WITHOUT = "io.cpack.models.elsewhere"
 _PLATFORMS = ("amd64", "arm64")
 _TAG = re.compile(r"[^A-Za-z0-9_.-]+")
 
@@ -61,6 +64,38 @@ def model_tag(path: str, sha256: str) -> str:
     """Under which the model is pushed that an image has as *path*."""
     slug = _TAG.sub("-", path.rpartition("/")[2]).strip("-.")[:100] or "model"
     return f"{slug}-{sha256[:12]}"
+
+
+def without_models(image: Image) -> Image:
+    """*image* less its models, for whoever mounts them; the label :data:`WITHOUT` says so. Its other layers stay.
+
+    Raises :class:`UsageError` when it has none, or has some that share a layer and so are no image of their own.
+    """
+    if any(SHARED in layer.descriptor.annotations for layer in image.layers):
+        raise UsageError(
+            "Some models of the image share a layer, and cannot be mounted one by one.", hint="Push it with its models."
+        )
+    kept = [number for number, layer in enumerate(image.layers) if not _model_of(layer.descriptor)]
+    if len(kept) == len(image.layers):
+        raise UsageError("The image has no models.", hint="Push it as it is.")
+    config = json.loads(image.config.data)
+    config["rootfs"]["diff_ids"] = [config["rootfs"]["diff_ids"][number] for number in kept]
+    lines = config.get("history") or []
+    with_layer = [number for number, line in enumerate(lines) if not line.get("empty_layer")]
+    if len(with_layer) == len(image.layers):
+        dropped = {with_layer[number] for number in range(len(image.layers)) if number not in kept}
+        config["history"] = [line for number, line in enumerate(lines) if number not in dropped]
+    else:
+        config.pop("history", None)  # it may be left out (config.md), and must not disagree with the layers
+    section = config.get("config") or {}
+    config["config"] = section | {"Labels": {**(section.get("Labels") or {}), WITHOUT: "1"}}
+    blob = BytesBlob(image.config.media_type, canonical_json(config))
+    layers = tuple(image.layers[number] for number in kept)
+    manifest = json.loads(image.manifest.data) | {
+        "config": blob.descriptor.to_json(),
+        "layers": [layer.descriptor.to_json() for layer in layers],
+    }
+    return Image(BytesBlob(image.manifest.media_type, canonical_json(manifest)), blob, layers)
 
 
 def push_models(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from cpack_build.errors import NetworkError, Unresolvable
 from cpack_build.fetch.store import Store
-from cpack_build.lock.resolve import this_platform
+from cpack_build.lock.resolve import host_platform
 from cpack_build.lock.schema import Lock
 from cpack_build.lock.wheels import wheels_of
 from cpack_build.progress import Progress
@@ -72,9 +72,9 @@ class Packages:
         Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`ToolMissing`, :class:`NeedsTrust`.
         """
         lock, store = self._lock, self._store
-        if lock.platform != this_platform():
+        if lock.platform != host_platform():
             raise Unresolvable(
-                f"The packages are for {lock.platform}, and this machine is {this_platform()}.",
+                f"The packages are for {lock.platform}, and this machine is {host_platform()}.",
                 hint="Leave the environment out with --no-venv, or lock the pack anew here.",
             )
         new_environment(self._folder, lock.interpreter.version, offline=options.offline)

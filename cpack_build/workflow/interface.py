@@ -11,6 +11,7 @@ import json
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -147,10 +148,23 @@ def read_workflow(data: bytes | Mapping[str, Any], *, name: str) -> Workflow:
     """
     document = _parse(data, name)
     _refuse_ui_format(document, name)
-    nodes = {node_id: _node(node_id, node, name) for node_id, node in document.items()}
+    nodes = {}
+    for node_id, node in document.items():
+        with _at(node_id):
+            nodes[node_id] = _node(node_id, node, name)
     if not nodes:
         raise WorkflowError(f"{name} has no nodes.", hint=HOW_TO_EXPORT)
     return Workflow(name=name, nodes=nodes, interface=_interface(nodes, name))
+
+
+@contextmanager
+def _at(node_id: object) -> Iterator[None]:
+    """Let a :class:`WorkflowError` know which node it is about."""
+    try:
+        yield
+    except WorkflowError as error:
+        error.node_id = str(node_id)
+        raise
 
 
 def _parse(data: bytes | Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -214,7 +228,8 @@ def _interface(nodes: Mapping[str, Mapping[str, Any]], name: str) -> Interface:
             key = value_key(class_type, node["inputs"])
             if key is not None:  # comfy-pack, too, passes over a node without any input
                 wanted = _parameter_name(node, feeds.get(node_id), class_type.removeprefix(INPUT_PREFIX))
-                item = _input(_unique(wanted, node_id, inputs), node_id, node, key=key, workflow=name)
+                with _at(node_id):
+                    item = _input(_unique(wanted, node_id, inputs), node_id, node, key=key, workflow=name)
                 inputs[item.name] = item
         elif class_type.startswith(OUTPUT_PREFIX) and node["inputs"]:
             wanted = _parameter_name(node, None, class_type.removeprefix(OUTPUT_PREFIX))

@@ -28,11 +28,15 @@ class CapturedFile:
 
 @dataclass(frozen=True)
 class Capture:
-    """What is captured whole: its *name* for people, the *reason* why nobody else has it, and its *files*."""
+    """What is captured whole: its *name* for people, the *reason* why nobody else has it, and its *files*.
+
+    *is_known*: they are this program's own plugin, so nobody needs to be asked.
+    """
 
     name: str
     reason: str
     files: tuple[CapturedFile, ...]
+    is_known: bool = False
 
     @property
     def size(self) -> int:

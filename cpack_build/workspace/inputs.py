@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import Unresolvable
 from cpack_build.workflow.references import InputReference
 from cpack_build.workspace.capture import CapturedFile
+from cpack_build.workspace.models import Missing
 from cpack_build.workspace.place import Comfyui, walk
 
-__all__ = ["choose_inputs", "list_inputs"]
+__all__ = ["ChosenInputs", "choose_inputs", "list_inputs"]
 
 
 def list_inputs(comfyui: Comfyui, *, unreadable: Callable[[Path, str], object] = lambda *_: None) -> list[CapturedFile]:
@@ -22,12 +24,22 @@ def list_inputs(comfyui: Comfyui, *, unreadable: Callable[[Path, str], object] =
     return [CapturedFile(f"input/{name}", path, info.st_size) for name, path, info in files]
 
 
-def choose_inputs(
-    comfyui: Comfyui, used: Sequence[InputReference], globs: Sequence[str]
-) -> tuple[tuple[CapturedFile, ...], list[str], list[str]]:
-    """The files of ``input/`` that are named whole, or match a glob; what is missing; and notes."""
+@dataclass(frozen=True)
+class ChosenInputs:
+    """The files of ``input/`` that a pack is to bring, what a workflow named in vain, notes for people, and which nodes
+    named each file."""
+
+    files: tuple[CapturedFile, ...]
+    missing: tuple[Missing, ...]
+    notes: tuple[str, ...]
+    used_by: Mapping[str, tuple[str, ...]]
+
+
+def choose_inputs(comfyui: Comfyui, used: Sequence[InputReference], globs: Sequence[str]) -> ChosenInputs:
+    """The files of ``input/`` that are named whole, or match a glob."""
     found: dict[str, CapturedFile] = {}
-    missing: list[str] = []
+    missing: list[Missing] = []
+    used_by: dict[str, tuple[str, ...]] = {}
     notes: list[str] = []
     top = comfyui.inputs
 
@@ -56,12 +68,16 @@ def choose_inputs(
                 notes.append(f"{reference.value!r:.80} is no name in input/, so it is not packed {where}.")
             continue
         path = top / name
+        named: dict[str, CapturedFile] = {}
         if path.is_file():
-            found[f"input/{name}"] = CapturedFile(f"input/{name}", path, path.stat().st_size)
+            named[f"input/{name}"] = CapturedFile(f"input/{name}", path, path.stat().st_size)
         elif path.is_dir():
-            found |= {file.name: file for file in everything() if file.name.startswith(f"input/{name}/")}
+            named = {file.name: file for file in everything() if file.name.startswith(f"input/{name}/")}
         elif not reference.guessed:
-            missing.append(f"{reference.value} is not in input/ {where}")
+            missing.append(Missing(reference.value, "input/", reference.node_id, reference.input_name))
+        found |= named
+        for one in named:
+            used_by[one] = tuple(dict.fromkeys((*used_by.get(one, ()), reference.node_id)))
     for glob in globs:
         matched = [file for file in everything() if fnmatch.fnmatchcase(file.name.removeprefix("input/"), glob)]
         if not matched:
@@ -73,4 +89,4 @@ def choose_inputs(
             notes.append(f"{name!a:.80} is not packed: its name {problem}.")
         else:
             sound[name] = file
-    return tuple(sound.values()), missing, notes
+    return ChosenInputs(tuple(sound.values()), tuple(missing), tuple(notes), used_by)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from cpack_build.errors import Unresolvable
 from cpack_build.workflow.references import ModelReference
 from cpack_build.workspace.place import EXTENSIONS, Comfyui, walk
 
-__all__ = ["Choice", "Listing", "ModelFile", "choose_models", "list_models"]
+__all__ = ["Choice", "Listing", "Missing", "ModelFile", "choose_models", "list_models"]
 
 _SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<end>\.[A-Za-z]+)")
 _INDEX = re.compile(r"(?P<stem>.+)(?P<end>\.[A-Za-z]+)\.index\.json")
@@ -48,11 +48,27 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Missing:
+    """What input *input_name* of node *node_id* names, and the workspace has not in its place *where*."""
+
+    value: str
+    where: str
+    node_id: str
+    input_name: str
+    class_type: str = ""
+
+    def __str__(self) -> str:
+        by = ", ".join(filter(None, (f"node {self.node_id}", self.class_type, self.input_name)))
+        return f"{self.value} is not in {self.where} ({by})"
+
+
+@dataclass(frozen=True)
 class Choice:
-    """The models that a pack is to bring, by name, and what a workflow named in vain."""
+    """The models that a pack is to bring, by name, what a workflow named in vain, and which nodes named each file."""
 
     files: tuple[ModelFile, ...]
-    missing: tuple[str, ...]
+    missing: tuple[Missing, ...]
+    used_by: Mapping[str, tuple[str, ...]]
 
 
 def list_models(comfyui: Comfyui, *, tracked: frozenset[str] = frozenset()) -> Listing:
@@ -93,16 +109,18 @@ def choose_models(
     glob that matches nothing.
     """
     chosen: dict[str, ModelFile] = {}
-    missing: list[str] = []
+    missing: list[Missing] = []
+    used_by: dict[str, tuple[str, ...]] = {}
     index = _Index(listing)
     for reference in references:
         files = index.find(reference, comfyui)
         chosen |= {file.name: file for file in files}
+        for file in files:
+            used_by[file.name] = tuple(dict.fromkeys((*used_by.get(file.name, ()), reference.node_id)))
         if not files and not reference.guessed and f"models/{reference.folder}/{reference.path}" not in listing.own:
             where = f"models/{reference.folder}" if reference.folder else "any model folder"
             missing.append(
-                f"{reference.value} is not in {where} (node {reference.node_id}, {reference.class_type}, "
-                f"{reference.input_name})"
+                Missing(reference.value, where, reference.node_id, reference.input_name, reference.class_type)
             )
     for glob in globs:
         matched = [file for file in listing.files if _matches(file, glob)]
@@ -114,7 +132,7 @@ def choose_models(
         chosen |= {file.name: file for file in matched}
     if everything:
         chosen = {file.name: file for file in listing.files}
-    return Choice(tuple(chosen[name] for name in sorted(chosen)), tuple(dict.fromkeys(missing)))
+    return Choice(tuple(chosen[name] for name in sorted(chosen)), tuple(dict.fromkeys(missing)), used_by)
 
 
 class _Index:

@@ -20,6 +20,7 @@ from cpack_build.workspace.capture import COMPILED, SKIPPED, CapturedFile, captu
 from cpack_build.workspace.gitfolder import GitFolder, observe
 from cpack_build.workspace.gitprogram import BrokenRepository
 from cpack_build.workspace.place import OWN_NODES, Comfyui
+from cpack_build.workspace.plugin import own_files
 from cpack_build.workspace.upstream import Upstream
 
 __all__ = ["Node", "find_nodes"]
@@ -39,6 +40,7 @@ class Node:
 
     A ``git`` node has *git*; a ``registry`` node *registry_id* and *version*; a ``local`` one, and a ``file`` that is
     not ComfyUI's own, *files* that a pack would capture whole. *notes* are for people, *reason* says why it is local.
+    *is_known*: the files are those of this program's own plugin, so nobody needs to be asked whether they may travel.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Node:
     files: tuple[CapturedFile, ...] = ()
     reason: str = ""
     notes: tuple[str, ...] = ()
+    is_known: bool = False
 
 
 def find_nodes(
@@ -153,6 +156,9 @@ def _folder_node(path: Path, name: str, disabled: bool, upstream: Upstream | Non
                     told.append(f"{name} has uncommitted changes, captured as a patch: {_some(git.changed)}.")
                 return Node(name, "git", disabled, git=git, notes=tuple(told))
             reason = "its git repository has no remote that others can reach"
+    elif ours := own_files(path):
+        files = () if disabled else ours
+        return Node(name, "local", disabled, files=files, reason="cpack-build's own plugin", is_known=True)
     elif (path / ".tracking").is_file():
         if (found := _registered(project)) is not None:
             beyond, edited = ([], []) if disabled else _since_installed(path, *found, upstream)

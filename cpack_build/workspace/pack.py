@@ -29,7 +29,7 @@ from cpack_build.workspace.folders import RunningFolders
 from cpack_build.workspace.hashing import hash_files
 from cpack_build.workspace.hints import listed_hints, workflow_hints
 from cpack_build.workspace.inputs import choose_inputs, list_inputs
-from cpack_build.workspace.models import Listing, ModelFile, choose_models, list_models
+from cpack_build.workspace.models import Listing, Missing, ModelFile, choose_models, list_models
 from cpack_build.workspace.nodes import Node, find_nodes
 from cpack_build.workspace.origins import find_origins
 from cpack_build.workspace.packages import Environment, Packages, find_environment, read_packages
@@ -45,8 +45,8 @@ __all__ = ["Draft", "Written", "draft_pack", "write_draft"]
 @dataclass(frozen=True)
 class Draft:
     """What a pack would hold. *models* are chosen, of all that *listing* has; *inputs* are files by their name below
-    ``input/``; *missing* is what the workflow names and the workspace lacks; *notes* and *findings* are for people;
-    *settings* is the text of its ``cpack.yaml``."""
+    ``input/``; *missing* is what the workflow names and the workspace lacks, *used_by* which nodes name a file; *notes*
+    and *findings* are for people; *settings* is the text of its ``cpack.yaml``."""
 
     comfyui: Comfyui
     source: Source
@@ -58,7 +58,8 @@ class Draft:
     inputs: tuple[CapturedFile, ...]
     workflow_api: Mapping[str, Any]
     workflow: Mapping[str, Any] | None
-    missing: tuple[str, ...]
+    missing: tuple[Missing, ...]
+    used_by: Mapping[str, tuple[str, ...]]
     notes: tuple[str, ...]
     findings: tuple[Finding, ...]
     settings: str | None = None
@@ -66,7 +67,7 @@ class Draft:
     @property
     def captured(self) -> tuple[Capture, ...]:
         """What would be in the pack itself, for nobody else has it: nodes, and a ComfyUI that is no known release."""
-        found = [Capture(node.name, node.reason, node.files) for node in self.nodes if node.files]
+        found = [Capture(node.name, node.reason, node.files, node.is_known) for node in self.nodes if node.files]
         if self.source.files:
             found.insert(0, Capture("ComfyUI", "neither a git checkout nor a known release", self.source.files))
         return tuple(found)
@@ -129,7 +130,8 @@ def draft_pack(
         task.advance(1)
     used = references(workflow_api, object_info)
     choice = choose_models(listing, comfyui=comfyui, references=used.models, globs=models, everything=all_models)
-    files, lacking, input_notes = choose_inputs(comfyui, used.inputs, inputs)
+    found = choose_inputs(comfyui, used.inputs, inputs)
+    files, input_notes = found.files, list(found.notes)
     chosen = {file.name: file for file in choice.files}
     if ticked is not None and ticked.models is not None:
         listed = {file.name: file for file in listing.files}
@@ -144,7 +146,8 @@ def draft_pack(
     draft = Draft(
         comfyui=comfyui, source=source, environment=environment, packages=packages, nodes=nodes, listing=listing,
         models=tuple(chosen.values()), inputs=files, workflow_api=workflow_api, workflow=workflow,
-        missing=(*choice.missing, *lacking), notes=tuple(dict.fromkeys(notes)), findings=(), settings=settings,
+        missing=(*choice.missing, *found.missing), used_by={**choice.used_by, **found.used_by},
+        notes=tuple(dict.fromkeys(notes)), findings=(), settings=settings,
     )  # fmt: skip
     _check_limits(draft)
     return replace(draft, findings=tuple(_findings(draft)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cpack_build.lock.service import service_code
 from tests.cli.calling import Caller
 from tests.fetch.servers import serving_files
 from tests.lock.test_preflight import lock
+from tests.workspace.installs import WORKFLOW, make_install
 
 
 @pytest.fixture
@@ -109,3 +111,27 @@ def test_inspect_tells_what_each_platform_of_a_lock_pins(call: Caller, tmp_path:
         assert (shown.code, said in shown.out) == (0, True), shown.out + shown.err
     path.write_text("{}")
     assert call("inspect", path).code == 3
+
+
+def test_a_workspace_is_checked_before_it_is_packed(call: Caller, tmp_path: Path) -> None:
+    root = make_install(tmp_path / "ComfyUI")
+    workflow = tmp_path / "upscale_api.json"
+    workflow.write_text(json.dumps(WORKFLOW))
+    sound = call("check", root, "-w", workflow, "--json")
+    assert sound.code == 0, sound.out
+    assert [one["name"] for one in sound.document["parameters"]] == ["photo"]
+    assert sound.document["models"][-1]["node_ids"] == ["2"]
+    assert not (tmp_path / "store").exists()
+    (root / "models/upscale_models/tiny.safetensors").unlink()
+    told = call("check", root, "-w", workflow)
+    assert told.code == 4
+    assert "error    tiny.safetensors is not in models/upscale_models. (node 2)" in told.out
+    workflow.write_text(json.dumps({"4": {"class_type": "CPackInputInt", "inputs": {"value": 1, "min": 5, "max": 2}}}))
+    wrong = call("check", root, "-w", workflow, "--json")
+    assert wrong.code == 3
+    assert [one["node_id"] for one in wrong.document["findings"] if one["code"] == "workflow"] == ["4"]
+
+
+def test_a_folder_needs_a_workflow_and_a_pack_has_its_own(call: Caller, tmp_path: Path) -> None:
+    assert call("check", tmp_path).code == 2
+    assert call("check", tmp_path / "x.cpack.zip", "-w", "y.json").code == 2

@@ -15,6 +15,7 @@ from cpack_build.fetch.store import Store
 from tests.cli.calling import Caller, Outcome
 from tests.deploy.bentohome import bento_home
 from tests.deploy.cloudserver import SIGNATURE, TOKEN, Cloud, Fault, pod, running_cloud
+from tests.deploy.conftest import Published
 from tests.restore.images import World
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # BentoML uses what others call old
@@ -254,6 +255,18 @@ def test_waiting_ends(call: Caller, cloud: Cloud, bento: str) -> None:
     assert "Insufficient nvidia.com/gpu" in done.err
 
 
+def test_an_image_that_bentocloud_cannot_reach_is_refused_unless_it_is_carried(
+    call: Caller, cloud: Cloud, bento: str, published: Published
+) -> None:
+    done = call("deploy", "bentocloud", published.tag)
+    assert done.code == 2
+    assert "--self-contained" in said(done)
+    assert cloud.count("^(POST|PUT|PATCH)") == 0
+    done = call("deploy", "bentocloud", published.tag, "--self-contained", "--bento-name", "carried", "--json")
+    assert done.code == 0, said(done)
+    assert "./image/oci-layout" in names_in(cloud, "bento/carried")
+
+
 def test_a_secret_that_is_not_there_is_told_before_the_deployment(call: Caller, cloud: Cloud, bento: str) -> None:
     done = call("deploy", "bentocloud", bento, "--secret", "nope")
     assert done.code == 4
@@ -279,6 +292,25 @@ def test_bad_flags_are_told_before_anything_is_sent(
     assert done.code == 2
     assert words in said(done)
     assert cloud.count("^(POST|PUT|PATCH)") == 0
+
+
+def test_progress_is_told_in_bytes(call: Caller, cloud: Cloud, bento: str) -> None:
+    done = call("deploy", "bentocloud", bento, "--progress", "json")
+    assert done.code == 0, said(done)
+    events = [json.loads(line) for line in done.err.splitlines()]
+    for kind, content in (("Pushing Bento", "bento/"), ("Pushing model", "model/")):
+        (size,) = (len(data) for key, data in cloud.contents.items() if key.startswith(content))
+        (task,) = (event["task"] for event in events if kind in event.get("title", ""))
+        assert [event["done"] for event in events if event["event"] == "end" and event["task"] == task] == [size]
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["http://[", "cloud.example", "ftp://cloud.example", "https://u:" + SECRET + "@cloud.example"]
+)
+def test_an_endpoint_that_is_none_is_refused(call: Caller, cloud: Cloud, bento: str, endpoint: str) -> None:
+    done = call("deploy", "bentocloud", bento, "--endpoint", endpoint)
+    assert done.code == 2
+    assert "is no endpoint of BentoCloud" in said(done)
 
 
 def test_no_login_is_an_error_that_names_both_ways(call: Caller, bento: str) -> None:

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
+from cpack_build.oci.reference import parse_reference
+from cpack_build.oci.sources import open_source
 from tests import need
 from tests.cli.calling import Caller
 from tests.deploy.conftest import HEX, Published, written
@@ -170,6 +172,30 @@ def test_models_can_come_as_image_volumes(call: Caller, published: Published, tm
     assert mounts[f"model-{model.sha256[:12]}"] == f"/volumes/{model.sha256[:12]}"
 
 
+def test_an_image_can_be_pushed_without_its_models_and_then_needs_them_as_volumes(
+    call: Caller, published: Published, tmp_path: Path
+) -> None:
+    thin = published.tag.replace(":v1", ":thin")
+    layout = f"oci:{published.world.layout}"
+    done = call("push", layout, thin, "--models", published.models, "--without-models", "--json")
+    assert done.code == 0, done.err
+    whole = open_source(parse_reference(published.tag)).as_image(published.world.lock.platform)
+    image = open_source(parse_reference(thin)).as_image(published.world.lock.platform)
+    assert image.digest == done.document["digest"] == done.document["pushed"][0]["reference"].partition("@")[2]
+    digests = [layer.descriptor.digest for layer in image.layers]
+    models = {model.layer_digest for model in published.world.lock.models}
+    assert digests == [layer.descriptor.digest for layer in whole.layers if layer.descriptor.digest not in models]
+    config = json.loads(image.config.data)
+    assert len(config["history"]) == len(config["rootfs"]["diff_ids"]) == len(digests)
+    assert not any("model " in line["created_by"] for line in config["history"])
+    refused = call("deploy", "kubernetes", thin, "-o", tmp_path / "k8s")
+    assert (refused.code, "--models-from" in refused.err) == (2, True), refused.err
+    assert call("deploy", "compose", thin, "-o", tmp_path / "up").code == 2
+    done = call("deploy", "kubernetes", thin, "--models-from", published.models, "-o", tmp_path / "k8s", "--json")
+    assert done.code == 0, done.err
+    assert done.document["image"].endswith(image.digest)
+
+
 def test_a_model_that_was_not_pushed_is_named(call: Caller, published: Published, tmp_path: Path) -> None:
     elsewhere = published.models.replace("team/models", "team/none")
     done = call("deploy", "kubernetes", published.tag, "--models-from", elsewhere, "-o", tmp_path / "k8s")
@@ -321,6 +347,11 @@ def test_an_image_of_somebody_else_is_refused(call: Caller, published: Published
     push(small_image(), [parse_reference(name)])
     done = call("deploy", "kubernetes", name, "-o", tmp_path / "k8s")
     assert (done.code, "was not made by cpack-build" in done.err) == (3, True), done.err
+
+
+def test_an_image_that_is_not_there_is_said_to_be(call: Caller, published: Published, tmp_path: Path) -> None:
+    done = call("deploy", "kubernetes", published.tag.replace(":v1", ":v0"), "-o", tmp_path / "k8s")
+    assert (done.code, "no image for" in done.err or "is for none" in done.err) == (4, False), done.err
 
 
 def test_an_image_without_a_kubernetes_name_needs_one(call: Caller, lock: Path, tmp_path: Path) -> None:

@@ -6,9 +6,10 @@ it requires itself and with the newest.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -62,6 +63,7 @@ class ComfyPage:
         """Wait until the frontend has loaded its extensions and shows a graph."""
         self.page.wait_for_function("window.app?.graph && window.app.extensionManager && window.app.vueAppReady")
         self.page.wait_for_function("!document.querySelector('#splash-loader')")
+        self.page.wait_for_function("window.app.extensionManager.workflow?.activeWorkflow")
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Show *workflow* (a drawing, as saved) in place of what is there."""
@@ -69,11 +71,13 @@ class ComfyPage:
 
     def drawing(self) -> dict[str, Any]:
         """What saving the workflow would write."""
-        return dict(self.page.evaluate("window.app.rootGraph?.serialize() ?? window.app.graph.serialize()"))
+        root = "(window.app.rootGraph ?? window.app.graph)"
+        return dict(json.loads(self.page.evaluate(f"JSON.stringify({root}.serialize())")))
 
     def export(self) -> dict[str, Any]:
         """What Export (API) would write."""
-        return dict(self.page.evaluate("window.app.graphToPrompt().then(found => found.output)"))
+        found = self.page.evaluate("window.app.graphToPrompt().then(found => JSON.stringify(found.output))")
+        return dict(json.loads(found))
 
 
 class OpenComfy(Protocol):
@@ -89,9 +93,9 @@ class OpenComfy(Protocol):
     ) -> ComfyPage: ...
 
 
-@pytest.fixture
-def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenComfy]:
-    """Opens ComfyUI's page in a size, a theme and a language."""
+@contextmanager
+def opening(comfy: Comfy, browser: Browser, shots: Path) -> Iterator[OpenComfy]:
+    """Opens ComfyUI's page in a size, a theme and a language; at the end no script of the plugin may have failed."""
     records = []
     with ExitStack() as stack:
 
@@ -121,10 +125,17 @@ def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenC
             context.grant_permissions(["clipboard-read", "clipboard-write"])
             page = context.new_page()
             page.goto("/")
-            opened = ComfyPage(page, record, tmp_path)
+            opened = ComfyPage(page, record, shots)
             opened.ready()
             return opened
 
         yield open_comfy
     for record in records:
         assert not record.errors_of(f"/extensions/{PLUGIN}/")
+
+
+@pytest.fixture
+def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenComfy]:
+    """Opens a page of its own for the test."""
+    with opening(comfy, browser, tmp_path) as open_comfy:
+        yield open_comfy

@@ -26,6 +26,7 @@ spec = importlib.util.spec_from_file_location("cpack_door", {str(ROOT / "__init_
 door = sys.modules["cpack_door"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(door)
 NODE_CLASS_MAPPINGS = door.NODE_CLASS_MAPPINGS
+WEB_DIRECTORY = {str(ROOT / "cpack_build" / "web")!r}
 """
 FAKE_TOOL = f"#!{sys.executable}\n" + (Path(__file__).with_name("fake_tool.py")).read_text()
 """A tool that does as its workflow says; for what the real one cannot be made to do on demand."""

@@ -11,7 +11,7 @@ from tests.nodes.comfy import PLUGIN
 from tests.serve.running import ROOT
 
 # As ComfyUI's nodes.py loads a custom node; `-I -S` leaves out every installed package.
-_LOAD = """
+LOAD = """
 import importlib.util, json, sys, time
 path = sys.argv[1]
 before, began = set(sys.modules), time.perf_counter()
@@ -35,7 +35,7 @@ print(json.dumps({
 def test_the_door_opens_with_the_standard_library_alone(tmp_path: Path) -> None:
     (tmp_path / PLUGIN).symlink_to(ROOT)
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", _LOAD, str(tmp_path / PLUGIN)], capture_output=True, text=True, check=True
+        [sys.executable, "-I", "-S", "-c", LOAD, str(tmp_path / PLUGIN)], capture_output=True, text=True, check=True
     )
     loaded = json.loads(done.stdout)
     assert loaded["foreign"] == []

@@ -29,6 +29,7 @@ def test_a_new_workspace_has_what_was_asked_for_and_is_locked(call: Caller, tmp_
     assert git(root / "custom_nodes/fancy", "rev-parse", "HEAD") == node
     names = {path.name.split("-")[0] for path in root.glob(".venv/lib/*/site-packages/*.dist-info")}
     assert {"six", "idna", "requests"} <= names
+    assert call("plugin", "status", root, "--json").document["state"] == "current"
     assert call("restore", "--verify", root).code == 0
     again = call("init", root, *flags, "--json")
     assert again.code == 0, again

@@ -98,7 +98,7 @@ def test_a_folder_of_a_custom_node_is_found_by_whole_name(root: Path) -> None:
 
 def test_what_is_missing_is_named_with_its_node_unless_it_was_guessed(root: Path) -> None:
     found = choose(root, reference("gone.safetensors"), reference("maybe.pt", "embeddings", guessed=True))
-    assert found.missing == ("gone.safetensors is not in models/checkpoints (node 7, Loader, name)",)
+    assert tuple(map(str, found.missing)) == ("gone.safetensors is not in models/checkpoints (node 7, Loader, name)",)
 
 
 def test_globs_and_all(root: Path) -> None:

@@ -135,7 +135,7 @@ def test_what_the_workflow_names_in_vain_is_told(root: Path) -> None:
     (root / "input/example.png").unlink()
     (root / "models/upscale_models/tiny.safetensors").unlink()
     draft = draft_pack(root, WORKFLOW)
-    assert [text.split(" (")[0] for text in draft.missing] == [
+    assert [str(one).split(" (")[0] for one in draft.missing] == [
         "tiny.safetensors is not in models/upscale_models",
         "example.png is not in input/",
     ]

@@ -40,6 +40,12 @@ __all__ = ["bentocloud", "push_to"]
 @click.option("--wait/--no-wait", default=False, help="Wait until it runs, and fail with the reason if it does not.")
 @click.option("--timeout", type=click.IntRange(1), default=3600, show_default=True, help="Seconds to wait.")
 @click.option("--bento-name", metavar="NAME", help="Of the Bento that is made of SOURCE; by default that of SOURCE.")
+@click.option(
+    "--thin/--self-contained",
+    "thin",
+    default=None,
+    help="Whether that names the image in its registry, or carries its layers; by default as SOURCE is.",
+)
 @click.option("--context", metavar="NAME", help="A login of `bentoml cloud login`; by default the current one.")
 @click.option("--endpoint", metavar="URL", help="Of BentoCloud; by default that of the login.")
 @click.option("--trust", is_flag=True, help="Run here what others wrote, where the build of the image needs that.")
@@ -61,6 +67,7 @@ def bentocloud(
     wait: bool,
     timeout: int,
     bento_name: str | None,
+    thin: bool | None,
     context: str | None,
     endpoint: str | None,
     trust: bool,
@@ -74,14 +81,15 @@ def bentocloud(
     The login is that of `bentoml cloud login`, or BENTO_CLOUD_API_KEY (and BENTO_CLOUD_API_ENDPOINT). What BentoCloud
     has already is not sent again.
     """
-    from cpack_build.deploy.bentocloud import Wanted, connect, deploy, envs_of, planned, push_bento
+    from cpack_build.deploy.bentoclient import connect
+    from cpack_build.deploy.bentocloud import Wanted, deploy, envs_of, planned, push_bento
 
     wanted = Wanted(  # what is wrong with it is told before anything is built
         "", name=name, cluster=cluster, instance_type=instance_type, scaling_min=scaling_min, scaling_max=scaling_max,
         strategy=strategy, envs=envs_of(envs, os.environ), secrets=secrets, is_protected=is_protected,
     )  # fmt: skip
     with connect(context=context, endpoint=endpoint) as cloud:
-        tag = _tag_of(source, chosen, downloads, name=bento_name, trust=trust, terminal=terminal)
+        tag = _tag_of(source, chosen, downloads, name=bento_name, thin=thin, trust=trust, terminal=terminal)
         wanted = replace(wanted, bento=tag)
         if dry_run:
             _tell_plan(planned(cloud, wanted, tag), tag, terminal)
@@ -103,13 +111,14 @@ def bentocloud(
 
 def push_to(image: str, name: str, *, dry_run: bool, chosen: Chosen, terminal: Terminal) -> None:
     """Push the image or pack *image* to BentoCloud as the Bento *name*."""
-    from cpack_build.deploy.bentocloud import connect, planned, push_bento
+    from cpack_build.deploy.bentoclient import connect
+    from cpack_build.deploy.bentocloud import planned, push_bento
     from cpack_build.errors import UsageError
 
     if not name:
         raise UsageError("bentocloud: names no Bento.", hint="Write bentocloud:NAME.")
     with connect() as cloud:
-        tag = _tag_of(image, chosen, Downloads(), name=name, trust=False, terminal=terminal)
+        tag = _tag_of(image, chosen, Downloads(), name=name, thin=None, trust=False, terminal=terminal)
         if dry_run:
             _tell_plan(planned(cloud, None, tag), tag, terminal)
             return
@@ -119,12 +128,20 @@ def push_to(image: str, name: str, *, dry_run: bool, chosen: Chosen, terminal: T
 
 
 def _tag_of(
-    source: str, chosen: Chosen, downloads: Downloads, *, name: str | None, trust: bool, terminal: Terminal
+    source: str,
+    chosen: Chosen,
+    downloads: Downloads,
+    *,
+    name: str | None,
+    thin: bool | None,
+    trust: bool,
+    terminal: Terminal,
 ) -> str:
     """The Bento of *source*, which is made unless *source* is one."""
     from cpack_build.cli.bento import contents_of, made_of
     from cpack_build.deploy.bento import require_bentoml
-    from cpack_build.errors import Unresolvable
+    from cpack_build.errors import Unresolvable, UsageError
+    from cpack_build.oci.transport import is_loopback
 
     bentoml = require_bentoml()
     explicit = source.startswith("bento:")
@@ -132,12 +149,17 @@ def _tag_of(
     if explicit or not ("/" in plain or Path(plain).exists()):
         try:
             return str(bentoml.bentos.get(plain).tag)
-        except (bentoml.exceptions.NotFound, ValueError) as error:
+        except (bentoml.exceptions.BentoMLException, ValueError) as error:
             if explicit:
                 raise Unresolvable(
                     f"There is no Bento {plain} in BentoML's store: {error}", hint="`bentoml list` shows what there is."
                 ) from None
-    with contents_of(source, chosen, downloads, thin=None, trust=trust, terminal=terminal) as (contents, own_name):
+    with contents_of(source, chosen, downloads, thin=thin, trust=trust, terminal=terminal) as (contents, own_name):
+        if contents.reference is not None and is_loopback(contents.reference.registry):
+            raise UsageError(
+                f"{source} lies in a registry of this machine, where BentoCloud cannot pull it.",
+                hint="Add --self-contained, or push it to a registry that BentoCloud reaches.",
+            )
         made: Bento = made_of(contents, name or own_name, None, terminal)
     return made.tag
 

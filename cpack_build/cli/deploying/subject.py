@@ -105,13 +105,17 @@ def is_made_of(name: str, document: Mapping[str, Any], locks: Sequence[Lock], lo
     """
     from cpack_build.errors import BadImage, StaleLock
 
-    section = document.get("config")
-    labels = section.get("Labels") if isinstance(section, dict) else None
-    told = labels.get("io.cpack.lock.sha256") if isinstance(labels, dict) else None
+    told = _labels(document).get("io.cpack.lock.sha256")
     if told is None:
         raise BadImage(name, "was not made by cpack-build", hint="Only its images say when they are ready.")
     if locks and told not in {lock.carried.sha256 for lock in locks}:
         raise StaleLock(lock_file, f"{name} was made of another one", hint="Name the lock that it was built from.")
+
+
+def _labels(document: Mapping[str, Any]) -> Mapping[str, Any]:
+    section = document.get("config")
+    labels = section.get("Labels") if isinstance(section, dict) else None
+    return labels if isinstance(labels, dict) else {}
 
 
 def _asked(
@@ -119,10 +123,12 @@ def _asked(
 ) -> Subject:
     from cpack_build.errors import BadImage, Unresolvable
     from cpack_build.fetch.store import Store
+    from cpack_build.oci.modelimage import WITHOUT
     from cpack_build.oci.sources import open_source
     from cpack_build.restore.artifact import read_artifact
 
     source = open_source(reference, store=Store(), access=access)
+    pinned = f"{reference.name}@{source.digest}"
     configs: dict[str, Mapping[str, Any]] = {}
     for one in _PLATFORMS if platform is None else (platform,):
         try:
@@ -132,14 +138,15 @@ def _asked(
                 raise
     if not configs:
         raise BadImage(reference, f"is for none of {', '.join(_PLATFORMS)}")
-    pinned = f"{reference.name}@{source.digest}"
     for config in configs.values():
         is_made_of(str(reference), config, locks, lock_file)
+    has_models = not any(WITHOUT in _labels(config) for config in configs.values())
     if locks:
         locks = tuple(lock for lock in locks if lock.platform in configs)
-        return _of_locks(pinned, _short(reference), locks)
+        return replace(_of_locks(pinned, _short(reference), locks), has_models=has_models)
     artifacts = [read_artifact(source.as_image(one), name=str(reference)) for one in configs]
     subject = _of_locks(pinned, _short(reference), tuple(artifact.lock for artifact in artifacts))
+    subject = replace(subject, has_models=has_models)
     return replace(subject, required=_required(artifacts[0].documents, f"{reference}: workflow_api.json"))
 
 

@@ -57,6 +57,11 @@ def _check(subject: Subject, options: Options, volumes: Sequence[ModelVolume]) -
             f"{', '.join(subject.required)}.",
             hint="Leave --warm-up out.",
         )
+    if subject.models and not subject.has_models and not volumes:
+        raise UsageError(
+            f"{subject.reference} was pushed without its models.",
+            hint="Mount them: --models-from REF, where `cpack-build push --models REF` has put them.",
+        )
     missing = {model.sha256: model.path for model in subject.models}.keys() - {volume.sha256 for volume in volumes}
     if volumes and missing:
         paths = ", ".join(sorted(model.path for model in subject.models if model.sha256 in missing))

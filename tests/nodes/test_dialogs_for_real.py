@@ -1,0 +1,251 @@
+"""The dialogs on the plugin's own routes, with the real command-line tool where that is quick and needs no network;
+else with a tool that answers what a build, a cloud or a restore would.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import requests
+from PIL import Image
+from playwright.sync_api import Browser, Page, expect
+
+from cpack_build.cpack.reader import read_pack
+from tests.browser import browsing
+from tests.cpack.packs import make_pack
+from tests.nodes.comfy import newest_frontend
+from tests.nodes.dialogs import Dialog
+from tests.nodes.routing import Comfyui, fake_tool, make_comfyui, running, workflow
+from tests.nodes.test_building import ANSWERS
+from tests.serve.running import DEADLINE, free_port
+
+PAGE = ("--front-end-root", str(newest_frontend()))
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.Persist": False,
+    "Comfy.Notification.ShowVersionUpdates": False,
+}
+
+_FAKED = ("lock", "plan", "image", "deploy", "restore")
+_REAL = str(Path(sys.executable).with_name("cpack-build"))
+
+
+class Open(Protocol):
+    def __call__(self, comfyui: Comfyui, prompt: dict[str, Any]) -> Dialog: ...
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfyui]:
+    """ComfyUI with the real tool."""
+    folder = tmp_path_factory.mktemp("real")
+    root = make_comfyui(folder / "ComfyUI")
+    Image.new("RGB", (4, 3), (255, 0, 10)).save(root / "input" / "a picture.png")
+    with running(folder, install=root, arguments=PAGE) as comfyui:
+        yield comfyui
+
+
+@pytest.fixture(scope="module")
+def faked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfyui]:
+    """ComfyUI with a tool whose builds, deployments and restores answer as in ``test_building``; the rest is real."""
+    folder = tmp_path_factory.mktemp("faked")
+    fake = folder / "fake"
+    fake.mkdir()
+    restored = {"workspace": "x", "notes": ["Its scripts were not run."], "scripts_not_run": []}
+    for verb, document in {**ANSWERS, "restore": restored}.items():
+        (fake / f"{verb}.json").write_text(json.dumps(document))
+    tool = folder / "tool"
+    tool.write_text(
+        f"#!{sys.executable}\nimport os, sys\n"
+        f"program = {str(fake_tool(folder))!r} if sys.argv[1] in {_FAKED!r} else {_REAL!r}\n"
+        "os.execv(program, [program, *sys.argv[1:]])\n"
+    )
+    tool.chmod(0o755)
+    with running(folder, arguments=PAGE, CPACK_BUILD=str(tool), FAKE_TOOL=str(fake), CPACK_BUILD_FLAGS="") as comfyui:
+        yield comfyui
+
+
+@pytest.fixture
+def at(browser: Browser) -> Iterator[Open]:
+    """Opens ComfyUI's page with a workflow in it."""
+    with ExitStack() as stack:
+
+        def open_page(comfyui: Comfyui, prompt: dict[str, Any]) -> Dialog:
+            requests.post(f"{comfyui.url}/api/settings", json=SETTINGS, timeout=DEADLINE).raise_for_status()
+            context, _ = stack.enter_context(browsing(browser, comfyui.url, viewport={"width": 1024, "height": 640}))
+            page = context.new_page()
+            page.goto("/")
+            ready(page)
+            page.evaluate("prompt => app.loadApiJson(prompt, 'my picture.json')", prompt)
+            return Dialog(page)
+
+        yield open_page
+
+
+def ready(page: Page) -> None:
+    page.wait_for_function("window.app?.graph && window.app.extensionManager && window.app.vueAppReady")
+    page.wait_for_function("!document.querySelector('#splash-loader')")
+
+
+def test_a_package_has_what_was_ticked_and_comes_as_a_download(real: Comfyui, at: Open, tmp_path: Path) -> None:
+    dialog = at(real, workflow()).open("Package")
+    dialog.root.get_by_label("Name").fill("My picture")
+    dialog.tab("models")
+    expect(dialog.root.locator("[role=option][aria-selected=true]")).to_have_count(1)
+    with dialog.page.expect_download() as coming:
+        dialog.primary.click()
+    expect(dialog.root.locator("[data-part=outcome] .notice.done")).to_contain_text("My picture.cpack.zip")
+    assert coming.value.suggested_filename == "My picture.cpack.zip"
+    coming.value.save_as(tmp_path / "made.cpack.zip")
+    made = read_pack(tmp_path / "made.cpack.zip")
+    assert [Path(model.filename).name for model in made.snapshot.models if not model.disabled] == ["tiny.safetensors"]
+    assert [item.name for item in made.inputs] == ["input/example.png"]
+
+
+def test_a_package_saved_on_the_server_is_there_and_survives_a_reload(real: Comfyui, at: Open) -> None:
+    dialog = at(real, workflow()).open("Package")
+    dialog.root.get_by_label("Name").fill("kept here")
+    dialog.root.get_by_role("radio", name="Save it on the server").check()
+    dialog.primary.click()
+    expect(dialog.root.locator("[data-part=outcome] .notice.done")).to_contain_text("cpack/kept here.cpack.zip")
+    assert (real.saved / "kept here.cpack.zip").is_file()
+    dialog.page.reload()
+    ready(dialog.page)
+    dialog.page.evaluate("app.extensionManager.command.execute('Workspace.ToggleSidebarTab.cpack')")
+    job = dialog.page.locator(".job", has_text="kept here")
+    expect(job).to_contain_text("Done")
+    expect(job.get_by_role("link", name="Download")).to_have_attribute("href", re.compile("/cpack/jobs/.+/download$"))
+
+
+def test_a_name_that_is_taken_leads_back_to_the_form(real: Comfyui, at: Open) -> None:
+    real.saved.mkdir(parents=True, exist_ok=True)
+    (real.saved / "taken.cpack.zip").write_bytes(b"mine")
+    dialog = at(real, workflow()).open("Package")
+    dialog.root.get_by_label("Name").fill("taken")
+    dialog.root.get_by_role("radio", name="Save it on the server").check()
+    dialog.primary.click()
+    expect(dialog.root.get_by_role("alert").first).to_contain_text("taken.cpack.zip is there already.")
+    dialog.button("Back").click()
+    expect(dialog.root.get_by_label("Name")).to_have_value("taken")
+    assert (real.saved / "taken.cpack.zip").read_bytes() == b"mine"
+
+
+def test_a_model_that_is_not_here_is_found_and_leads_to_its_node(real: Comfyui, at: Open) -> None:
+    prompt = workflow()
+    (number,) = [number for number, node in prompt.items() if node["class_type"] == "UpscaleModelLoader"]
+    prompt[number]["inputs"]["model_name"] = "absent.safetensors"
+    dialog = at(real, prompt).open("Check")
+    finding = dialog.root.locator("button.finding", has_text="absent.safetensors").first
+    finding.click()
+    expect(dialog.root).to_have_count(0)
+    chosen = dialog.page.evaluate("Object.values(app.canvas.selected_nodes).map(node => String(node.id))")
+    assert chosen == [number]
+
+
+def test_a_workflow_is_served_called_as_the_dialog_says_and_stopped(real: Comfyui, at: Open, tmp_path: Path) -> None:
+    prompt = {
+        "1": {"class_type": "CPackInputImage", "inputs": {"image": "a picture.png"}, "_meta": {"title": "photo"}},
+        "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
+        "3": {"class_type": "CPackOutputImage", "inputs": {"images": ["2", 0], "filename_prefix": "x"}},
+    }
+    port = free_port()
+    dialog = at(real, prompt).open("Serve")
+    dialog.root.get_by_label("Port").fill(str(port))
+    dialog.primary.click()
+    expect(dialog.root.locator(".state.ready")).to_be_visible()
+    expect(dialog.root.get_by_role("link")).to_have_attribute("href", f"http://127.0.0.1:{port}")
+    line = dialog.root.locator("[role=tabpanel]:visible pre").inner_text()
+    assert line.startswith("curl ")
+    shutil.copy(real.folder / "input" / "a picture.png", tmp_path)
+    done = subprocess.run(shlex.split(line.replace("\\\n", "")), cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    (made,) = [path for path in tmp_path.iterdir() if path.name != "a picture.png"]
+    assert Image.open(made).convert("RGB").getpixel((0, 0)) == (0, 255, 245)
+    dialog.root.locator("summary").click()
+    expect(dialog.root.locator("pre.log")).not_to_have_text("Nothing yet.")
+    dialog.button("Stop").click()
+    expect(dialog.root.get_by_text("The service was stopped.")).to_be_visible()
+    with pytest.raises(requests.ConnectionError):
+        requests.get(f"http://127.0.0.1:{port}/readyz", timeout=DEADLINE)
+
+
+def test_a_pack_is_read_before_anything_is_made_of_it(real: Comfyui, at: Open, tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "from a friend.cpack.zip")
+    dialog = at(real, workflow()).open("Unpack")
+    dialog.root.locator("input[type=file]").set_input_files(pack)
+    expect(dialog.root.get_by_label("Name of the new folder")).to_have_value("from-a-friend")
+    expect(dialog.root.locator("dl")).to_contain_text("1 missing of 1")
+    dialog.tab("nodes")
+    expect(dialog.root.locator("[role=tabpanel]:visible")).to_contain_text("some-registry-node")
+
+
+def test_what_is_no_pack_is_told_and_another_can_be_chosen(real: Comfyui, at: Open) -> None:
+    dialog = at(real, workflow()).open("Unpack")
+    file = {"name": "notes.cpack.zip", "mimeType": "application/zip", "buffer": b"no zip at all"}
+    dialog.root.locator("input[type=file]").set_input_files(file)
+    expect(dialog.root.get_by_role("alert").first).to_contain_text("notes")
+    dialog.button("Back").click()
+    expect(dialog.button("Choose a file")).to_be_focused()
+
+
+def test_a_pack_that_is_dropped_is_restored_beside_this_comfyui(faked: Comfyui, at: Open, tmp_path: Path) -> None:
+    pack = make_pack(tmp_path / "dropped.cpack.zip")
+    dialog = at(faked, workflow()).open("Unpack")
+    dialog.root.locator(".drop").evaluate(
+        """(zone, bytes) => {
+            const data = new DataTransfer();
+            data.items.add(new File([new Uint8Array(bytes)], 'dropped.cpack.zip', {type: 'application/zip'}));
+            zone.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, composed: true}));
+        }""",
+        list(pack.read_bytes()),
+    )
+    dialog.root.get_by_label("Name of the new folder").fill("made anew")
+    dialog.primary.click()
+    expect(dialog.root.locator("[data-part=outcome] .notice.done")).to_contain_text("made anew")
+    expect(dialog.root.locator("pre").last).to_contain_text("main.py")
+    assert (faked.folder.parent / "made anew").is_dir()
+
+
+def test_an_image_is_looked_at_and_built(faked: Comfyui, at: Open) -> None:
+    dialog = at(faked, workflow()).open("Image")
+    dialog.root.get_by_label("Image name").fill("upscale")
+    dialog.button("Preview layers").click()
+    expect(dialog.root.locator(".layers > li")).to_have_count(2)
+    dialog.primary.click()
+    expect(dialog.root.locator("[data-part=outcome] .notice.done")).to_contain_text("upscale is built.")
+    expect(dialog.root.locator("dl")).to_contain_text("sha256:3")
+    expect(dialog.root.locator("pre")).to_have_text("docker run --rm -p 3000:3000 upscale")
+
+
+def test_manifests_are_made_and_downloaded(faked: Comfyui, at: Open) -> None:
+    dialog = at(faked, workflow()).open("Deploy")
+    dialog.tab("compose")
+    panel = dialog.root.locator("[role=tabpanel]:visible")
+    panel.get_by_label("Name").fill("upscale")
+    panel.get_by_label("Image").fill("registry.example/team/upscale:1")
+    dialog.primary.click()
+    expect(dialog.root.locator("[data-part=outcome] .notice.done")).to_be_visible()
+    with dialog.page.expect_download() as coming:
+        dialog.primary.click()
+    assert coming.value.suggested_filename == "upscale.zip"
+
+
+def test_a_deployment_to_the_cloud_takes_a_token_once(faked: Comfyui, at: Open) -> None:
+    dialog = at(faked, workflow()).open("Deploy")
+    for token in ("bc-secret-token", ""):
+        dialog.root.get_by_label("Address of your account").fill("https://cloud.example")
+        dialog.root.get_by_label("API token").fill(token)
+        dialog.primary.click()
+        expect(dialog.root.get_by_role("link")).to_have_attribute("href", "https://upscale.cloud.example")
+        dialog.close()
+        dialog.open("Deploy")
+    assert "bc-secret-token" not in faked.get("/cpack/jobs").text
