@@ -16,7 +16,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from tempfile import mkdtemp
@@ -35,11 +35,13 @@ class Docker:
     host: str
     """For ``DOCKER_HOST``: ``unix://…``."""
     command: str = "docker"
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """Further variables, for a client that is not the system's."""
 
     @property
     def environment(self) -> dict[str, str]:
         """What a process needs in its environment to use this daemon and no other."""
-        return {"DOCKER_HOST": self.host}
+        return {"DOCKER_HOST": self.host, **self.settings}
 
     def __call__(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Run the docker command; *check* raises with its words when it fails."""
@@ -92,20 +94,28 @@ def served_at(url: str, *, seconds: float = 30) -> bytes:
 
 @contextmanager
 def run_docker(
-    *, path: str | None = None, space: int | None = None, arguments: tuple[str, ...] = ()
+    *,
+    path: str | None = None,
+    space: int | None = None,
+    arguments: tuple[str, ...] = (),
+    config: str = "{}",
+    client: str = "docker",
+    settings: Mapping[str, str] | None = None,
 ) -> Iterator[Docker]:
     """A private dockerd; needs root.
 
-    *path* replaces its PATH (for a stub runtime), *space* is how many MiB it has for images, *arguments* are added.
+    *path* replaces its PATH (for a stub runtime, or another release), *space* is how many MiB it has for images,
+    *arguments* are added, *config* is its ``daemon.json``. *client* speaks to it, with *settings* as variables.
     """
     if os.geteuid():
         need.missing("root (for a private dockerd)")
-    dockerd = need.tool("dockerd")
-    need.tool("docker")
+    dockerd = shutil.which("dockerd", path=path) if path else None
+    dockerd = dockerd or need.tool("dockerd")
+    need.tool(client)
     environment = dict(os.environ, **({"PATH": path} if path else {}))
     with _folder("cpd") as folder, _bridge() as bridge:
-        docker = Docker(f"unix://{folder}/s")
-        (folder / "daemon.json").write_text("{}")
+        docker = Docker(f"unix://{folder}/s", client, settings or {})
+        (folder / "daemon.json").write_text(config)
         command = [
             dockerd,
             *("--config-file", f"{folder}/daemon.json", "--host", docker.host, "--pidfile", f"{folder}/pid"),

@@ -43,6 +43,11 @@ class Builder:
     stores: bool
     environment: Mapping[str, str]
 
+    @property
+    def has_contexts(self) -> bool:
+        """Whether a build may have named contexts (``--build-context``)."""
+        return "buildx" in self.command and self.features.version >= (0, 11)
+
     def build(self, folder: Path, arguments: Sequence[str], *, secrets: Sequence[str] = (), progress: Progress) -> None:
         """Build the Dockerfile in *folder*. Raises :class:`HashMismatch`, :class:`NetworkError`,
         :class:`StorageError`, :class:`EngineFailed`."""
@@ -148,15 +153,13 @@ def _explained(said: str) -> CpackError:
     last = next((line for line in reversed(lines) if re.match(r"(?i)(error|failed)", line.strip())), "")
     error: CpackError
     ours = re.search(r"cpack-build: (.+) has sha256 ([0-9a-f]{64}), but ([0-9a-f]{64}) was promised", said)
-    theirs = re.search(
-        r"(?:digest|checksum) mismatch:? (?:for \S+ )?\(?(?:sha256:)?([0-9a-f]{64})\D+?([0-9a-f]{64})", said
-    )
+    theirs = re.search(r"mismatch sha256:([0-9a-f]{64}): sha256:([0-9a-f]{64})", said)
     if ours:
         error = HashMismatch(ours[1], expected=ours[3], actual=ours[2])
     elif theirs:
-        wanted = re.search(r"ADD (?:--\S+ )*(\S+)", last + said[said.find("mismatch") - 2000 : said.find("mismatch")])
-        first, second = theirs[1], theirs[2]
-        error = HashMismatch(wanted[1] if wanted else "A file that the builder fetched", expected=second, actual=first)
+        wanted = re.search(r"\n > \[[^]]*\] ADD (?:--\S+ )*(\S+)", said)
+        what = wanted[1] if wanted else "A file that the builder fetched"
+        error = HashMismatch(what, expected=theirs[2], actual=theirs[1])
     elif re.search(r"no space left on device|disk quota exceeded", said, re.IGNORECASE):
         error = StorageError(
             "The builder has no space left.", hint="Free some with `docker buildx prune`, or name another builder."
@@ -173,6 +176,10 @@ def _explained(said: str) -> CpackError:
     elif not lines:
         error = EngineFailed("The build failed and said nothing.", hint="Try `docker buildx ls`.")
     else:
-        error = EngineFailed(f"The build failed: {last or lines[-1]}", hint="Add -v to see what the builder said last.")
+        # what the failed step printed stands between rules, each line behind its time
+        step = re.search(r"(?s)-{6}\n > [^\n]*\n(.*?)-{6}", said)
+        words = [re.sub(r"^[0-9.]+ ", "", line) for line in step[1].splitlines()[-_LAST_WORDS:]] if step else []
+        told = " | ".join(filter(None, map(str.strip, words))) or last or lines[-1]
+        error = EngineFailed(f"The build failed: {told}", hint="Add -v to see what the builder said last.")
     error.detail = "\n".join(lines[-40:])
     return error

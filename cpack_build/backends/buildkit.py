@@ -5,6 +5,7 @@ asked for, a node's ``install.py``; all of them on the builder, in the image's o
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
@@ -20,9 +21,10 @@ from tempfile import TemporaryDirectory
 from cpack_build.backends.builder import Builder, find_builder
 from cpack_build.backends.dockerfile import BASE_CONTEXT, Plan, bake_file, dockerfile
 from cpack_build.backends.features import Features, features_of
-from cpack_build.backends.ingredients import Context
+from cpack_build.backends.ingredients import Context, Foundation, LockContext
 from cpack_build.backends.protocol import Farm, Request
-from cpack_build.errors import CpackError, Occupied, ToolMissing, Unresolvable, writing
+from cpack_build.errors import CpackError, Occupied, StaleLock, ToolMissing, Unresolvable, writing
+from cpack_build.image.gather import require_own_service
 from cpack_build.lock.python import lock_environment
 from cpack_build.lock.schema import BaseImage, Lock, PinnedWheels
 from cpack_build.lock.system import UNKNOWN_GLIBC
@@ -32,7 +34,7 @@ from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, parse
 from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["BuildKit"]
+__all__ = ["BuildKit", "base_context", "cache_arguments", "complete", "pinned_uv"]
 
 _NEWEST = features_of((99, 0))
 _UV_MEMO = "buildkit-uv-1"
@@ -56,6 +58,10 @@ class BuildKit:
     def refusals(self, request: Request) -> Sequence[CpackError]:
         found: list[CpackError] = []
         for lock in request.locks:
+            try:
+                require_own_service(lock)
+            except StaleLock as error:
+                found.append(error)
             for name, value in lock.environment.items():
                 if "\n" in value or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
                     found.append(
@@ -69,6 +75,12 @@ class BuildKit:
     @contextmanager
     def built(self, request: Request) -> Iterator[Image | ImageIndex]:
         builder = self._builder
+        for lock in request.locks:
+            if base_context(lock, request) is not None and not builder.has_contexts:
+                raise Unresolvable(
+                    "The base image lies in a folder, which this BuildKit cannot read.",
+                    hint="Push it to a registry and name that with --base, or use docker buildx and BuildKit 0.11.",
+                )
         for lack in builder.features.lacks:
             request.progress.note(f"This BuildKit is too old for {lack}.")
         with TemporaryDirectory(prefix="buildkit-", dir=request.store.root) as name:
@@ -86,7 +98,7 @@ class BuildKit:
         for lock in request.locks:
             place = folder / lock.platform.replace("/", "-") if several else folder
             plan = self._filled(lock, request, place, _NEWEST)
-            bake = bake_file(lock, plan, tags=(), base=self._base(lock, request))
+            bake = bake_file(lock, plan, tags=(), base=base_context(lock, request))
             with writing(place):
                 (place / "docker-bake.json").write_text(bake, "utf-8")
             lines.append(f"cd {place} && docker buildx bake --set image.tags=NAME --push")
@@ -96,12 +108,16 @@ class BuildKit:
         builder = self._builder
         context = folder / "context"
         plan = self._filled(lock, request, context, builder.features)
+        if missing := [name for name in plan.secrets if not os.environ.get(name)]:
+            raise Unresolvable(
+                f"Models of this lock want a token, and {' and '.join(missing)} is not set.",
+                hint="Set it to a token with read access; the builder sees it as a secret, and no layer has it.",
+            )
         arguments = ["--platform", lock.platform, "--build-arg", f"SOURCE_DATE_EPOCH={lock.source_date_epoch}"]
-        base = self._base(lock, request)
+        base = base_context(lock, request)
         if base is not None:
             arguments += ["--build-context", f"{BASE_CONTEXT}={base}"]
-        arguments += [f"--cache-from=type=registry,ref={ref}" for ref in self.farm.cache_from]
-        arguments += [f"--cache-to=type=registry,ref={ref},mode=max" for ref in self.farm.cache_to]
+        arguments += cache_arguments(self.farm)
         if "buildx" in builder.command:
             arguments.append("--provenance=false")
         if builder.stores:
@@ -139,32 +155,44 @@ class BuildKit:
         """The build's folder, with its Dockerfile."""
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        context = Context(folder, lock, request, fetches=features.fetches)
-        context.put("inside.py", files("cpack_build.backends").joinpath("inside.py").read_text("utf-8"))
-        plan = dockerfile(context, features, uv=_uv(lock, request))
-        context.put("Dockerfile", plan.dockerfile)
-        # only what the build names is sent, whatever else comes to lie in the folder
-        context.put(".dockerignore", "*\n" + "".join(f"!{name}\n" for name in sorted({*_tops(context.files)})))
+        built = {wheel.sha256: wheel for wheel in lock.python.built}
+        context = LockContext(folder, lock, request, fetches=features.fetches, built=built, lock=lock)
+        plan = dockerfile(context, features, uv=pinned_uv(lock, request))
+        complete(context, plan.dockerfile)
         return plan
 
-    def _base(self, lock: Lock, request: Request) -> str | None:
-        """The named context of a base image that lies in a folder."""
-        if not isinstance(lock.base, BaseImage) or lock.base.reference != "layout":
-            return None
-        name = parse_image_name(request.places[lock.platform].base)
-        if not isinstance(name, LayoutName):
-            raise Unresolvable(
-                f"The base image {name} is in an archive, and BuildKit reads folders and registries.",
-                hint="Unpack it with skopeo into oci:DIR, or push it.",
-            )
-        return f"oci-layout://{name.path.absolute()}@{lock.base.digest}"
+
+def cache_arguments(farm: Farm) -> list[str]:
+    """The options for the caches in registries: all stages go there, not only those that end in the image."""
+    return [
+        *(f"--cache-from=type=registry,ref={ref}" for ref in farm.cache_from),
+        *(f"--cache-to=type=registry,ref={ref},mode=max" for ref in farm.cache_to),
+    ]
 
 
-def _tops(names: Sequence[str]) -> Iterator[str]:
-    return (name.partition("/")[0] for name in names)
+def base_context(below: Foundation, request: Request) -> str | None:
+    """The named context of a base image that lies in a folder."""
+    if not isinstance(below.base, BaseImage) or below.base.reference != "layout":
+        return None
+    name = parse_image_name(request.places[below.platform].base)
+    if not isinstance(name, LayoutName):
+        raise Unresolvable(
+            f"The base image {name} is in an archive, and BuildKit reads folders and registries.",
+            hint="Unpack it with skopeo into oci:DIR, or push it.",
+        )
+    return f"oci-layout://{name.path.absolute()}@{below.base.digest}"
 
 
-def _uv(lock: Lock, request: Request) -> PinnedWheels:
+def complete(context: Context, text: str) -> None:
+    """Put the Dockerfile *text* into *context*, and what every one of ours mounts."""
+    context.put("inside.py", files("cpack_build.backends").joinpath("inside.py").read_text("utf-8"))
+    context.put("Dockerfile", text)
+    # only what the build names is sent, whatever else comes to lie in the folder
+    tops = sorted({name.partition("/")[0] for name in context.files})
+    context.put(".dockerignore", "*\n" + "".join(f"!{top}\n" for top in tops))
+
+
+def pinned_uv(lock: Foundation, request: Request) -> PinnedWheels:
     """The wheel of this machine's version of uv for the lock's platform, pinned."""
     wanted = version("uv")
     store, places = request.store, request.places[lock.platform]

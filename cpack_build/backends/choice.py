@@ -3,16 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from cpack_build.backends.protocol import Backend, Farm
 from cpack_build.errors import UsageError
 
-__all__ = ["open_backend"]
+if TYPE_CHECKING:
+    from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.http import Sources
+    from cpack_build.fetch.store import Store
+    from cpack_build.image.gather import Places
+    from cpack_build.lock.building import Workshop
+
+__all__ = ["open_backend", "open_workshop"]
 
 
 def open_backend(name: str, farm: Farm) -> Backend:
     """The backend called *name*, working with *farm*. Raises :class:`UsageError` for one that has no use for it."""
     return _OPEN[name](farm)
+
+
+def open_workshop(
+    name: str, farm: Farm, *, settings: Settings, places: Places, store: Store, sources: Sources
+) -> Workshop | None:
+    """Where the backend called *name* builds wheels while a pack is locked; ``None`` for this machine."""
+    if name != "buildkit":
+        return None
+    from cpack_build.backends.workshop import BuildKitWorkshop
+
+    return BuildKitWorkshop(farm, settings, places, store, sources)
 
 
 def _embedded(farm: Farm) -> Backend:

@@ -11,21 +11,23 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 from packaging.utils import parse_wheel_filename
 
 from cpack_build.backends.features import Features
-from cpack_build.backends.ingredients import Context, Item, TreeItem
+from cpack_build.backends.ingredients import Context, Item, LockContext, TreeItem
 from cpack_build.image.budget import allot
 from cpack_build.image.config import COMFYUI, image_config
 from cpack_build.lock.schema import BaseImage, LocalTree, Lock, Model, PinnedWheels
 from cpack_build.lock.wheels import wheels_of
 
-__all__ = ["BASE_CONTEXT", "Plan", "bake_file", "dockerfile"]
+__all__ = ["BASE_CONTEXT", "HEAD", "Plan", "Stages", "bake_file", "dockerfile"]
 
 BASE_CONTEXT = "cpack-base"
 """The named context that stands for a base image in a local folder."""
-TOKEN = "CPACK_MODEL_TOKEN"  # noqa: S105 - the name of a secret
+TOKENS = {"huggingface.co": "HF_TOKEN", "civitai.com": "CIVITAI_API_TOKEN"}
+"""Host → the secret that goes to it and to nobody else; the variables are those that cpack-build itself reads."""
 _TOGETHER = 16
 """Files that one stage fetches: each is a layer, and the paths of all must fit into one mount(2), 4096 bytes."""
 _INSIDE = "--mount=type=bind,source=inside.py,target=/cpack/inside.py"
@@ -40,13 +42,12 @@ class Plan:
     """Names of secrets (environment variables) that it mounts."""
 
 
-def dockerfile(context: Context, features: Features, *, uv: PinnedWheels, installs: Sequence[str] = ()) -> Plan:
+def dockerfile(context: LockContext, features: Features, *, uv: PinnedWheels) -> Plan:
     """The Dockerfile of the lock in *context*, whose folder is filled with what the builder does not fetch itself.
 
-    *uv* is the pinned wheel of the program that installs the others; *installs* names the nodes whose ``install.py``
-    is run.
+    *uv* is the pinned wheel of the program that installs the others.
     """
-    return _Writer(context, features).written(uv, installs)
+    return _Writer(context, features).written(uv)
 
 
 def bake_file(lock: Lock, plan: Plan, *, tags: Sequence[str], base: str | None) -> str:
@@ -77,31 +78,140 @@ def bake_file(lock: Lock, plan: Plan, *, tags: Sequence[str], base: str | None) 
     return json.dumps(document, indent=2) + "\n"
 
 
-class _Writer:
-    """Collects the lines; stages come before what copies from them."""
+class Stages:
+    """Collects lines: those of the stages, and those of the image, which come after and copy from them."""
 
-    def __init__(self, context: Context, features: Features) -> None:
+    def __init__(self, context: Context, features: Features, *, compiles: bool = False) -> None:
         self._context = context
-        self._lock = context.lock
+        self._foundation = context.foundation
+        self._compiles = compiles
         self._features = features
         self._link = " --link" if features.link else ""
         # Dockerfile 1.3, which comes with BuildKit 0.9
         self._run = "RUN --network=none" if features.link else "RUN"
-        self._stages: list[str] = []
-        self._final: list[str] = []
-        self._secrets: list[str] = []
+        self.stages: list[str] = []
+        self.final: list[str] = []
 
-    def written(self, uv: PinnedWheels, installs: Sequence[str]) -> Plan:
-        lock, context = self._lock, self._context
+    # -- stages
+
+    def lay_ground(self) -> str:
+        """The base with system packages and interpreter: the stage that has them, and the first lines of the image."""
+        context, below = self._context, self._foundation
+        debs = context.debs()
+        mounts = self._files("debs", debs, "/cpack/debs")
+        interpreter = context.interpreter()
+        if isinstance(below.base, BaseImage):
+            base = BASE_CONTEXT if below.base.reference == "layout" else _pinned(below.base)
+            lines = [f"FROM {base} AS ground"]
+            if debs:
+                lines.append(f"{self._run} {mounts} {_INSTALL}")
+            lines.append(f"{self._run} {_ACCOUNT}")
+            if interpreter is not None:
+                lines.append(f"ADD{self._link} {interpreter} /")
+            self.stages += [*lines, ""]
+            self.final.append("FROM ground")
+            return "ground"
+        self.stages += [
+            "FROM scratch AS unpacked",
+            f"ADD {context.unpackers()} /",
+            f"ADD {context.ground()} /cpack/root/",
+            f"{self._run} {mounts} {_UNPACK}",
+        ]
+        self.stages += ["", "FROM scratch AS ground", "COPY --from=unpacked /cpack/root/ /"]
+        if interpreter is not None:
+            self.stages.append(f"ADD {interpreter} /")
+        elif self._compiles:
+            folders = ("/usr/lib/python3", f"/usr/lib/python{below.interpreter.version}")
+            self.stages.append(self.python(below.interpreter.path, "compile", *folders))
+        self.stages.append("")
+        self.final += ["FROM scratch", f"COPY{self._link} --from=ground / /"]
+        return "ground"
+
+    def lay_tools(self, ground: str, uv: PinnedWheels) -> None:
+        """A stage with the image's Python and uv, in which the others work."""
+        (item,) = self._context.wheels(uv, "uv")
+        mounts = self._files("uv", [item], "/cpack/uv")
+        place = f"/cpack/uv/00/{item.name}" if item.url else f"/cpack/uv/{item.name}"
+        python = self._foundation.interpreter.path
+        self.stages += [
+            f"FROM {ground} AS tools",
+            self.python(python, "uv", place, "/cpack-uv", mounts=mounts),
+            "",
+        ]
+
+    def lay_wheels(self, stage: str, items: Sequence[Item], prefix: str, skeleton: str, *, extra: str = "") -> None:
+        """A stage with *items* installed below *prefix*, and the line that lays it on the image."""
+        mounts = self._files(stage, items, "/cpack/wheels")
+        requirements = self._context.put(f"{stage}.txt", _requirements(items))
+        lines = [f"FROM tools AS {stage}", f"ADD {skeleton} /"]
+        if items:
+            numbers = range(-(-len(items) // _TOGETHER)) if any(item.url for item in items) else ()
+            places = [f"--find-links=/cpack/wheels/{number:02}" for number in numbers]
+            if any(item.url is None for item in items):
+                places.append("--find-links=/cpack/wheels" + ("/local" if numbers else ""))
+            lines.append(
+                f"{self._run} --mount=type=bind,source={requirements},target=/cpack/requirements.txt {mounts} "
+                "--mount=type=cache,target=/cpack/cache "
+                "/cpack-uv pip sync --quiet --no-config --offline --no-index --no-build --require-hashes --no-progress "
+                "--link-mode=copy --cache-dir=/cpack/cache "
+                f"--python=/{prefix}/bin/python {' '.join(places)} /cpack/requirements.txt"
+            )
+            lines.append(self.python(f"/{prefix}/bin/python", "settle", f"/{prefix}"))
+        if extra:
+            lines.append(f"ADD {extra} /")
+        if self._compiles:
+            lines.append(self.python(f"/{prefix}/bin/python", "compile", f"/{prefix}"))
+        self.stages += [*lines, ""]
+        self.final.append(f"COPY{self._link} --from={stage} /{prefix} /{prefix}")
+
+    def python(
+        self, python: str, *arguments: str, mounts: str = "", run: str | None = None, sites: bool = False
+    ) -> str:
+        """A step of ``inside.py`` by the Python at that path in the image, which leaves no bytecode of its own.
+
+        It sees its installed packages only with *sites*.
+        """
+        words = json.dumps([python, "-B", *(() if sites else ("-S",)), "-s", "/cpack/inside.py", *arguments])
+        return " ".join(filter(None, (run or self._run, _INSIDE, mounts, words)))
+
+    def _files(self, stage: str, items: Sequence[Item], place: str) -> str:
+        """Stages that fetch *items*, and the mounts that show them below *place*."""
+        remote = [item for item in items if item.url is not None]
+        mounts = []
+        for number, start in enumerate(range(0, len(remote), _TOGETHER)):
+            name = f"{stage}-files-{number}"
+            self.stages.append(f"FROM scratch AS {name}")
+            for item in remote[start : start + _TOGETHER]:
+                assert item.url is not None
+                self.stages.append(f"ADD --checksum=sha256:{item.sha256} {_plain(item.url)} /{item.name}")
+            self.stages.append("")
+            mounts.append(f"--mount=type=bind,from={name},target={place}/{number:02}")
+        if len(remote) < len(items):
+            folder = next(item.path for item in items if item.url is None).partition("/")[0]
+            target = f"{place}/local" if remote else place
+            mounts.append(f"--mount=type=bind,source={folder},target={target}")
+        return " ".join(mounts)
+
+
+class _Writer(Stages):
+    """The stages of an image, and the image."""
+
+    def __init__(self, context: LockContext, features: Features) -> None:
+        super().__init__(context, features, compiles=context.lock.bytecode == "compiled")
+        self._contents = context
+        self._lock = context.lock
+        self._secrets: set[str] = set()
+
+    def written(self, uv: PinnedWheels) -> Plan:
+        lock, context = self._lock, self._contents
         python = lock.interpreter.path
-        ground = self._ground()
+        ground = self.lay_ground()
         service, comfyui = context.environments()
-        self._tools(ground, uv, python)
-        compiles = lock.bytecode == "compiled"
+        self.lay_tools(ground, uv)
 
         items = context.wheels(lock.service, "service-wheels")
         code = context.service_code(service)
-        self._wheels("service", items, service.prefix, context.environment(service), compiles=compiles, extra=code)
+        self.lay_wheels("service", items, service.prefix, context.environment(service), extra=code)
         own = allot(
             {wheel.sha256: wheel.size or 0 for wheel in wheels_of(lock.python)},
             {model.sha256: model.size for model in lock.models},
@@ -112,142 +222,46 @@ class _Writer:
         light = [wheel for wheel in wheels_of(lock.python) if wheel.sha256 not in own.wheels]
         by_hash = {item.sha256: item for item in context.wheels(lock.python, "wheels")}
         for number, wheel in enumerate(heavy):
-            self._wheels(f"wheel-{number}", [by_hash[wheel.sha256]], comfyui.prefix, skeleton, compiles=compiles)
+            self.lay_wheels(f"wheel-{number}", [by_hash[wheel.sha256]], comfyui.prefix, skeleton)
         for model in sorted({model.sha256: model for model in lock.models}.values(), key=lambda model: model.sha256):
             self._model(model)
-        self._wheels("wheels", [by_hash[wheel.sha256] for wheel in light], comfyui.prefix, skeleton, compiles=compiles)
-        self._tree("comfyui", context.tree(lock.comfyui, f"/{COMFYUI}", number=0), f"/{COMFYUI}", python, compiles)
+        self.lay_wheels("wheels", [by_hash[wheel.sha256] for wheel in light], comfyui.prefix, skeleton)
+        self._tree("comfyui", context.tree(lock.comfyui, f"/{COMFYUI}", number=0), f"/{COMFYUI}", python)
         for number, pin in enumerate(lock.custom_nodes, 1):
             folder = f"/{COMFYUI}/custom_nodes"
             place = folder if isinstance(pin, LocalTree) and pin.kind == "file" else f"{folder}/{pin.name}"
-            self._tree(f"node-{number}", context.tree(pin, place, number=number), folder, python, compiles)
-        self._final.append(f"ADD{self._link} {context.app()} /")
-        self._final += self._config()
-        return Plan("\n".join([*_HEAD, *self._stages, *self._final]) + "\n", tuple(self._secrets))
-
-    # -- stages
-
-    def _ground(self) -> str:
-        """The base with system packages and interpreter: the stage that has them, and the first lines of the image."""
-        context, lock = self._context, self._lock
-        debs = context.debs()
-        mounts = self._files("debs", debs, "/cpack/debs")
-        interpreter = context.interpreter()
-        if isinstance(lock.base, BaseImage):
-            base = BASE_CONTEXT if lock.base.reference == "layout" else _pinned(lock.base)
-            lines = [f"FROM {base} AS ground"]
-            if debs:
-                lines.append(f"{self._run} {mounts} {_INSTALL}")
-            lines.append(f"{self._run} {_ACCOUNT}")
-            if interpreter is not None:
-                lines.append(f"ADD{self._link} {interpreter} /")
-            self._stages += [*lines, ""]
-            self._final.append("FROM ground")
-            return "ground"
-        self._stages += [
-            "FROM scratch AS unpacked",
-            f"ADD {context.unpackers()} /",
-            f"ADD {context.ground()} /cpack/root/",
-            f"{self._run} {mounts} {_UNPACK}",
-        ]
-        self._stages += ["", "FROM scratch AS ground", "COPY --from=unpacked /cpack/root/ /"]
-        if interpreter is not None:
-            self._stages.append(f"ADD {interpreter} /")
-        elif lock.bytecode == "compiled":
-            folders = ("/usr/lib/python3", f"/usr/lib/python{lock.interpreter.version}")
-            self._stages.append(self._python(lock.interpreter.path, "compile", *folders))
-        self._stages.append("")
-        self._final += ["FROM scratch", f"COPY{self._link} --from=ground / /"]
-        return "ground"
-
-    def _tools(self, ground: str, uv: PinnedWheels, python: str) -> None:
-        """A stage with the image's Python and uv, in which the others work."""
-        (item,) = self._context.wheels(uv, "uv")
-        mounts = self._files("uv", [item], "/cpack/uv")
-        place = f"/cpack/uv/0/{item.name}" if item.url else f"/cpack/uv/{item.name}"
-        self._stages += [
-            f"FROM {ground} AS tools",
-            self._python(python, "uv", place, "/cpack-uv", mounts=mounts),
-            "",
-        ]
-
-    def _wheels(
-        self, stage: str, items: Sequence[Item], prefix: str, skeleton: str, *, compiles: bool, extra: str = ""
-    ) -> None:
-        """A stage with *items* installed below *prefix*, and the line that lays it on the image."""
-        mounts = self._files(stage, items, "/cpack/wheels")
-        requirements = self._context.put(f"{stage}.txt", _requirements(items))
-        lines = [f"FROM tools AS {stage}", f"ADD {skeleton} /"]
-        if items:
-            numbers = range(-(-len(items) // _TOGETHER)) if any(item.url for item in items) else ()
-            places = [f"--find-links=/cpack/wheels/{number}" for number in numbers]
-            if any(item.url is None for item in items):
-                places.append("--find-links=/cpack/wheels" + ("/local" if numbers else ""))
-            lines.append(
-                f"{self._run} --mount=type=bind,source={requirements},target=/cpack/requirements.txt {mounts} "
-                "--mount=type=cache,target=/cpack/cache "
-                "/cpack-uv pip sync --quiet --no-config --offline --no-index --no-build --require-hashes --no-progress "
-                "--link-mode=copy --cache-dir=/cpack/cache "
-                f"--python=/{prefix}/bin/python {' '.join(places)} /cpack/requirements.txt"
-            )
-            lines.append(self._python(f"/{prefix}/bin/python", "settle", f"/{prefix}"))
-        if extra:
-            lines.append(f"ADD {extra} /")
-        if compiles:
-            lines.append(self._python(f"/{prefix}/bin/python", "compile", f"/{prefix}"))
-        self._stages += [*lines, ""]
-        self._final.append(f"COPY{self._link} --from={stage} /{prefix} /{prefix}")
+            self._tree(f"node-{number}", context.tree(pin, place, number=number), folder, python)
+        self.final.append(f"ADD{self._link} {context.app()} /")
+        self.final += self._config()
+        return Plan("\n".join([*HEAD, *self.stages, *self.final]) + "\n", tuple(sorted(self._secrets)))
 
     def _model(self, model: Model) -> None:
-        item = self._context.model(model)
+        item = self._contents.model(model, hosts=TOKENS if is_guarded(model) else None)
         place = f"/models/sha256/{model.sha256}"
-        if item.url is None or not self._features.fetches:
-            self._final.append(f"COPY{self._link} --chmod=0444 {item.path} {place}")
-        elif model.access in ("gated", "private"):
-            stage = f"model-{model.sha256[:12]}"
-            words = (self._lock.interpreter.path, "fetch", item.url, model.sha256, place, f"/run/secrets/{TOKEN}")
-            secret = f"--mount=type=secret,id={TOKEN},required=true"
-            self._stages += [f"FROM tools AS {stage}", self._python(*words, mounts=secret, run="RUN"), ""]
-            self._final.append(f"COPY{self._link} --from={stage} {place} {place}")
-            self._secrets = [TOKEN]
+        if item.url is None:
+            self.final.append(f"COPY{self._link} --chmod=0444 {item.path} {place}")
+        elif is_guarded(model):
+            stage, token = f"model-{model.sha256[:12]}", TOKENS[str(urlsplit(item.url).hostname)]
+            words = (self._lock.interpreter.path, "fetch", item.url, model.sha256, place, f"/run/secrets/{token}")
+            secret = f"--mount=type=secret,id={token},required=true"
+            self.stages += [f"FROM tools AS {stage}", self.python(*words, mounts=secret, run="RUN"), ""]
+            self.final.append(f"COPY{self._link} --from={stage} {place} {place}")
+            self._secrets.add(token)
         else:
-            self._final.append(
+            self.final.append(
                 f"ADD{self._link} --checksum=sha256:{model.sha256} --chmod=0444 {_plain(item.url)} {place}"
             )
 
-    def _tree(self, stage: str, item: TreeItem, copied: str, python: str, compiles: bool) -> None:
+    def _tree(self, stage: str, item: TreeItem, copied: str, python: str) -> None:
         """A stage with one git tree at its place, proved by its content hash, and the line that lays it on."""
         source = f"ADD [{_added(item.url)}, {_added(item.place + '/')}]" if item.url else f"ADD {item.path} /"
         lines = [f"FROM tools AS {stage}", source]
         if item.url:
-            lines.append(self._python(python, "tree", item.place, item.tree_sha256))
-        if compiles:
-            lines.append(self._python(python, "compile", item.place))
-        self._stages += [*lines, ""]
-        self._final.append(f"COPY{self._link} --from={stage} {copied}/ {copied}/")
-
-    def _python(self, python: str, *arguments: str, mounts: str = "", run: str | None = None) -> str:
-        """A step of ``inside.py`` by the Python at that path in the image, which leaves no bytecode of its own."""
-        words = json.dumps([python, "-B", "-S", "-s", "/cpack/inside.py", *arguments])
-        return " ".join(filter(None, (run or self._run, _INSIDE, mounts, words)))
-
-    def _files(self, stage: str, items: Sequence[Item], place: str) -> str:
-        """Stages that fetch *items*, and the mounts that show them below *place*."""
-        remote = [item for item in items if item.url is not None]
-        mounts = []
-        for number, start in enumerate(range(0, len(remote), _TOGETHER)):
-            name = f"{stage}-files-{number}"
-            self._stages.append(f"FROM scratch AS {name}")
-            for item in remote[start : start + _TOGETHER]:
-                assert item.url is not None
-                self._stages.append(f"ADD --checksum=sha256:{item.sha256} {_plain(item.url)} /{item.name}")
-            self._stages.append("")
-            mounts.append(f"--mount=type=bind,from={name},target={place}/{number}")
-        if len(remote) < len(items):
-            folder = next(item.path for item in items if item.url is None).partition("/")[0]
-            target = f"{place}/local" if remote else place
-            mounts.append(f"--mount=type=bind,source={folder},target={target}")
-        return " ".join(mounts)
+            lines.append(self.python(python, "tree", item.place, item.tree_sha256))
+        if self._compiles:
+            lines.append(self.python(python, "compile", item.place))
+        self.stages += [*lines, ""]
+        self.final.append(f"COPY{self._link} --from={stage} {copied}/ {copied}/")
 
     # -- what the image says of itself
 
@@ -257,7 +271,8 @@ class _Writer:
         config = json.loads(image_config(lock, history=(), diff_ids=(), base=base).data)["config"]
         for variable in config["Env"]:
             key, _, value = variable.partition("=")
-            yield f"ENV {key}={_quoted(value, expands=key == 'PATH' and base is not None)}"
+            extends = key == "PATH" and base is not None and key not in lock.environment
+            yield f"ENV {key}={_quoted(value, expands=extends)}"
         for key, value in sorted(config["Labels"].items()):
             yield f"LABEL {key}={_quoted(value)}"
         for port in config["ExposedPorts"]:
@@ -270,7 +285,7 @@ class _Writer:
         yield f"ENTRYPOINT {json.dumps(config['Entrypoint'])}"
 
 
-_HEAD = [
+HEAD = [
     "# Made by cpack-build from a lock; change that, and make this again.",
     "ARG SOURCE_DATE_EPOCH",
     "",
@@ -294,6 +309,11 @@ _ACCOUNT = (
     "case \"$(cat /etc/group)\" in *:x:1000:*) ;; *) echo 'cpack:x:1000:' >> /etc/group ;; esac"
 )
 """As :func:`cpack_build.image.debs.account_lines`, with nothing but a shell and ``cat``."""
+
+
+def is_guarded(model: Model) -> bool:
+    """Whether its sources want a token, as far as they said."""
+    return model.access in ("gated", "private")
 
 
 def _pinned(base: BaseImage) -> str:

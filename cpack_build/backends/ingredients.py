@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Protocol
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from cpack_build.backends.protocol import Request
+from cpack_build.cpack.settings import AnyPlatform
 from cpack_build.errors import Unresolvable, writing
 from cpack_build.fetch.store import StoredFile
 from cpack_build.fetch.tree import Tree
@@ -32,20 +34,24 @@ from cpack_build.lock.models import fetch_model
 from cpack_build.lock.nodes import open_tree
 from cpack_build.lock.schema import (
     ArchiveInterpreter,
+    BaseImage,
+    BuiltWheel,
     Deb,
     DebInterpreter,
     GitTree,
+    Interpreter,
     Lock,
     Model,
     NodeTree,
     PinnedWheels,
     RegistryNode,
+    ScratchBase,
 )
 from cpack_build.lock.service import service_files
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of, with_credentials
 from cpack_build.oci import tar
 
-__all__ = ["Context", "Item", "TreeItem", "clean_url"]
+__all__ = ["Context", "Foundation", "Item", "LockContext", "TreeItem", "clean_url"]
 
 UNPACKERS = ("coreutils", "dash", "dpkg", "tar")
 """What unpacks packages where there is no base image; Debian calls them essential, so every lock has them."""
@@ -71,15 +77,30 @@ class TreeItem:
     path: str
 
 
+class Foundation(Protocol):
+    """What lies below the Python packages: a :class:`Lock` says it, and so does what a wheel is built on."""
+
+    @property
+    def platform(self) -> AnyPlatform: ...
+    @property
+    def base(self) -> ScratchBase | BaseImage: ...
+    @property
+    def system(self) -> tuple[Deb, ...]: ...
+    @property
+    def interpreter(self) -> Interpreter: ...
+
+
 @dataclass
 class Context:
     """The folder of one build, filled as its parts are asked for."""
 
     folder: Path
-    lock: Lock
+    foundation: Foundation
     request: Request
     fetches: bool
     """Whether the builder can fetch files by hash; else all of them are put here."""
+    built: Mapping[str, BuiltWheel] = field(default_factory=dict)
+    """sha256 → how a wheel was made that no index has."""
     files: list[str] = field(default_factory=list)
     """Relative paths of what was put here."""
 
@@ -87,7 +108,7 @@ class Context:
         """The system packages and the interpreter's, in the order in which they are unpacked."""
         return [
             self._item("debs", f"{number:04}-{deb.name}.deb", deb.sha256, deb.url, partial(self._deb, deb))
-            for number, deb in enumerate(_debs(self.lock))
+            for number, deb in enumerate(_debs(self.foundation))
         ]
 
     def wheels(self, environment: PinnedWheels, folder: str) -> list[Item]:
@@ -97,34 +118,15 @@ class Context:
             for wheel in wheels_of(environment)
         ]
 
-    def model(self, model: Model) -> Item:
-        """One model; of its sources the first that the builder can ask."""
-        url = next(filter(None, map(self._remote, model.sources)), None)
-        return self._item("models", model.sha256, model.sha256, url, lambda: self._model(model))
-
-    def tree(self, pin: NodeTree, place: str, *, number: int) -> TreeItem:
-        """ComfyUI or a node; what is patched, local or from an archive lies in the context as a tar."""
-        if isinstance(pin, GitTree) and pin.patch_sha256 is None and self.fetches:
-            url = self._remote(pin.url)
-            if url is not None:
-                repository = url if url.endswith(".git") else f"{url}.git"
-                return TreeItem(place, pin.tree_sha256, f"{repository}#{pin.commit}", "")
-        request = self.request
-        tree: Tree = open_tree(
-            pin, request.pack, store=request.store, sources=request.sources, progress=request.progress
-        )
-        recipe = node_layer(pin, tree) if isinstance(pin, RegistryNode) or number else comfyui_layer(pin, tree)
-        return TreeItem(place, pin.tree_sha256, None, self.tar(f"tree-{number}.tar", recipe.entries()))
-
     def stored_debs(self) -> tuple[tuple[StoredDeb, ...], tuple[StoredDeb, ...]]:
         """System packages and the interpreter's, fetched to this machine: the ground is made from them."""
-        own = self.lock.interpreter.packages if isinstance(self.lock.interpreter, DebInterpreter) else ()
+        own = self.foundation.interpreter.packages if isinstance(self.foundation.interpreter, DebInterpreter) else ()
 
         def stored(deb: Deb) -> StoredDeb:
             file = self._deb(deb)
             return StoredDeb(deb.name, deb.version, deb.sha256, file.path, file.stamp)
 
-        return tuple(map(stored, self.lock.system)), tuple(map(stored, own))
+        return tuple(map(stored, self.foundation.system)), tuple(map(stored, own))
 
     def unpackers(self) -> str:
         """A tar with the programs that unpack packages, where no base image has them."""
@@ -160,7 +162,7 @@ class Context:
 
     def interpreter(self) -> str | None:
         """A tar with a standalone Python, if the lock has one."""
-        pin = self.lock.interpreter
+        pin = self.foundation.interpreter
         if not isinstance(pin, ArchiveInterpreter):
             return None
         from cpack_build.fetch.http import download
@@ -172,33 +174,9 @@ class Context:
         )  # fmt: skip
         return self.tar("python.tar", archive_layer(pin, file, store=request.store).entries())
 
-    def environments(self) -> tuple[Environment, Environment]:
-        """The service's environment and ComfyUI's."""
-        python = self.lock.interpreter
-        return Environment(SERVICE_ENV, python.version, python.path), Environment(
-            COMFYUI_ENV, python.version, python.path
-        )
-
     def environment(self, environment: Environment) -> str:
         """A tar with the empty virtual environment."""
         return self.tar(f"{Path(environment.prefix).name}.tar", arrange(environment_entries(environment)))
-
-    def service_code(self, environment: Environment) -> str:
-        """A tar with cpack-build's own modules in the service's environment."""
-        files = [text(f"{environment.site_packages}/{path}", data) for path, data in service_files()]
-        return self.tar("service-code.tar", arrange(files))
-
-    def app(self) -> str:
-        """A tar with the links to the models, the lock, the documents and the loader's cache."""
-        lock, request = self.lock, self.request
-        cache = None
-        if lock.base.kind == "scratch":
-            cache = stored_cache(*self.stored_debs(), store=request.store)
-        documents = {**request.documents, "cpack.lock": lock.carried.to_bytes()}
-        layer = app_layer(lock.models, documents, base_accounts=None, loader_cache=cache)
-        # BuildKit gives the folders above a file the file's mode
-        folders = [directory("models"), directory("models/sha256")] if lock.models else []
-        return self.tar("app.tar", arrange([*layer.entries(), *folders]))
 
     def put(self, name: str, data: str) -> str:
         """A small text file."""
@@ -233,7 +211,7 @@ class Context:
 
     def _indexed(self, wheel: Wheel) -> str | None:
         """The wheel's URL, unless its index wants credentials: those stay here."""
-        places = self.request.places[self.lock.platform]
+        places = self.request.places[self.foundation.platform]
         if wheel.url is None or with_credentials(wheel.url, places.index_urls) != wheel.url:
             return None
         return wheel.url
@@ -243,17 +221,70 @@ class Context:
         return fetch_deb(deb, store=request.store, sources=request.sources, progress=request.progress)
 
     def _wheel(self, wheel: Wheel) -> StoredFile:
-        request, places = self.request, self.request.places[self.lock.platform]
-        built = {one.sha256: one for one in self.lock.python.built}.get(wheel.sha256)
+        request, places = self.request, self.request.places[self.foundation.platform]
+        built = self.built.get(wheel.sha256)
         if built is not None:
             have_built(
-                wheel, built, python_version=self.lock.interpreter.version, find_links=places.find_links,
+                wheel, built, python_version=self.foundation.interpreter.version, find_links=places.find_links,
                 store=request.store, sources=request.sources, trust=request.trust, progress=request.progress,
             )  # fmt: skip
         return fetch_wheel(
             wheel, store=request.store, sources=request.sources, find_links=places.find_links,
             index_urls=places.index_urls, progress=request.progress,
         )  # fmt: skip
+
+
+@dataclass
+class LockContext(Context):
+    """That of the image of one lock."""
+
+    lock: Lock = field(kw_only=True)
+
+    def environments(self) -> tuple[Environment, Environment]:
+        """The service's environment and ComfyUI's."""
+        python = self.lock.interpreter
+        return Environment(SERVICE_ENV, python.version, python.path), Environment(
+            COMFYUI_ENV, python.version, python.path
+        )
+
+    def model(self, model: Model, *, hosts: Collection[str] | None) -> Item:
+        """One model; of its sources the first that the builder can ask: one of *hosts* by https, if there are any."""
+        remote = list(filter(None, map(self._remote, model.sources)))
+        if hosts is not None:
+            remote = [url for url in remote if urlsplit(url).scheme == "https" and urlsplit(url).hostname in hosts]
+        url = remote[0] if remote else None
+        return self._item("models", model.sha256, model.sha256, url, partial(self._model, model))
+
+    def tree(self, pin: NodeTree, place: str, *, number: int) -> TreeItem:
+        """ComfyUI or a node; what is patched, local or from an archive lies in the context as a tar."""
+        if isinstance(pin, GitTree) and pin.patch_sha256 is None and self.fetches:
+            url = self._remote(pin.url)
+            if url is not None:
+                repository = url if url.endswith(".git") else f"{url}.git"
+                return TreeItem(place, pin.tree_sha256, f"{repository}#{pin.commit}", "")
+        request = self.request
+        tree: Tree = open_tree(
+            pin, request.pack, store=request.store, sources=request.sources, progress=request.progress
+        )
+        recipe = node_layer(pin, tree) if isinstance(pin, RegistryNode) or number else comfyui_layer(pin, tree)
+        return TreeItem(place, pin.tree_sha256, None, self.tar(f"tree-{number}.tar", recipe.entries()))
+
+    def service_code(self, environment: Environment) -> str:
+        """A tar with cpack-build's own modules in the service's environment."""
+        files = [text(f"{environment.site_packages}/{path}", data) for path, data in service_files()]
+        return self.tar("service-code.tar", arrange(files))
+
+    def app(self) -> str:
+        """A tar with the links to the models, the lock, the documents and the loader's cache."""
+        lock, request = self.lock, self.request
+        cache = None
+        if lock.base.kind == "scratch":
+            cache = stored_cache(*self.stored_debs(), store=request.store)
+        documents = {**request.documents, "cpack.lock": lock.carried.to_bytes()}
+        layer = app_layer(lock.models, documents, base_accounts=None, loader_cache=cache)
+        # BuildKit gives the folders above a file the file's mode
+        folders = [directory("models"), directory("models/sha256")] if lock.models else []
+        return self.tar("app.tar", arrange([*layer.entries(), *folders]))
 
     def _model(self, model: Model) -> StoredFile:
         request, places = self.request, self.request.places[self.lock.platform]
@@ -262,7 +293,7 @@ class Context:
         )
 
 
-def _debs(lock: Lock) -> Sequence[Deb]:
+def _debs(lock: Foundation) -> Sequence[Deb]:
     own = lock.interpreter.packages if isinstance(lock.interpreter, DebInterpreter) else ()
     return sorted((*lock.system, *own), key=lambda deb: (deb.name, deb.sha256))
 

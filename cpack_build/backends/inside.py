@@ -1,4 +1,4 @@
-"""What runs inside a BuildKit build, by the image's own Python: ``inside.py uv|settle|tree|compile|fetch …``.
+"""What runs inside a BuildKit build, by the image's own Python: ``inside.py uv|settle|tree|compile|fetch|wheel …``.
 
 It is copied into the build and uses nothing but the standard library. No step of it opens the network, but ``fetch``,
 which is only for models that need a token."""
@@ -9,6 +9,7 @@ import hashlib
 import importlib.util
 import marshal
 import os
+import shutil
 import stat
 import struct
 import sys
@@ -21,6 +22,8 @@ from pathlib import Path
 
 _LONGEST_SOURCE = 16 << 20
 """Bytes; a longer source is left without bytecode, as :mod:`cpack_build.image.bytecode` does."""
+_DATE = 315532800
+"""1980-01-01, the earliest time that a zip can hold."""
 
 
 def take_uv(wheel: str, place: str) -> None:
@@ -106,6 +109,36 @@ def fetch(url: str, sha256: str, place: str, secret: str) -> None:
     path.chmod(0o444)
 
 
+def build_wheel(source: str, out: str, known: str) -> None:
+    """Build the wheel of the package in *source* into *out* by its own build backend (PEP 517), with what is installed.
+
+    Where the backend asks for more than the requirements in the file *known*, those come out instead, in
+    ``more.txt``. The surroundings are those of :mod:`cpack_build.lock.building`.
+    """
+    from build import ProjectBuilder  # it is installed with the build requirements
+
+    place, prefix = Path("/cpack-work"), Path(sys.executable).parent
+    shutil.copytree(source, place, symlinks=True)
+    for path in [place, *place.rglob("*")]:
+        os.utime(path, (_DATE, _DATE), follow_symlinks=False)
+    Path("/cpack-home").mkdir()
+    flags = f"-g0 -ffile-prefix-map={place}=."
+    os.environ.clear()
+    os.environ.update(
+        PATH=f"{prefix}:/usr/local/bin:/usr/bin:/bin", HOME="/cpack-home", TMPDIR="/cpack-home", LC_ALL="C.UTF-8",
+        TZ="UTC", SOURCE_DATE_EPOCH=str(_DATE), PYTHONHASHSEED="0", PYTHONDONTWRITEBYTECODE="1", PYTHONNOUSERSITE="1",
+        CFLAGS=flags, CXXFLAGS=flags, LDFLAGS="-Wl,--build-id=none", VIRTUAL_ENV=str(prefix.parent),
+    )  # fmt: skip
+    builder = ProjectBuilder(place)
+    wanted = builder.build_system_requires | builder.get_requires_for_build("wheel")
+    Path(out).mkdir(parents=True)
+    Path(out, "python.txt").write_text("{}.{}.{}".format(*sys.version_info[:3]), "ascii")
+    if more := wanted - set(Path(known).read_text("utf-8").splitlines()):
+        Path(out, "more.txt").write_text("\n".join(sorted(more)), "utf-8")
+    else:
+        builder.build("wheel", out)
+
+
 def _sha256(path: str) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
@@ -122,5 +155,6 @@ def _require(what: str, expected: str, actual: str) -> None:
 if __name__ == "__main__":
     tasks: dict[str, Callable[..., None]] = {
         "uv": take_uv, "settle": settle, "tree": prove_tree, "compile": compile_all, "fetch": fetch,
+        "wheel": build_wheel,
     }  # fmt: skip
     tasks[sys.argv[1]](*sys.argv[2:])

@@ -12,8 +12,12 @@ import click
 
 if TYPE_CHECKING:
     from cpack_build.backends.protocol import Backend
+    from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.http import Sources
+    from cpack_build.fetch.store import Store
+    from cpack_build.lock.building import Workshop
 
-__all__ = ["BackendChoice", "backend_options"]
+__all__ = ["BackendChoice", "backend_options", "workshop_options"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -24,9 +28,9 @@ class BackendChoice:
 
     name: str
     builder: str | None
-    cache_from: tuple[str, ...]
-    cache_to: tuple[str, ...]
-    print_to: Path | None
+    cache_from: tuple[str, ...] = ()
+    cache_to: tuple[str, ...] = ()
+    print_to: Path | None = None
     """The folder to write the build into, instead of building."""
 
     def opened(self, *, dry_run: bool) -> Backend:
@@ -41,6 +45,39 @@ class BackendChoice:
         if not dry_run and self.print_to is None:
             backend.require()
         return backend
+
+    def workshop(self, settings: Settings, *, store: Store, sources: Sources) -> Workshop | None:
+        """Where packages without a wheel are built while a pack is locked; ``None`` for this machine."""
+        from cpack_build.backends.choice import open_workshop
+        from cpack_build.backends.protocol import Farm
+        from cpack_build.cli.options import places_of
+
+        farm = Farm(self.builder)
+        return open_workshop(
+            self.name, farm, settings=settings, places=places_of(settings), store=store, sources=sources
+        )
+
+
+def workshop_options(function: F) -> F:
+    """``--backend`` and ``--builder`` of a verb that only locks, passed as *backend*."""
+
+    @functools.wraps(function)
+    def wrapped(*args: Any, backend: str, builder: str | None, **kwargs: Any) -> Any:
+        return function(*args, backend=BackendChoice(backend, builder), **kwargs)
+
+    options = (
+        click.option(
+            "--backend",
+            type=click.Choice(["embedded", "buildkit"]),
+            default="embedded",
+            show_default=True,
+            help="Where packages without a wheel are built: on this machine, or by a builder of the image's platform.",
+        ),
+        click.option("--builder", metavar="NAME", help="The backend's builder; by default the one in use."),
+    )
+    for option in reversed(options):
+        wrapped = option(wrapped)
+    return cast("F", wrapped)
 
 
 def backend_options(function: F) -> F:

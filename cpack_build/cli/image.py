@@ -161,7 +161,10 @@ def image(
         recorder.is_whole = False  # It would be asked again which engine is here.
     if found is None:
         sources = downloads.sources(settings, chosen)
-        made = make_locks(read, form, store=store, sources=sources, trust=trust, terminal=terminal)
+        workshop = backend.workshop(form, store=store, sources=sources)
+        made = make_locks(
+            read, form, store=store, sources=sources, trust=trust, workshop=workshop, terminal=terminal
+        )  # fmt: skip
         found = tuple(in_form(lock, revision=format_revision) for lock in made)
         path.write(found)
     how = compression_of(found[0], instead=compression) if targets else None

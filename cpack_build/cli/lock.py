@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cpack_build.cli.backend import BackendChoice, workshop_options
 from cpack_build.cli.downloads import Downloads, download_options
 from cpack_build.cli.lockfile import LockFile, lock_file
 from cpack_build.cli.options import Chosen, form_options, in_settings, pack_argument, settings_options, terminal_options
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from cpack_build.errors import NeedsTrust
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
+    from cpack_build.lock.building import Workshop
     from cpack_build.lock.schema import Lock
 
 __all__ = ["counted_in", "lock", "make_locks", "told"]
@@ -42,7 +44,8 @@ __all__ = ["counted_in", "lock", "make_locks", "told"]
     "be given several times.",
 )
 @form_options
-@click.option("--trust", is_flag=True, help="Build packages that have no wheel here, which runs their code.")
+@click.option("--trust", is_flag=True, help="Build packages that have no wheel, which runs their code.")
+@workshop_options
 @click.option("--dry-run", is_flag=True, help="Resolve everything, and write nothing.")
 @settings_options
 @download_options
@@ -53,6 +56,7 @@ def lock(
     into_pack: bool,
     update: tuple[str, ...],
     trust: bool,
+    backend: BackendChoice,
     dry_run: bool,
     compression: str | None,
     format_revision: int | None,
@@ -92,14 +96,16 @@ def lock(
     else:
         from cpack_build.lock.libraries import lacking
 
+        sources = downloads.sources(settings, chosen)
         made = make_locks(
             read,
             settings,
             store=store,
-            sources=downloads.sources(settings, chosen),
+            sources=sources,
             previous=earlier,
             update=update,
             trust=trust,
+            workshop=backend.workshop(settings, store=store, sources=sources),
             terminal=terminal,
         )
         for one in lacking(made, store=store, find_links=settings.python.find_links)[0]:
@@ -204,6 +210,7 @@ def make_locks(
     update: tuple[str, ...] = (),
     served: bool = True,
     trust: bool = False,
+    workshop: Workshop | None = None,
     workspace: bool = False,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
@@ -234,6 +241,7 @@ def make_locks(
             previous=previous,
             update=update,
             trust=trust,
+            workshop=workshop,
             workspace=workspace,
             progress=terminal.progress,
         )

@@ -40,7 +40,7 @@ from cpack_build.lock.service import service_code, service_files
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["Places", "gather", "require_vouched", "to_fetch"]
+__all__ = ["Places", "gather", "require_own_service", "require_vouched", "to_fetch"]
 
 _PARALLEL = 8
 """Downloads at once: they wait for the network more than for the processor."""
@@ -191,13 +191,18 @@ def require_vouched(lock: Lock, *, siblings: Sequence[Lock], store: Store, trust
     return compiler
 
 
-def _compiler_of(lock: Lock, siblings: Sequence[Lock]) -> Lock | None:
+def require_own_service(lock: Lock) -> None:
+    """See that *lock* pins the service that this cpack-build has. Raises :class:`StaleLock`."""
     if lock.service_code != service_code():
         raise StaleLock(
             "The lock",
             f"it pins the service of cpack-build {lock.service_code.version}, which differs from this one's",
             hint="Use the cpack-build that made it, or make it anew with `cpack-build lock`.",
         )
+
+
+def _compiler_of(lock: Lock, siblings: Sequence[Lock]) -> Lock | None:
+    require_own_service(lock)
     return compiling(lock, siblings, platform=this_platform()) if lock.bytecode == "compiled" else None
 
 

@@ -18,10 +18,11 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Protocol, cast
 
 from packaging.utils import InvalidWheelFilename, canonicalize_name, parse_wheel_filename
 
+from cpack_build.cpack.settings import AnyPlatform
 from cpack_build.errors import BadInput, CpackError, HashMismatch, NeedsTrust, Unresolvable
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
@@ -33,7 +34,7 @@ from cpack_build.lock.uv import found_python, program
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Project", "build_wheel", "build_wheels", "have_built", "rebuild"]
+__all__ = ["Project", "Resolve", "Workshop", "build_wheel", "build_wheels", "have_built", "image_platform", "rebuild"]
 
 DATE = 315532800
 """SOURCE_DATE_EPOCH: 1980-01-01, the earliest time that a zip can hold."""
@@ -58,6 +59,19 @@ class Project:
         return f"{self.name} from {shown(self.source)}"
 
 
+class Workshop(Protocol):
+    """Somewhere else to build than this machine, for any platform that it serves."""
+
+    def built(
+        self, project: Project, place: Path, out: Path, *, target: Target, resolve: Resolve, progress: Progress
+    ) -> tuple[str, PinnedWheels]:
+        """Build the source in *place* for *target*, and lay the wheel into the empty folder *out*.
+
+        Gives the version of the Python that built it and the build requirements, pinned. Raises :class:`Unresolvable`.
+        """
+        ...
+
+
 def build_wheels(
     projects: Sequence[Project],
     *,
@@ -66,9 +80,11 @@ def build_wheels(
     store: Store,
     sources: Sources,
     trust: bool,
+    workshop: Workshop | None = None,
     progress: Progress = SILENT,
 ) -> tuple[BuiltWheel, ...]:
-    """The wheels of *projects*: those that this store has were built before and need nobody's leave.
+    """The wheels of *projects*: those that this store has were built before and need nobody's leave. Others are built
+    in the *workshop*, or without one on this machine.
 
     Raises :class:`NeedsTrust` that names all others unless there is *trust*, else as :func:`build_wheel`.
     """
@@ -79,10 +95,10 @@ def build_wheels(
     built = []
     for project in projects:
         wheel = known[project] or build_wheel(
-            project, target=target, resolve=resolve, store=store, sources=sources, progress=progress
+            project, target=target, resolve=resolve, store=store, sources=sources, workshop=workshop, progress=progress
         )
         _check_fits(wheel, project, target, store)
-        store.remember(_MEMO, _key(project, target), wheel.model_dump_json())
+        store.remember(_MEMO, _key(project, target, wheel.platform), wheel.model_dump_json())
         built.append(wheel)
     return tuple(built)
 
@@ -105,13 +121,27 @@ def build_wheel(
     resolve: Resolve,
     store: Store,
     sources: Sources,
+    workshop: Workshop | None = None,
     progress: Progress = SILENT,
 ) -> BuiltWheel:
-    """Build *project* with this machine's Python of the target's minor version, and keep the wheel in the store.
+    """Build *project* in the *workshop*, or with this machine's Python of the target's minor version, and keep the
+    wheel in the store.
 
     Raises :class:`Unresolvable` where there is no such Python or the build fails, :class:`UnsafeInput` for a hostile
     source.
     """
+    if workshop is not None:
+        with tempfile.TemporaryDirectory(prefix="cpack-build-") as name, progress.task(f"Building {project.name}"):
+            folder, out = Path(name).resolve(), Path(name).resolve() / "out"
+            place = _source(project, folder, store=store, sources=sources, progress=progress)
+            out.mkdir()
+            version, requires = workshop.built(project, place, out, target=target, resolve=resolve, progress=progress)
+            wheels = list(out.glob("*.whl"))
+            if len(wheels) != 1:
+                raise Unresolvable(f"{project.shown} gives {len(wheels)} wheels.", hint="Leave it out of the pack.")
+            return _kept(
+                wheels[0], project, requires=requires, python=version, platform=image_platform(target), store=store
+            )
     python = found_python(target.python_version)
     if python is None:
         raise Unresolvable(
@@ -125,6 +155,15 @@ def build_wheel(
             place, folder, python, project, _Resolved(resolve), store=store, sources=sources, progress=progress
         )
         return _kept(made, project, requires=requires, python=version, store=store)
+
+
+def image_platform(target: Target) -> Platform:
+    """The platform of *target*, where images run on it. Raises :class:`Unresolvable` for a workspace's own."""
+    if target.platform == "linux/amd64" or target.platform == "linux/arm64":
+        return target.platform
+    raise Unresolvable(
+        f"No builder makes wheels for {target.platform}.", hint="Leave --backend out, or give them with --find-links."
+    )
 
 
 def rebuild(
@@ -191,8 +230,8 @@ def have_built(
 
 
 _ELSEWHERE = (
-    "build it with the BuildKit backend, which builds inside the image's own platform, or give its wheel with "
-    "--find-links."
+    "build it with the BuildKit backend (`--backend buildkit`), on a builder of the image's platform, or give its "
+    "wheel with --find-links."
 )
 
 
@@ -332,7 +371,15 @@ def _call(
 # -- the wheel ---------------------------------------------------------------------------------------------------------
 
 
-def _kept(made: Path, project: Project, *, requires: PinnedWheels, python: str, store: Store) -> BuiltWheel:
+def _kept(
+    made: Path,
+    project: Project,
+    *,
+    requires: PinnedWheels,
+    python: str,
+    store: Store,
+    platform: Platform | None = None,
+) -> BuiltWheel:
     """The wheel *made* by the backend, written anew and put into the store."""
     import build
 
@@ -352,7 +399,7 @@ def _kept(made: Path, project: Project, *, requires: PinnedWheels, python: str, 
         source=project.source,
         requires=PinnedWheels(pylock=requires.pylock, pylock_sha256=requires.pylock_sha256),
         python=python,
-        platform=_platform(),
+        platform=platform or _platform(),
         frontend=f"build {build.__version__}",
     )
 
@@ -379,18 +426,19 @@ def _check_fits(built: BuiltWheel, project: Project, target: Target, store: Stor
 
 
 def _remembered(project: Project, target: Target, store: Store) -> BuiltWheel | None:
-    known = store.recall(_MEMO, _key(project, target))
-    built = BuiltWheel.model_validate_json(known) if known is not None else None
-    if built is None or store.find(built.sha256) is None:
-        return None
-    return built.model_copy(update={"source": project.source})
+    for platform in dict.fromkeys((target.platform, _platform())):
+        known = store.recall(_MEMO, _key(project, target, platform))
+        built = BuiltWheel.model_validate_json(known) if known is not None else None
+        if built is not None and store.find(built.sha256) is not None:
+            return built.model_copy(update={"source": project.source})
+    return None
 
 
-def _key(project: Project, target: Target) -> str:
+def _key(project: Project, target: Target, platform: AnyPlatform) -> str:
     """What a wheel is a function of, as far as anybody can tell before it is built; not where its source lies."""
     source = project.source
     content = source.sha256 if isinstance(source, SourceArchive) else f"{source.tree_sha256} {source.subdirectory}"
-    return f"{project.name} {target.python_version} {_platform()} {content}"
+    return f"{project.name} {target.python_version} {platform} {content}"
 
 
 def _platform() -> Platform:

@@ -28,7 +28,7 @@ from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.urls import without_credentials
 from cpack_build.lock.asked import Asked, explained
-from cpack_build.lock.building import Project, build_wheels
+from cpack_build.lock.building import Project, Workshop, build_wheels
 from cpack_build.lock.labelled import LabelledIndex, index_of
 from cpack_build.lock.requirements import git_source, hashed, is_name, is_source, parse_requirements
 from cpack_build.lock.schema import BuiltWheel, PythonEnvironment
@@ -59,13 +59,14 @@ def lock_environment(
     asked: Sequence[Asked] = (),
     trust: bool = False,
     only_wheels: bool = False,
+    workshop: Workshop | None = None,
     progress: Progress = SILENT,
 ) -> PythonEnvironment:
     """Resolve the pack's *requirements*, with *packages* over them and without those named in *exclude*.
 
     An excluded package is not brought back by another's dependency. Of what no pin decides, the versions *preferred*
     (``name==1.2``, an earlier lock's) stay where they can. *asked* says who else asks for what, for explanations. With
-    *trust* what has no wheel is built here; with *only_wheels* it is missing.
+    *trust* what has no wheel is built in the *workshop*, or here; with *only_wheels* it is missing.
 
     Raises :class:`NeedsTrust` when something would have to be built, :class:`UnsafeInput`, :class:`Unresolvable`,
     :class:`NetworkError`, :class:`ToolMissing`.
@@ -102,7 +103,7 @@ def lock_environment(
             while pending := [*pending, *search.from_source(document, store, sources, index_urls, progress)]:
                 wheels = build_wheels(
                     pending, target=target, resolve=resolve_here, store=store, sources=sources, trust=trust,
-                    progress=progress,
+                    workshop=workshop, progress=progress,
                 )  # fmt: skip
                 search.have(pending, wheels, store)
                 pending = []

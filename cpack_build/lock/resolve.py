@@ -21,6 +21,7 @@ from cpack_build.errors import BadInput, CpackError, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.asked import Asked, asked_by_tree, left_out
+from cpack_build.lock.building import Workshop
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.form import in_form
 from cpack_build.lock.hub import confirmed
@@ -69,6 +70,7 @@ def resolve_all(
     previous: Sequence[Lock] = (),
     update: Collection[str] = (),
     trust: bool = False,
+    workshop: Workshop | None = None,
     workspace: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Lock, ...]:
@@ -80,7 +82,8 @@ def resolve_all(
             locks.append(
                 resolve(
                     pack, settings=settings, platform=platform, store=store, sources=sources,
-                    previous=earlier.get(platform), update=update, trust=trust, workspace=workspace, progress=progress,
+                    previous=earlier.get(platform), update=update, trust=trust, workshop=workshop,
+                    workspace=workspace, progress=progress,
                 )
             )  # fmt: skip
         except CpackError as error:
@@ -116,12 +119,14 @@ def resolve(
     previous: Lock | None = None,
     update: Collection[str] = (),
     trust: bool = False,
+    workshop: Workshop | None = None,
     workspace: bool = False,
     progress: Progress = SILENT,
 ) -> Lock:
     """Resolve *pack* to its lock for *platform*, by default the one that *settings* name, else this machine's.
 
-    *sources* holds the mirrors (flags and settings) and transports. With *trust* packages that have no wheel are built.
+    *sources* holds the mirrors (flags and settings) and transports. With *trust* packages that have no
+    wheel are built, in the *workshop* where there is one.
 
     The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
     *update*; ``python`` there means every one of them. Other parts (``system``, ``nodes``, ``models``, ``service``)
@@ -226,6 +231,7 @@ def resolve(
                 preferred=_pins(previous, update),
                 asked=lambda: _asked(trees_work, pack, store=store, sources=sources, progress=reports),
                 trust=trust,
+                workshop=workshop,
                 progress=reports,
             ),
         )

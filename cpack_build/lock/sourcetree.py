@@ -28,7 +28,7 @@ from cpack_build.oci.compression import ChunkReader, decompressed_chunks
 from cpack_build.oci.files import BoundedMember
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["lay_out", "pin_archive", "pin_tree", "shown"]
+__all__ = ["build_requires", "build_system", "lay_out", "pin_archive", "pin_tree", "shown"]
 
 _UNPACKED = 2 << 30
 """Bytes that an sdist may unpack to; torch's own has 0.3 GB."""
@@ -109,15 +109,16 @@ def lay_out(
     return place
 
 
+def build_requires(place: Path) -> list[str]:
+    """What the build backend of the source in *place* says that it needs (PEP 518). Raises ``BadInput``."""
+    table = _table(place)
+    requires = table.get("requires", [] if "build-backend" in table else ["setuptools >= 40.8.0"])
+    return [str(one) for one in requires] if isinstance(requires, list) else []
+
+
 def build_system(place: Path) -> str:
     """The build backend of the source in *place* and what it needs, for people (PEP 517, 518). Raises ``BadInput``."""
-    path = place / "pyproject.toml"
-    try:
-        document = read_toml(path.read_text("utf-8")) if path.exists() else {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadInput(f"pyproject.toml cannot be read: {error}.") from error
-    table = document.get("build-system")
-    table = table if isinstance(table, dict) else {}
+    table = _table(place)
     # PEP 517, "build-backend": without one it is setuptools, which runs setup.py
     backend = str(table.get("build-backend", "setup.py (setuptools)"))
     own = " in its own files" if table.get("backend-path") else ""
@@ -126,6 +127,17 @@ def build_system(place: Path) -> str:
     told = f"{backend}{own}" + (f", which needs {needs}" if needs else "")
     # one line each, whatever a stranger wrote there
     return "".join(character if character.isprintable() else "?" for character in told)[:_SHOWN]
+
+
+def _table(place: Path) -> dict[str, object]:
+    """``[build-system]`` of the source in *place*."""
+    path = place / "pyproject.toml"
+    try:
+        document = read_toml(path.read_text("utf-8")) if path.exists() else {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise BadInput(f"pyproject.toml cannot be read: {error}.") from error
+    table = document.get("build-system")
+    return table if isinstance(table, dict) else {}
 
 
 def _archive(
