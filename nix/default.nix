@@ -36,7 +36,8 @@ let
 
   host = fromJSON (readFile ./host.json);
   withDependencies = pkgs.python3.withPackages (all: with all; [
-    build click installer isal packaging pydantic pyelftools python-debian pyyaml requests rich urllib3 zstandard
+    build click cyclonedx-python-lib installer isal packageurl-python packaging pydantic pyelftools python-debian pyyaml
+    requests rich urllib3 zstandard
   ]);
   program =
     if python != null then python
@@ -62,10 +63,10 @@ let
     PYTHONPATH = "${./tool}";
   } // more);
 
-  # Names in the Nix store have few letters.
+  # Names in the Nix store have few letters, and not many of them.
   safe = text: concatStringsSep "" (map
     (letter: if match "[A-Za-z0-9+._-]" letter != null then letter else "-")
-    (genList (at: substring at 1 text) (stringLength text)));
+    (genList (at: substring at 1 text) (if stringLength text > 160 then 160 else stringLength text)));
 
   # -- what the lock names, by hash ---------------------------------------------------------------------------------
 
@@ -75,14 +76,14 @@ let
     "CPACK_HOME" "CPACK_STORES"
   ];
   # With an address, Nix's own downloader; else cpack-build, from its store or wherever it finds such things.
-  fetched = { name, sha256, url ? null, order ? null }:
+  fetched = { name, sha256, url ? null, size ? null, ... }@item:
     if url != null && match "(https?|file)://.*" url != null
     then import <nix/fetchurl.nix> { name = "cpack-${safe name}"; inherit sha256 url; }
-    else run name order {
+    else run name { kind = "file"; inherit item; } {
       outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = sha256; inherit impureEnvVars;
     };
 
-  debFile = deb: fetched { name = "${deb.name}_${deb.version}.deb"; inherit (deb) sha256 url; };
+  debFile = deb: fetched { name = "${deb.name}_${deb.version}.deb"; inherit (deb) sha256 size url; };
 
   wheelsOf = environment:
     if hashString "sha256" environment.pylock != environment.pylock_sha256
@@ -98,29 +99,24 @@ let
       (fromTOML environment.pylock).packages;
   serviceWheels = wheelsOf lock.service;
   comfyuiWheels = wheelsOf lock.python;
-  wheelFile = wheel: fetched {
-    name = wheel.filename;
-    inherit (wheel) sha256 url;
-    order = { kind = "wheel-file"; inherit wheel; };
-  };
+  wheelFile = wheel: fetched { name = wheel.filename; inherit (wheel) sha256 size url; };
 
   interpreterDebs = lock.interpreter.packages or [ ];
   isArchive = lock.interpreter.kind == "archive";
   archiveFile = fetched {
     name = "python-${lock.interpreter.version}-archive";
-    inherit (lock.interpreter) sha256 url;
+    inherit (lock.interpreter) sha256 size url;
   };
+  registryFile = pin: fetched { name = "${pin.name}-${pin.version}-archive"; inherit (pin) sha256 size url; };
 
-  modelFile = model: fetched {
-    name = "model-${model.sha256}";
-    inherit (model) sha256;
-    order = { kind = "model-file"; inherit model; };
+  # A model's addresses want what cpack-build knows of hubs.
+  modelFile = model: run "model-${model.sha256}" { kind = "model-file"; inherit model; } {
+    outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = model.sha256; inherit impureEnvVars;
   };
 
   # A tree by its NAR hash, which plan.json has for the lock's own: the commit, the archive or the pack's files, unpacked.
   trees = [ lock.comfyui ] ++ lock.nodes ++ (lock.registry_nodes or [ ]) ++ (lock.local_nodes or [ ]);
   isRegistered = pin: pin ? sha256;
-  registryFile = pin: fetched { name = "${pin.name}-${pin.version}-archive"; inherit (pin) sha256 url; };
   isCaptured = pin: pin ? patch_sha256 || !(pin ? commit || isRegistered pin);
   treeFolder = pin: run "tree-${pin.name}"
     {

@@ -24,12 +24,19 @@ from typing import Any
 import pytest
 import yaml
 
+from cpack_build.deploy.compose import Options, compose_files
+from cpack_build.deploy.folder import write_folder
+from cpack_build.deploy.subject import Subject
 from cpack_build.image.layer import arrange, text
+from cpack_build.lock.resolve import this_platform
 from cpack_build.oci.push import push
-from cpack_build.oci.reference import parse_reference
+from cpack_build.oci.reference import LayoutName, parse_reference
+from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import Image
 from tests import need
 from tests.asking import ask_comfyui, ask_service, pixels, png, until_ready
+from tests.backends.nixstore import nix_store
+from tests.backends.roots import differences, root_of
 from tests.engines import Docker, Podman, Registry, free_port, run_docker
 from tests.example import PICTURE_IN, PICTURE_OUT, WORKFLOW, Example, make_example, system_python
 from tests.oci.images import image_of
@@ -232,19 +239,40 @@ def _archive(built: Built) -> Path:
 
 @pytest.mark.docker
 def test_gpus_all_asks_the_nvidia_hook_for_every_gpu(built: Built, tmp_path: Path) -> None:
-    """A stub of the hook that Docker runs for ``--gpus`` sees what the image's config asks for."""
-    seen = tmp_path / "seen"
-    hook = tmp_path / "bin/nvidia-container-runtime-hook"
-    hook.parent.mkdir()
-    bundle = f'$(sed -E \'s/.*"bundle":"([^"]+)".*/\\1/\' {seen}.state)'
-    hook.write_text(f'#!/bin/sh\ncat > {seen}.state\ncp "{bundle}/config.json" {seen}\n')
-    hook.chmod(0o755)
-    with run_docker(path=f"{hook.parent}:{os.environ['PATH']}") as docker:
+    with gpu_docker(tmp_path) as (docker, seen):
         docker("load", "--input", str(_archive(built)))
         docker("run", "--rm", "--gpus", "all", "--entrypoint", "/bin/sh", "example:archive", "-c", "true")
     environment = json.loads(seen.read_text())["process"]["env"]
     assert "NVIDIA_VISIBLE_DEVICES=all" in environment
     assert any(item.startswith("NVIDIA_DRIVER_CAPABILITIES=") and "compute" in item for item in environment)
+
+
+@pytest.mark.docker
+def test_compose_asks_the_nvidia_hook_for_the_gpus_of_its_file(built: Built, tmp_path: Path) -> None:
+    compose = need.tool("docker-compose")
+    subject = Subject(built.result["image_id"], "example", (built.result["platform"],), "cuda12.8")
+    write_folder(tmp_path / "up", compose_files(subject, Options("example", port=free_port(), gpus=2)))
+    with gpu_docker(tmp_path) as (docker, seen):
+        docker("load", "--input", str(_archive(built)))
+        command = [compose, "-f", str(tmp_path / "up/compose.yaml"), "-p", "cpackgpu"]
+        environment = {**os.environ, **docker.environment}
+        done = subprocess.run([*command, "up", "-d"], env=environment, capture_output=True, text=True, check=False)
+        subprocess.run([*command, "down", "--volumes"], env=environment, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "NVIDIA_VISIBLE_DEVICES=0,1" in json.loads(seen.read_text())["process"]["env"]
+
+
+@contextmanager
+def gpu_docker(folder: Path) -> Iterator[tuple[Docker, Path]]:
+    """A dockerd with a stub of the hook that it runs for GPUs, and the file in which that leaves what it was told."""
+    seen = folder / "seen"
+    hook = folder / "bin/nvidia-container-runtime-hook"
+    hook.parent.mkdir()
+    bundle = f'$(sed -E \'s/.*"bundle":"([^"]+)".*/\\1/\' {seen}.state)'
+    hook.write_text(f'#!/bin/sh\ncat > {seen}.state\ncp "{bundle}/config.json" {seen}\n')
+    hook.chmod(0o755)
+    with run_docker(path=f"{hook.parent}:{os.environ['PATH']}") as docker:
+        yield docker, seen
 
 
 def test_other_tools_read_the_layout(built: Built, tmp_path: Path) -> None:
@@ -288,6 +316,22 @@ def test_a_second_build_elsewhere_gives_the_same_image(built: Built, tmp_path: P
     assert (folder / lock).read_bytes() == (built.example.pack.parent / lock).read_bytes()
     assert result["image_id"] == built.result["image_id"]
     assert result["digest"] == built.result["digest"]
+
+
+def test_nix_makes_the_same_image(built: Built, tmp_path: Path) -> None:
+    """With real packages, its own Python as compiler and the loader's cache; entry by entry."""
+    with nix_store(tmp_path / "nix") as nix:
+        environment = {**built.environment, **nix.environment}
+        where = f"oci:{tmp_path}/nix.oci"
+        result = cpack_build(
+            "image", built.example.pack, "--backend", "nix", "--output", where, environment=environment
+        )
+        assert result["digest"] == built.result["digest"]
+        assert not [name for name in nix.names() if "model" in name]
+    images = [open_source(LayoutName(path)).as_image(this_platform()) for path in (built.layout, tmp_path / "nix.oci")]
+    roots = [root_of(image) for image in images]
+    assert len(roots[0]) > 10_000
+    assert differences(*roots) == {}
 
 
 @pytest.fixture(scope="module")

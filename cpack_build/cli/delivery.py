@@ -117,7 +117,7 @@ def _own(image: Image | ImageIndex) -> Image:
 
     if isinstance(image, Image):
         return image
-    from cpack_build.lock.resolve import this_platform  # Which brings all that reads packs.
+    from cpack_build.lock.machine import this_platform  # Which brings all that reads packs.
 
     found = image.image_for(this_platform())
     if found is None:

@@ -94,7 +94,7 @@ def export(
     from cpack_build.errors import UnsafeInput
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.fetch.store import Store
-    from cpack_build.lock.resolve import this_platform
+    from cpack_build.lock.machine import this_platform
     from cpack_build.restore.artifact import read_artifact
     from cpack_build.restore.export import copy_pack
     from cpack_build.restore.export import export as exported

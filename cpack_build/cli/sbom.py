@@ -64,8 +64,8 @@ def sbom(
     from cpack_build.fetch.store import Store
     from cpack_build.lock import sbom as writers
     from cpack_build.lock.bill import parts_of, with_licences
+    from cpack_build.lock.machine import this_platform
     from cpack_build.lock.provenance import provenance
-    from cpack_build.lock.resolve import this_platform
     from cpack_build.oci.storage import whole_file
     from cpack_build.restore.artifact import read_artifact
     from cpack_build.restore.naming import opened

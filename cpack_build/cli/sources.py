@@ -185,7 +185,7 @@ def _workspace_lock(
 
 def _image_platform(settings: Settings) -> Platform:
     """Which of an image's platforms is meant: what the user names, else the one that runs on this machine."""
-    from cpack_build.lock.resolve import this_platform
+    from cpack_build.lock.machine import this_platform
 
     return _named(settings) or this_platform()
 

@@ -45,7 +45,7 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     from cpack_build.image.config import APP
     from cpack_build.image.gather import gather
     from cpack_build.image.verify import first_difference
-    from cpack_build.lock.resolve import this_platform
+    from cpack_build.lock.machine import this_platform
     from cpack_build.lock.schema import load_lock, load_locks, read_lock, read_locks
     from cpack_build.oci.reference import parse_image_name
     from cpack_build.oci.sources import open_source

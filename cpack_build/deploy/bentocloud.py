@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cpack_build.deploy.bentoclient import Cloud, PassingFailure, Spinner, clean, connect, in_our_words
@@ -158,16 +158,16 @@ def deploy(
 
     service = bentoml.bentos.get(wanted.bento).entry_service
     _require_secrets(cloud, wanted)
-    config = wanted.config(service)
-    parameters = DeploymentConfigParameters(service_name=service, cfg_dict=config)
     with in_our_words(cloud, "The deployment"):
-        exists = wanted.name is not None and _there(cloud, wanted)
+        found = _found(cloud, wanted)
+        config = (wanted if found is None else _over(found, wanted)).config(service)
+        parameters = DeploymentConfigParameters(service_name=service, cfg_dict=config)
         api = cloud.client.deployment
-        made = api.update(parameters) if exists else api.create(parameters)
+        made = api.create(parameters) if found is None else api.update(parameters)
         if wait is not None:
             _wait(cloud, made, seconds=wait, progress=progress, sleep=sleep)
         status = made.get_status(refetch=wait is not None).status
-        return Deployed(made.name, made.cluster, status, not exists, tuple(made._urls or ()), made.admin_console)
+        return Deployed(made.name, made.cluster, status, found is None, tuple(made._urls or ()), made.admin_console)
 
 
 def planned(cloud: Cloud, wanted: Wanted | None, tag: str) -> list[dict[str, Any]]:
@@ -185,8 +185,9 @@ def planned(cloud: Cloud, wanted: Wanted | None, tag: str) -> list[dict[str, Any
     def add(kind: str, what: Any, size: int) -> None:
         name, version = what.name, what.version
         place = f"/api/v1/{kind}_repositories"
-        if getattr(v1, f"get_{kind}_repository")(name) is None:
-            steps.append({"method": "POST", "path": place, "body": {"name": name}})
+        create = {"method": "POST", "path": place, "body": {"name": name}}
+        if create not in steps and getattr(v1, f"get_{kind}_repository")(name) is None:
+            steps.append(create)
         known = getattr(v1, f"get_{kind}")(name, version)
         if known is not None and known.upload_status == UploadStatus.SUCCESS.value:
             return
@@ -199,29 +200,40 @@ def planned(cloud: Cloud, wanted: Wanted | None, tag: str) -> list[dict[str, Any
         steps.append({"method": "PUT", "path": "(as BentoCloud answers)", "bytes": size})
 
     with in_our_words(cloud, "The look at what is there"):
-        for info in bento.info.all_models:
+        for info in (info for info in bento.info.all_models if info.registry == "bentoml"):
             add("model", info.tag, bentoml.models.get(info.tag).file_size)
         add("bento", bento.tag, bento.file_size)
         if wanted is None:
             return steps
-        exists = wanted.name is not None and _there(cloud, wanted)
-        body = wanted.config(bento.entry_service)
+        found = _found(cloud, wanted)
+        body = (wanted if found is None else _over(found, wanted)).config(bento.entry_service)
         body.pop("cluster", None)
         if "envs" in body:
             body["envs"] = [{"name": one["name"], "value": "…"} for one in body["envs"]]
-        path = f"/api/v2/deployments/{wanted.name}" if exists else "/api/v2/deployments"
-        steps.append({"method": "PUT" if exists else "POST", "path": path, "body": body})
+        path = "/api/v2/deployments" + ("" if found is None else f"/{wanted.name}")
+        steps.append({"method": "POST" if found is None else "PUT", "path": path, "body": body})
     return steps
 
 
-def _there(cloud: Cloud, wanted: Wanted) -> bool:
+def _found(cloud: Cloud, wanted: Wanted) -> Any | None:
+    """The deployment of that name, if there is one."""
     from bentoml.exceptions import NotFound
 
+    if wanted.name is None:
+        return None
     try:
-        found = cloud.client.deployment.get(wanted.name, wanted.cluster)
+        return cloud.client.deployment.get(wanted.name, wanted.cluster)
     except NotFound:
-        return False
-    return bool(found.get_status(refetch=False).status != "terminated" or found._schema.latest_revision)
+        return None
+
+
+def _over(found: Any, wanted: Wanted) -> Wanted:
+    """*wanted* with the variables and secrets that *found* has besides: BentoML's client would replace the lists."""
+    config = found.get_config(refetch=False)
+    if config is None:
+        return wanted
+    envs = {item.name: item.value for item in config.envs or ()} | dict(wanted.envs)
+    return replace(wanted, envs=envs, secrets=tuple(dict.fromkeys([*(config.secrets or ()), *wanted.secrets])))
 
 
 def _require_secrets(cloud: Cloud, wanted: Wanted) -> None:

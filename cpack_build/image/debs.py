@@ -17,7 +17,6 @@ from tarfile import TarError, TarInfo
 from tarfile import open as open_tar
 
 from debian.arfile import ArError, ArFile
-from debian.deb822 import Deb822, PkgRelation
 
 from cpack_build.errors import BadInput, UnsafeInput
 from cpack_build.fetch.store import Store, StoredFile
@@ -95,6 +94,8 @@ def deb_layer(
 
 def dependencies_of(deb: StoredDeb) -> set[str]:
     """The names of the packages that *deb* needs, every alternative of each (deb-control(5), "Depends")."""
+    from debian.deb822 import Deb822, PkgRelation
+
     control = Deb822(_control(deb)[0])
     relations = ", ".join(filter(None, (control.get("Pre-Depends"), control.get("Depends"))))
     if not relations:

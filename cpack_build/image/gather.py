@@ -20,13 +20,12 @@ from cpack_build.image.base import open_locked_base
 from cpack_build.image.build import Materials
 from cpack_build.image.debs import StoredDeb
 from cpack_build.image.wheels import StoredWheel
-from cpack_build.lock.building import have_built
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.debs import fetch_deb
 from cpack_build.lock.interpreter import compiling, is_vouched
+from cpack_build.lock.machine import this_platform
 from cpack_build.lock.models import fetch_model, local_model
 from cpack_build.lock.nodes import open_tree
-from cpack_build.lock.resolve import this_platform
 from cpack_build.lock.schema import (
     ArchiveInterpreter,
     BaseImage,
@@ -104,6 +103,8 @@ def gather(
 
         def wheel(item: Wheel) -> StoredWheel:
             if item.sha256 in built:
+                from cpack_build.lock.building import have_built
+
                 have_built(
                     item, built[item.sha256], python_version=lock.interpreter.version, find_links=places.find_links,
                     store=store, sources=sources, trust=trust, progress=reports,

@@ -24,7 +24,7 @@ from cpack_build.image.loader import stored_cache
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.form import recorded_compression
 from cpack_build.lock.interpreter import compiling
-from cpack_build.lock.resolve import this_platform
+from cpack_build.lock.machine import this_platform
 from cpack_build.lock.schema import (
     ArchiveInterpreter,
     BaseImage,

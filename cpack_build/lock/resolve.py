@@ -26,6 +26,7 @@ from cpack_build.lock.captured import Captured
 from cpack_build.lock.form import in_form
 from cpack_build.lock.hub import confirmed
 from cpack_build.lock.interpreter import compiles_alike, vouch
+from cpack_build.lock.machine import host_platform, image_platform, this_platform
 from cpack_build.lock.models import lock_models, refuse_pickles
 from cpack_build.lock.nodes import Trees, kept_trees, lock_trees, open_tree
 from cpack_build.lock.python import NOTHING, Target, lock_environment, lock_service, parse_requirements
@@ -45,9 +46,6 @@ from cpack_build.progress import SILENT, Progress, working
 __all__ = ["PackInput", "host_platform", "resolve", "resolve_all", "this_platform"]
 
 _T = TypeVar("_T")
-_MACHINES: dict[str, Platform] = {
-    "x86_64": "linux/amd64", "amd64": "linux/amd64", "aarch64": "linux/arm64", "arm64": "linux/arm64",
-}  # fmt: skip
 _NO_COMMIT = 315532800
 """1980-01-01, as all else in a pack is dated: for a pack with no git repository."""
 
@@ -377,24 +375,7 @@ def _environment(
 
 
 def _runs_here(platform: AnyPlatform) -> bool:
-    return host.system() == "Linux" and _MACHINES.get(host.machine().lower()) == platform
-
-
-def host_platform() -> AnyPlatform:
-    """Where a workspace on this machine is. Raises :class:`UsageError` where no ComfyUI can be."""
-    machine = this_platform().partition("/")[2]
-    system = host.system().lower()
-    if system not in ("linux", "darwin", "windows") or (system, machine) == ("windows", "arm64"):
-        raise UsageError(f"Workspaces on {host.system()} {machine} are not known.", hint="Use Linux, macOS or Windows.")
-    return cast("AnyPlatform", f"{system}/{machine}")
-
-
-def this_platform() -> Platform:
-    """The platform whose images run on this machine. Raises :class:`UsageError` where there is none."""
-    machine = host.machine().lower()
-    if machine not in _MACHINES:
-        raise UsageError(f"Images for {machine} cannot be made.", hint="Name --platform linux/amd64 or linux/arm64.")
-    return _MACHINES[machine]
+    return host.system() == "Linux" and image_platform() == platform
 
 
 def _caught(work: Callable[[], _T], errors: list[CpackError]) -> _T | None:

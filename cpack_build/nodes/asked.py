@@ -56,7 +56,7 @@ def split(body: bytes, folder: Path) -> dict[str, Any]:
     classes: set[str] = set()
     for key, name in (("prompt", _PROMPT), ("workflow", _WORKFLOW)):
         given = params.pop(key, None)
-        if given is None:
+        if given is None or given == {}:  # an empty canvas
             continue
         if not isinstance(given, dict):
             raise ValueError(f"its {key} is no object")

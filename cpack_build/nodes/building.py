@@ -66,14 +66,14 @@ def image(plugin: Plugin, asked: Asked, params: Mapping[str, Any]) -> Job:
         else:
             _require_engine(plugin, job, packed)
         tag = ["--tag", reference] if reference and then != "push" else []
-        told = job.tool(plugin.tool, "image", packed, "--locked", *tag, *where, *building.flags, *building.settings)
+        told = job.tool(plugin.tool, "image", packed, "--locked", *tag, *where, *building.trust, *building.settings)
         (output,) = told["outputs"]
         return {
             "digest": told["digest"],
             "image_id": told.get("image_id"),
             "size": told["size"],
             "layers": told.get("layers"),
-            "reference": reference or output["name"].partition(":")[2],
+            "reference": reference or (output["name"].partition(":")[2] if folder is None else None),
             "run": output["run"],
             "saved": f"cpack/{folder.name}" if folder is not None else None,
         }
@@ -92,8 +92,8 @@ class _Building:
         self._prompt = require_prompt(asked)
         self._choice = write_choice(params, asked.folder)
         self._local = flag(params, "include_local")
-        self.flags = [*plugin.build_flags, *(["--trust"] if flag(params, "trust") else [])]
-        self.settings = _settings(params)
+        self.trust = ["--trust"] if flag(params, "trust") else []
+        self.settings = [*_settings(params), *plugin.build_flags]
 
     def packed_and_locked(self, job: Job) -> str:
         """The pack, with its lock beside it."""
@@ -105,7 +105,7 @@ class _Building:
         )  # fmt: skip
         packed = str(told["pack"])
         job.stage("lock")
-        job.tool(self._plugin.tool, "lock", packed, *self.flags, *self.settings)
+        job.tool(self._plugin.tool, "lock", packed, *self.trust, *self.settings)
         return packed
 
 

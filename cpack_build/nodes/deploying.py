@@ -43,6 +43,7 @@ def _to_bentocloud(plugin: Plugin, asked: Asked, params: Mapping[str, Any], name
     token = plugin.token_for(endpoint)
     if token is None:
         raise Refused("no_token", f"No API token for {endpoint} is known.", next="Enter it; it is not written down.")
+    trust = ["--trust"] if flag(params, "trust") else []
     prompt, flags, local = require_prompt(asked), write_choice(params, asked.folder), flag(params, "include_local")
 
     def work(job: Job) -> dict[str, Any]:
@@ -51,9 +52,10 @@ def _to_bentocloud(plugin: Plugin, asked: Asked, params: Mapping[str, Any], name
         job.stage("deploy")
         done = job.tool(
             plugin.tool, "deploy", "bentocloud", told["pack"], "--name", name, "--endpoint", endpoint,
-            *plugin.build_flags, environment={"BENTO_CLOUD_API_KEY": token},
+            *trust, *plugin.build_flags, environment={"BENTO_CLOUD_API_KEY": token},
         )  # fmt: skip
-        return {"name": name, "url": done.get("url"), "status": done.get("status")}
+        url = next(iter(done["urls"]), None) or done["console"]
+        return {"name": done["deployment"], "url": url, "status": done["status"], "console": done["console"]}
 
     stages = [Stage(*PACKING), Stage("deploy", "Deploy to BentoCloud")]
     return plugin.start(asked, "deploy", f"Deploy {name}", stages, work, secrets=[token])

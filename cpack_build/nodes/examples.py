@@ -24,8 +24,10 @@ def examples(url: str, parameters: Sequence[Mapping[str, Any]], *, inputs: Path,
         if parameter.get("linked"):
             continue
         if parameter.get("type") in _FILES:
-            shown = inputs / str(default) if default else None
-            files[name] = str(shown) if shown is not None and shown.is_file() else f"{name}.png"
+            if (shown := _shown(inputs, default)) is not None:
+                files[name] = str(shown)
+            elif parameter.get("required", default is None):
+                files[name] = f"{name}.png" if parameter.get("type") in ("image", "mask") else name
         else:
             values[name] = _sample(parameter) if default is None else default
     target = f"{url}/generate"
@@ -34,6 +36,14 @@ def examples(url: str, parameters: Sequence[Mapping[str, Any]], *, inputs: Path,
         "python": _python(target, files, values, token=token),
         "javascript": _javascript(target, files, values, token=token),
     }
+
+
+def _shown(inputs: Path, default: Any) -> Path | None:
+    """The file of the input folder that a node shows; it may be named from ComfyUI's own folder, and annotated."""
+    if not isinstance(default, str) or not default:
+        return None
+    place = inputs / default.removesuffix(" [input]").removeprefix("input/")
+    return place if place.resolve().is_relative_to(inputs.resolve()) and place.is_file() else None
 
 
 def _sample(parameter: Mapping[str, Any]) -> Any:

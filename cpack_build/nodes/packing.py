@@ -84,11 +84,19 @@ def make_pack(
     """Have the tool write NAME.cpack.zip to *folder*, by default the job's own; what it told."""
     folder = folder or job.folder
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return job.tool(
-        plugin.tool, "pack", *observing(plugin, asked, prompt), *flags, *plugin.pack_flags,
-        *(["--include-local"] if include_local else []),
-        "--output", str(folder / f"{name}{ENDING}"),
-    )  # fmt: skip
+    try:
+        return job.tool(
+            plugin.tool, "pack", *observing(plugin, asked, prompt), *flags, *plugin.pack_flags,
+            *(["--include-local"] if include_local else []),
+            "--output", str(folder / f"{name}{ENDING}"),
+        )  # fmt: skip
+    except Failed as failed:
+        if "--include-local" not in failed.next:
+            raise
+        raise Failed(
+            "local_code", failed.message,
+            next="Allow it to travel in the pack, or give the custom node a git repository with a remote.",
+        ) from None  # fmt: skip
 
 
 def save(plugin: Plugin, file: Path, name: str) -> str:

@@ -56,7 +56,7 @@ class Plugin:
 
     @property
     def build_flags(self) -> list[str]:
-        """Further flags of ``lock`` and ``image``, such as mirrors: words in ``CPACK_BUILD_FLAGS``."""
+        """Further flags of ``lock``, ``plan`` and ``image``, such as mirrors: words in ``CPACK_BUILD_FLAGS``."""
         return shlex.split(os.environ.get("CPACK_BUILD_FLAGS", ""))
 
     @property

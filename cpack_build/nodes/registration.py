@@ -7,6 +7,7 @@ of that folder's path, and the ``cpack_build`` distribution need not be installe
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Any
 
@@ -21,12 +22,16 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {name: title for name, (_, title) i
 
 
 def start() -> None:
-    """Take part in ComfyUI's server, if there is one: a tool that only reads the nodes has none."""
+    """Take part in ComfyUI's server, if there is one: a tool that only reads the nodes has none.
+
+    The service's own ComfyUI (``CPACK_SERVED``) gets the nodes alone: there is nobody at an editor.
+    """
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
     if server is not None:
-        from .routes import install
+        if not os.environ.get("CPACK_SERVED"):
+            from .routes import install
 
-        install(server)
+            install(server)
         server.app.on_startup.append(_claim)
 
 

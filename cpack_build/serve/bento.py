@@ -8,7 +8,6 @@ has the server, with the front before BentoML's routes.
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import shutil
@@ -61,7 +60,6 @@ def bento_service(folder: Path) -> bentoml.Service[Any]:
     workflow = read_workflow(settings.workflow_file.read_bytes(), name=settings.workflow_file.name)
     if is_worker:
         hide_secrets()
-        atexit.register(shutil.rmtree, data, ignore_errors=True)  # unless CPACK_DATA names another place
         folders = prepare_folders(settings.data, settings.app / "input")
         engines = make_engines(settings, folders, log=_log)
     else:
@@ -78,6 +76,8 @@ def bento_service(folder: Path) -> bentoml.Service[Any]:
         Front, routes=make_routes(server), settings=settings, gate=server.gate, metrics=server.metrics, log=_log
     )
     service.inner.prepare = bentoml.on_deployment(partial(_prepare, folder, about))
+    if is_worker:  # unless CPACK_DATA names another place; after `end`, for hooks run by name
+        service.inner.tidy = bentoml.on_shutdown(partial(shutil.rmtree, data, ignore_errors=True))
     service.__class__ = _untimed(type(service))
     return service
 

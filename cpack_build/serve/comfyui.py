@@ -268,6 +268,7 @@ def _child_environment(environ: Mapping[str, str], folders: Folders) -> dict[str
     child = {name: value for name, value in environ.items() if name not in left_out}
     child["TMPDIR"] = str(folders.scratch)
     child["PYTHONUNBUFFERED"] = "1"
+    child["CPACK_SERVED"] = "1"  # the plugin's routes are for people at an editor
     if not os.access(child.get("HOME", "/nonexistent"), os.W_OK):
         child["HOME"] = str(folders.root)
     child.setdefault("USER", "cpack")  # a user id without a name: getpass.getuser() would fail

@@ -45,7 +45,7 @@ export function findingList(findings, { leave }) {
       leave();
       jump(finding.node_id);
     };
-    return h("li", {}, h("button.finding", { type: "button", "data-node": finding.node_id, title: t("check.jump"), onclick: go }, words, h("span.badge.accent", {}, icon("target"), ` ${titleOf(finding.node_id)}`)));
+    return h("li", {}, h("button.finding", { type: "button", "data-node": finding.node_id, title: t("check.jump"), onclick: go }, words, h("span.badge.accent", {}, icon("target"), titleOf(finding.node_id))));
   }));
 }
 

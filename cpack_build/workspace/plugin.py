@@ -29,7 +29,7 @@ TOOL = ".cpack-tool"
 """Which program the plugin is to run; of this machine alone, so it is in no list and no pack."""
 _LISTED_LIMIT = 1 << 20
 _PACKAGE = Path(__file__).resolve().parents[1]
-_PARTS = ("__init__.py", "nodes", "web")
+_PARTS = ("__init__.py", "filesystem.py", "nodes", "web")
 DOOR = '''"""The door through which ComfyUI finds the plugin when this repository is cloned into ``custom_nodes``.
 
 Nothing else belongs into this file; the program is in ``cpack_build/``, the plugin in ``cpack_build/nodes`` and

@@ -34,7 +34,11 @@ class NixStore:
 
     def names(self) -> list[str]:
         """What lies in the store, without the hashes."""
-        return sorted(path.name[33:] for path in (self.root / "store").iterdir() if len(path.name) > 33)
+        return sorted(name[33:] for name in self.names_with_hashes())
+
+    def names_with_hashes(self) -> list[str]:
+        """What lies in the store."""
+        return [path.name for path in (self.root / "store").iterdir() if len(path.name) > 33]
 
 
 @contextmanager

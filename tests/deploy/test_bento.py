@@ -403,7 +403,9 @@ def serving(command: list[object], environment: Mapping[str, str], log: Path) ->
 @pytest.mark.xdist_group("engines")
 def test_bentoml_serves_it_and_bentoml_s_own_client_calls_it(served: Served, tmp_path: Path) -> None:
     """With no ComfyUI named the Bento makes its own, from nothing but itself; in front is the token, as in an image."""
-    alone = {**served.environment, "CPACK_HOME": str(tmp_path / "fresh"), "CPACK_TOKEN": "own-token"}
+    (tmp_path / "tmp").mkdir()
+    own = {"CPACK_HOME": str(tmp_path / "fresh"), "CPACK_TOKEN": "own-token", "TMPDIR": str(tmp_path / "tmp")}
+    alone = {**served.environment, **own}
     picture, result = tmp_path / "photo.png", tmp_path / "result.png"
     picture.write_bytes(png(40, 40))
     with serving(["bentoml", "serve", served.tag], alone, tmp_path / "log") as url:
@@ -413,6 +415,7 @@ def test_bentoml_serves_it_and_bentoml_s_own_client_calls_it(served: Served, tmp
         program(sys.executable, "-c", _CLIENT, url, picture, result, "own-token", environment=alone, cwd=tmp_path)
     assert pixels(result.read_bytes())[0] == (128, 128)
     assert "own-token" not in (tmp_path / "log").read_text()
+    assert list((tmp_path / "tmp").glob("cpack-bento-*")) == [], "the service's files go when it ends"
 
 
 @pytest.mark.docker

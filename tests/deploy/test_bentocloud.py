@@ -102,9 +102,12 @@ def test_a_bento_is_pushed_deployed_and_waited_for(
 
 
 def test_what_is_there_is_not_sent_again_and_a_deployment_is_changed(call: Caller, cloud: Cloud, bento: str) -> None:
-    assert call("deploy", "bentocloud", bento, "--name", "upscale", "--instance-type", "cpu.2").code == 0
+    cloud.secrets = {"storage": {"A": "x"}, "hub": {"B": "y"}}
+    first = ("--instance-type", "cpu.2", "--env", "KEPT=1", "--env", "CHANGED=1", "--secret", "storage")
+    assert call("deploy", "bentocloud", bento, "--name", "upscale", *first).code == 0
     uploads = cloud.count("^PUT .*/upload$")
-    done = call("deploy", "bentocloud", bento, "--name", "upscale", "--scaling-max", "5", "--json")
+    changes = ("--scaling-max", "5", "--env", "CHANGED=2", "--env", "NEW=3", "--secret", "hub")
+    done = call("deploy", "bentocloud", bento, "--name", "upscale", *changes, "--json")
     assert done.code == 0, said(done)
     assert (done.document["pushed"], done.document["created"]) == (False, False)
     assert cloud.count("^PUT .*/upload$") == uploads
@@ -112,6 +115,8 @@ def test_what_is_there_is_not_sent_again_and_a_deployment_is_changed(call: Calle
     (service,) = body["services"].values()
     assert service["instance_type"] == "cpu.2", "what is not named stays"
     assert service["scaling"]["max_replicas"] == 5
+    assert {env["name"]: env["value"] for env in body["envs"]} == {"KEPT": "1", "CHANGED": "2", "NEW": "3"}
+    assert body["secrets"] == ["storage", "hub"]
 
 
 def test_a_dry_run_shows_the_very_requests_and_sends_none(call: Caller, cloud: Cloud, bento: str) -> None:

@@ -22,7 +22,7 @@ _MODELS = [
     ("upscale_models", "tiny_esrgan_4x.safetensors", True, False),
     ("vae", "sdxl_vae.safetensors", False, False),
     ("loras", HOSTILE, False, False),
-    *[("loras", f"watercolour_{number:02}.safetensors", False, False) for number in range(200)],
+    *[("loras", f"watercolour_{number:02}.safetensors", False, False) for number in range(60)],
 ]
 _INPUTS = [("example.png", True), ("e.png", False), ("faces/anna.png", False), ("faces/old/ben.jpg", False)]
 

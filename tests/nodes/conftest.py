@@ -33,10 +33,10 @@ def comfy(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Co
         yield engine
 
 
-@pytest.fixture(scope="session")
-def comfyui(tmp_path_factory: pytest.TempPathFactory) -> Iterator[routing.Comfyui]:
+@pytest.fixture(scope="session", params=[kind for kind in _KINDS if kind.id != "comfyui-newest"])
+def comfyui(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[routing.Comfyui]:
     """An install with git, models and inputs, its plugin a clone: for the routes, which look at all of that. Shared."""
-    with routing.running(tmp_path_factory.mktemp("comfyui")) as engine:
+    with routing.running(tmp_path_factory.mktemp("comfyui"), kind=request.param) as engine:
         yield engine
 
 
@@ -113,7 +113,6 @@ def opening(comfy: Comfy, browser: Browser, shots: Path) -> Iterator[OpenComfy]:
                 "Comfy.Notification.ShowVersionUpdates": False,
                 "Comfy.Workflow.ShowMissingNodesWarning": False,
                 "Comfy.Workflow.ShowMissingModelsWarning": False,
-                "Comfy.Workflow.Persist": False,
                 "Comfy.Workflow.WarnBlueprintOverwrite": False,
                 **(settings or {}),
             }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,13 +13,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import requests
 
 from tests.serve.running import DEADLINE, ROOT, free_port, wait_for
-from tests.workspace.installs import HUB, WORKFLOW, make_git_node, make_install
+from tests.standin.repository import make_model
+from tests.workspace.installs import HUB, WORKFLOW, make_git_node, make_install, publish
 
+Kind = Literal["standin", "comfyui"]
 PAGE = {"X-CPack": "1", "Sec-Fetch-Site": "same-origin"}
 _DOOR = f"""
 import importlib.util, sys
@@ -90,10 +93,19 @@ class Comfyui:
 
 @contextmanager
 def running(
-    folder: Path, *, arguments: tuple[str, ...] = (), install: Path | None = None, **environment: str
+    folder: Path,
+    *,
+    kind: Kind = "standin",
+    arguments: tuple[str, ...] = (),
+    install: Path | None = None,
+    **environment: str,
 ) -> Iterator[Comfyui]:
-    """The stand-in, laid out in *folder* as an install with git, nodes, a model and inputs; ended afterwards."""
-    root = install or make_comfyui(folder / "ComfyUI")
+    """ComfyUI, laid out in *folder* as an install with git, nodes, a model and inputs; ended afterwards."""
+    root = install or make_comfyui(folder / "ComfyUI", kind=kind)
+    python = sys.executable
+    if kind == "comfyui":
+        python = os.environ["CPACK_TEST_COMFYUI_PYTHON"]
+        arguments += ("--cpu", "--disable-auto-launch", "--database-url", f"sqlite:///{folder / 'comfyui.db'}")
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
     port = free_port()
@@ -107,7 +119,7 @@ def running(
     }
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "main.py", "--port", str(port), *arguments],
+            [python, "main.py", "--port", str(port), *arguments],
             cwd=root, stdout=log, stderr=log, env=variables, start_new_session=True,
         )  # fmt: skip
     comfyui = Comfyui(f"http://127.0.0.1:{port}", root, process.pid, temporary)
@@ -132,9 +144,16 @@ def running(
                 process.wait()
 
 
-def make_comfyui(root: Path) -> Path:
-    """An install whose plugin is a clone with a remote, as a user's is."""
-    make_install(root)
+def make_comfyui(root: Path, *, kind: Kind = "standin") -> Path:
+    """An install whose plugin is a clone with a remote, as a user's is; of the stand-in or of the ComfyUI that the
+    environment names."""
+    if kind == "standin":
+        make_install(root)
+    else:
+        shutil.copytree(os.environ["CPACK_TEST_COMFYUI"], root, symlinks=True)
+        publish(root, "https://github.com/comfyanonymous/ComfyUI.git")
+        make_model(root / "models/upscale_models/tiny.safetensors", size=64)
+        (root / "input/example.png").write_bytes(b"not really a picture")
     make_git_node(root / "custom_nodes" / "cpack-build", url=f"{HUB}/cpack-build", files={"__init__.py": _DOOR})
     return root
 

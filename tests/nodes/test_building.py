@@ -30,7 +30,7 @@ ANSWERS: dict[str, Any] = {
         "image_id": "sha256:2", "digest": "sha256:3", "size": 10, "layers": 2,
         "outputs": [{"name": "docker:upscale:latest", "run": "docker run --rm -p 3000:3000 upscale"}],
     },
-    "deploy": {"url": "https://upscale.cloud.example", "status": "running"},
+    "deploy": {"deployment": "upscale", "urls": ["https://upscale.cloud.example"], "status": "running", "console": ""},
 }  # fmt: skip
 
 
@@ -109,6 +109,7 @@ def test_an_image_goes_where_it_was_asked_to(scene: Scene, params: dict[str, Any
 def test_a_folder_is_below_the_output_folder_and_nothing_is_replaced(scene: Scene) -> None:
     result = scene.comfyui.done("image", name="kept", prompt=workflow(), then="folder", trust=True)
     assert result["saved"] == "cpack/kept.oci"
+    assert result["reference"] is None
     words = scene.calls()[-1][0]
     assert after(words, "--output") == f"oci:{scene.comfyui.saved / 'kept.oci'}"
     assert "--trust" in words

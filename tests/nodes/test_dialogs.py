@@ -285,7 +285,7 @@ def test_models_are_found_by_words_and_narrowed_by_kind(desk: OpenDesk) -> None:
     dialog = at.dialog.open("Package")
     dialog.tab("models")
     rows = dialog.root.locator("[role=option]:visible")
-    expect(rows).to_have_count(205)
+    expect(rows).to_have_count(65)
     search = dialog.root.get_by_role("searchbox", name="Search models")
     search.fill("loras colour_01")
     expect(rows).to_have_count(1)
@@ -367,6 +367,24 @@ def test_a_failed_job_tells_why_and_leads_back_to_what_was_filled_in(desk: OpenD
     dialog.button("Back").click()
     expect(dialog.root.get_by_label("Image name")).to_have_value("registry.example/team/upscale:2")
     expect(dialog.root.get_by_role("radio", name="Push it")).to_be_checked()
+
+
+@pytest.mark.parametrize(("code", "flag"), [("NeedsTrust", "trust"), ("UnsafeInput", "include_local")])
+def test_what_needs_consent_is_asked_for_and_goes_on_with_it(desk: OpenDesk, code: str, flag: str) -> None:
+    at = desk()
+    dialog = at.dialog.open("Package")
+    box = dialog.root.get_by_role("checkbox")
+    box.uncheck()
+    dialog.primary.click()
+    expect(dialog.root.locator("[data-part=work]")).to_be_visible()
+    assert not at.answers.asked[0]["params"].get(flag)
+    at.answers.push(state="failed", error={"code": code, "message": "Not without you.", "next": ""})
+    dialog.button("Agree and go on").click()
+    expect(dialog.root.locator("[data-part=work]")).to_be_visible()
+    assert at.answers.asked[1]["params"][flag] is True
+    at.answers.push(state="failed", error={"code": code, "message": "Not even so.", "next": ""})
+    expect(dialog.button("Back")).to_be_focused()
+    expect(dialog.button("Agree and go on")).to_have_count(0)
 
 
 @pytest.mark.parametrize(

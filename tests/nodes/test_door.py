@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
+from cpack_build import __version__
 from tests.nodes.comfy import PLUGIN
 from tests.serve.running import ROOT
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 # As ComfyUI's nodes.py loads a custom node; `-I -S` leaves out every installed package.
 LOAD = """
@@ -57,3 +64,20 @@ def test_the_plugins_modules_import_each_other_by_relative_names_alone() -> None
     for path in (ROOT / "cpack_build" / "nodes").glob("*.py"):
         for line in path.read_text().splitlines():
             assert not line.strip().startswith(("import cpack_build", "from cpack_build")), f"{path.name}: {line}"
+
+
+def test_comfyuis_registry_is_told_what_it_asks_for() -> None:
+    """ComfyUI-Manager knows an installed node by name and version, so the version stands there as it is."""
+    document = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    project, comfy = document["project"], document["tool"]["comfy"]
+    assert project["version"] == __version__
+    assert re.fullmatch(r"[a-z](?:[a-z0-9]|[-_.](?![-_.])){0,98}", project["name"])
+    assert project["urls"]["Repository"]
+    assert comfy["PublisherId"]
+    assert comfy["DisplayName"]
+    assert "web" not in comfy  # the door names the folder, and ComfyUI would load it under two names
+    icon = re.fullmatch(r"https://raw\.githubusercontent\.com/[^/]+/[^/]+/main/(.+)", comfy["Icon"])
+    assert icon is not None
+    assert (ROOT / icon[1]).is_file()
+    assert not (ROOT / "requirements.txt").exists()  # which ComfyUI-Manager would install into ComfyUI's environment
+    assert not (ROOT / "install.py").exists()

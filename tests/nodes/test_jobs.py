@@ -151,6 +151,19 @@ def test_a_huge_body_is_refused_and_leaves_nothing(comfyui: Comfyui) -> None:
     assert not list(comfyui.temporary.glob("*/requests/*/*"))
 
 
+def test_code_that_only_this_machine_has_travels_if_that_is_allowed(comfyui: Comfyui) -> None:
+    node = comfyui.folder / "custom_nodes" / "mine.py"
+    node.write_text("NODE_CLASS_MAPPINGS = {}\n")
+    try:
+        job = comfyui.over(comfyui.start("pack", name="x", prompt=workflow()))
+        assert job["error"]["code"] == "local_code"
+        assert "mine.py" in job["error"]["message"]
+        assert "--" not in job["error"]["next"]
+        assert comfyui.done("pack", name="x", prompt=workflow(), include_local=True)["size"]
+    finally:
+        node.unlink()
+
+
 def test_a_large_workflow_is_packed_as_it_is(comfyui: Comfyui) -> None:
     large = workflow()
     large["2"]["_meta"] = {"title": "é" * 300_000}

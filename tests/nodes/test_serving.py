@@ -148,6 +148,23 @@ def test_names_and_values_are_quoted_for_each_language(tmp_path: Path) -> None:
         subprocess.run(["node", "--input-type=module", "--check", "-"], input=made["javascript"], text=True, check=True)
 
 
+def test_a_file_is_the_one_that_the_node_shows_and_never_one_from_elsewhere(tmp_path: Path) -> None:
+    inputs = tmp_path / "input"
+    (inputs / "sub").mkdir(parents=True)
+    (inputs / "sub/a.png").write_bytes(b"")
+    (tmp_path / "secret").write_bytes(b"")
+
+    def curl(default: object) -> str:
+        parameter = {"name": "photo", "type": "image", "default": default, "required": default is None}
+        return examples("http://127.0.0.1:1", [parameter], inputs=inputs)["curl"]
+
+    for default in ("sub/a.png", "input/sub/a.png", "sub/a.png [input]"):
+        assert str(inputs / "sub/a.png") in curl(default)
+    for default in ("../secret", str(tmp_path / "secret"), "gone.png"):
+        assert "-F" not in curl(default)
+    assert "photo.png" in curl(None)
+
+
 def test_a_health_that_changes_is_told(tmp_path: Path) -> None:
     """ComfyUI goes, and the service (which lives on its leash) with it: nothing is left to listen."""
     root = make_comfyui(tmp_path / "ComfyUI")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import pytest
 from cpack_build import __version__
 from cpack_build.nodes.errors import Failed
 from cpack_build.nodes.tool import Tool
+from cpack_build.workspace.place import find_comfyui
+from cpack_build.workspace.plugin import install_plugin
 from tests.nodes.routing import Comfyui, fake_tool, running, workflow
 from tests.serve.running import wait_for
+from tests.workspace.installs import make_install
 
 
 def test_it_is_found_by_its_variable_beside_the_plugin_and_on_the_path(tmp_path: Path) -> None:
@@ -69,3 +73,22 @@ def test_without_the_tool_comfyui_works_and_the_status_says_how_to_get_it(tmp_pa
         job = comfyui.over(comfyui.start("pack", name="x", prompt=workflow()))
         assert job["error"]["code"] == "tool_missing"
         assert "pip install" in job["error"]["next"]
+
+
+def test_a_copy_needs_nothing_that_comfyui_s_python_lacks(tmp_path: Path) -> None:
+    """Every module of the plugin, from a copy that was put into a workspace, by a Python without any package."""
+    install_plugin(find_comfyui(make_install(tmp_path / "ComfyUI")))
+    door = tmp_path / "ComfyUI/custom_nodes/cpack-build"
+    script = f"""
+import importlib, importlib.util, pathlib, sys
+door = pathlib.Path({str(door)!r})
+spec = importlib.util.spec_from_file_location("door", door / "__init__.py", submodule_search_locations=[str(door)])
+sys.modules["door"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["door"])
+for file in sorted((door / "cpack_build/nodes").glob("*.py")):
+    importlib.import_module(f"door.cpack_build.nodes.{{file.stem}}")
+print(sorted(name for name in sys.modules if name.startswith("door."))[-1])
+"""
+    done = subprocess.run([sys.executable, "-I", "-S", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("door.cpack_build.nodes.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 from collections import Counter
@@ -103,6 +104,8 @@ def test_a_thousand_at_once_are_answered_or_told_to_come_back(limited: Service) 
     metrics = requests.get(f"{limited.url}/metrics", headers=AUTHORIZED, timeout=60).text
     assert "cpack_queue_depth 0\n" in metrics
     assert "cpack_running 0\n" in metrics
+    (start,) = re.findall(r"^cpack_start_seconds ([0-9.]+)$", metrics, re.MULTILINE)
+    assert float(start) > 0
     assert 'cpack_phase_seconds_count{phase="run"}' in metrics
     assert 'cpack_requests_total{status="429"}' in metrics
     assert "cpack_device_memory_bytes" in metrics

@@ -4,10 +4,12 @@ opened as an image like any other. Models stay where they are."""
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from cpack_build.backends.nix.folder import planned_layers, write_folder
 from cpack_build.backends.nix.nar import lay_out
@@ -70,18 +72,16 @@ class NixBackend:
                 images.append(self._image(lock, request, folder))
             yield images[0] if len(images) == 1 else ImageIndex(tuple(images))
 
-    def _require_machine(self, lock: Lock, settings: dict[str, object]) -> None:
+    def _require_machine(self, lock: Lock, settings: Mapping[str, Any]) -> None:
         """See that somebody can build for the lock's platform, and that the build can see its Python."""
         wanted = _SYSTEMS[lock.platform]
-        others = settings.get("extra-platforms") or ()
-        known = {settings.get("system"), *(others if isinstance(others, list) else ())}
-        if wanted not in known and self._farm.builder is None and not settings.get("builders"):
+        known = {settings["system"], *settings.get("extra-platforms", ())}
+        if wanted not in known and self._farm.builder is None and not _has_builders(settings.get("builders", "")):
             raise ToolMissing(
-                f"Nix builds for {settings.get('system')} here, and {wanted} is wanted.",
+                f"Nix builds for {settings['system']} here, and {wanted} is wanted.",
                 hint="Name a remote builder with --builder 'ssh://HOST SYSTEM', or build where it runs.",
             )
-        paths = settings.get("sandbox-paths")
-        if settings.get("sandbox") in (True, "true") and not paths:
+        if settings.get("sandbox") not in (False, "false") and not _is_seen(settings.get("sandbox-paths", ())):
             raise hidden()
 
     def _bring(self, lock: Lock, request: Request, folder: Path) -> None:
@@ -134,6 +134,20 @@ class NixBackend:
                 progress=request.progress,
             ),
         )
+
+
+def _has_builders(setting: str) -> bool:
+    """Whether Nix knows remote builders: they are listed, or in a file."""
+    if setting.startswith("@"):
+        return Path(setting[1:]).is_file()
+    return bool(setting.strip())
+
+
+def _is_seen(sandbox_paths: Sequence[str]) -> bool:
+    """Whether a sandbox with these paths (``PATH``, ``PATH=SOURCE``) lets this Python be started, and what it needs."""
+    inside = [Path(path.partition("=")[0].rstrip("?")) for path in sandbox_paths]
+    needed = (Path(sys.executable), Path(sys.base_prefix), Path(sys.prefix))
+    return all(any(path.is_relative_to(top) for top in inside) for path in needed)
 
 
 def _refused(lock: Lock, request: Request) -> Iterator[CpackError]:

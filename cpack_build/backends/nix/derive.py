@@ -19,9 +19,8 @@ from pydantic import TypeAdapter
 
 from cpack_build.backends.nix.nar import lay_out, tree_in
 from cpack_build.backends.nix.result import LAYER, LAYER_TAR, check_image, write_image
-from cpack_build.errors import CpackError, HashMismatch
-from cpack_build.fetch.http import Sources
-from cpack_build.fetch.mirrors import Mirrors
+from cpack_build.errors import CpackError, HashMismatch, Unresolvable
+from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.store import Store, StoredFile, default_root
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.build import history_of
@@ -39,7 +38,6 @@ from cpack_build.lock.models import fetch_model
 from cpack_build.lock.nodes import open_tree
 from cpack_build.lock.schema import ArchiveInterpreter, Deb, Interpreter, Model, NodeTree, RegistryNode, read_lock
 from cpack_build.lock.service import service_files
-from cpack_build.lock.wheels import Wheel, fetch_wheel
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelLayer
 
@@ -62,23 +60,36 @@ def main() -> None:
 
 
 def _store() -> Store:
-    """A store of this derivation alone; those of the user, where the build can see them, are only read."""
-    own = [default_root()] if os.environ.get("CPACK_HOME") else []
-    return Store(Path(os.environ["NIX_BUILD_TOP"]) / "store", further=[*own, *_named_stores()])
+    """A store of this derivation alone."""
+    return Store(Path(os.environ["NIX_BUILD_TOP"]) / "store", further=())
 
 
-def _named_stores() -> list[Path]:
-    return [Path(name) for name in os.environ.get("CPACK_STORES", "").split(os.pathsep) if name]
+def _shared_store() -> Store:
+    """The user's own store for what is fetched, where the build can see it: with CPACK_HOME, and without a sandbox."""
+    if os.environ.get("CPACK_HOME") and os.access(default_root(), os.W_OK):
+        return Store()
+    return _store()
 
 
-def _wheel_file(order: Order, out: Path) -> None:
-    wheel = TypeAdapter(Wheel).validate_python(order["wheel"])
-    _copy(fetch_wheel(wheel, store=_store(), sources=Sources()), out)
+def _source(order: Order, out: Path) -> None:
+    """A file that Nix's own downloader cannot fetch."""
+    item, store = order["item"], _shared_store()
+    file = store.find(item["sha256"])
+    if file is None and item.get("url") is not None:
+        file = download(
+            item["url"], store=store, sources=Sources(), sha256=item["sha256"], size=item["size"], what=item["name"]
+        )
+    if file is None:
+        raise Unresolvable(
+            f"{item['name']} has no address, and cpack-build's store is not here or lacks it.",
+            hint="Build with `cpack-build image --backend nix`, or set CPACK_HOME to a store that has it.",
+        )
+    _copy(file, out)
 
 
 def _model_file(order: Order, out: Path) -> None:
     model = _of(Model, order["model"])
-    _copy(fetch_model(model, store=_store(), sources=Sources()), out)
+    _copy(fetch_model(model, store=_shared_store(), sources=Sources()), out)
 
 
 def _copy(file: StoredFile, out: Path) -> None:
@@ -88,19 +99,12 @@ def _copy(file: StoredFile, out: Path) -> None:
 
 
 def _tree(order: Order, out: Path) -> None:
-    store = _store()
+    store = _shared_store()
     pin: NodeTree = TypeAdapter(NodeTree).validate_json(json.dumps(order["pin"]))
     if isinstance(pin, RegistryNode):
         store.adopt(Path(order["archive"]))
     captured = FolderCaptured(Path(order["captured"])) if order["captured"] is not None else None
-    lay_out(open_tree(pin, captured, store=store, sources=Sources(mirrors=_known_repositories(order["pin"]))), out)
-
-
-def _known_repositories(pin: Order) -> Mirrors:
-    """The user's own store has clones by the hash of their URLs, if it can be seen from here."""
-    url = pin.get("url", "")
-    clone = default_root() / "git" / hashlib.sha256(url.encode()).hexdigest()
-    return Mirrors({url: str(clone)}) if url and os.environ.get("CPACK_HOME") and clone.is_dir() else Mirrors()
+    lay_out(open_tree(pin, captured, store=store, sources=Sources()), out)
 
 
 @dataclass(frozen=True)
@@ -296,7 +300,7 @@ _MAKE: Mapping[str, Callable[[Order, Path], None]] = {
     "model-file": _model_file,
     "runtime": _runtime,
     "tree": _tree,
-    "wheel-file": _wheel_file,
+    "file": _source,
     **dict.fromkeys(("comfyui", "interpreter", "models", "node", "service", "system", "wheel", "wheels"), _layer),
 }
 

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from cpack_build.errors import (
@@ -38,6 +39,11 @@ _DERIVATION = re.compile(r"^ +(/\S+\.drv)$", re.MULTILINE)
 _MISMATCH = re.compile(r"hash mismatch in fixed-output derivation '[^']*-cpack-([^']*?)\.drv'.*", re.DOTALL)
 _EXITED = re.compile(r"builder for '[^']*-cpack-([^']*?)\.drv' failed with exit code (\d+)")
 _OURS = re.compile(r"(?:> ?|^ *)cpack-build: (.+)$", re.MULTILINE)
+_UNWRITABLE = re.compile(
+    r"^ *error: (.*(?:Permission denied|Read-only file system|Operation not permitted|is not a directory"
+    r"|Not a directory|remounting .* writable).*)$",
+    re.MULTILINE,
+)
 _CODES: Mapping[int, type[CpackError]] = {
     3: BadInput,
     4: Unresolvable,
@@ -61,8 +67,10 @@ class Nix:
                 "Nix is not installed: there is no nix-build.",
                 hint="Install it (Debian: nix-bin), or leave --backend nix out.",
             )
-        self.settings()
-        self._run("nix-store", "--query", "--hash", "/")  # fails for the path, but not before the store was opened
+        with TemporaryDirectory(prefix="cpack-nix-") as place:  # whether it can be written only a write tells
+            probe = Path(place, "cpack-probe")
+            probe.write_text("written to see whether the store can be\n")
+            self._run("nix-store", "--add", str(probe))
 
     def settings(self) -> dict[str, Any]:
         """Its settings by name, as it is configured for this user."""
@@ -118,10 +126,8 @@ class Nix:
 
     def _run(self, *command: str, is_said: bool = False) -> str:
         done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-        if done.returncode and command[:2] != ("nix-store", "--query"):
+        if done.returncode:
             raise _explained(done.stderr, f"`{shlex.join(command[:3])} …` failed")
-        if done.returncode and (error := _of_the_store(done.stderr)) is not None:
-            raise error
         return done.stderr if is_said else done.stdout
 
 
@@ -135,13 +141,7 @@ def _explained(said: str, otherwise: str) -> CpackError:
 def _of_the_store(said: str) -> CpackError | None:
     if "No space left on device" in said:
         return StorageError("No space is left for the Nix store.", hint="Run nix-collect-garbage, and try again.")
-    found = re.search(
-        r"error:.*?((?:creating directory|opening lock file|cannot create|changing mode of|making|opening|creating "
-        r"file|opening file|cannot open|setting up|getting status of|cannot get exclusive access to|removing) ?'?[^\n]*"
-        r"(?:Permission denied|Read-only file system|Operation not permitted|Not a directory))",
-        said,
-        re.DOTALL,
-    )
+    found = _UNWRITABLE.search(said)
     if found:
         return StorageError(
             f"The Nix store cannot be written: {_line(found[1])}.",
@@ -192,7 +192,7 @@ def hidden() -> CpackError:
 
 
 def _otherwise(said: str, otherwise: str) -> CpackError:
-    told = re.findall(r"^error: ?(.*)$", said, re.MULTILINE)
+    told = re.findall(r"^ *error: (.*\S.*)$", said, re.MULTILINE)
     return EngineFailed(f"{otherwise}: {_line(told[-1]) if told else 'it did not say why'}.")
 
 
