@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -162,3 +163,20 @@ def test_a_failed_build_is_told_for_what_it_is(said: str, kind: type[Exception],
     error = _explained(said)
     assert type(error) is kind
     assert words in str(error)
+
+
+SHOWN = Path(__file__).parents[2] / "buildkit" / "Dockerfile"
+
+
+def test_what_buildkit_shows_is_what_is_written(tmp_path: Path) -> None:
+    """``buildkit/Dockerfile`` is the one of a small lock, for people to read and for reviews of what we write.
+
+    After a change that is meant, write it anew: ``CPACK_TEST_RECORD=1 pytest tests/backends/test_dockerfile.py``.
+    """
+    lock = make_parts(tmp_path, models=[100])
+    model = {"sources": ("https://models.example/x.safetensors",)}
+    text, _ = _written(tmp_path, _with_model(lock, **model))
+    text = re.sub(r'(io\.cpack\.lock\.sha256=")[0-9a-f]{64}', rf"\g<1>{'0' * 64}", text)
+    if os.environ.get("CPACK_TEST_RECORD"):
+        SHOWN.write_text(text)
+    assert SHOWN.read_text() == text, "see this test's docstring"
