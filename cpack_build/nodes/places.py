@@ -88,7 +88,8 @@ class Place:
 
     def first_free(self, between: str = "_") -> int:
         """The number after the highest one that a file of this name has, as in ``NAME_00007_.png``."""
-        pattern = re.compile(re.escape(os.path.normcase(self.name + between)) + r"(\d+)")
+        parts = map(re.escape, os.path.normcase(self.name + between).split("%batch_num%"))
+        pattern = re.compile(r"(?:%batch_num%|\d+)".join(parts) + r"(\d+)")  # Not every node fills it in.
         found = (pattern.match(os.path.normcase(entry)) for entry in os.listdir(self.folder))
         return max((int(match[1]) for match in found if match), default=0) + 1
 

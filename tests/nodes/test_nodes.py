@@ -119,6 +119,27 @@ def test_pictures_are_saved_one_after_another_under_comfy_packs_names(comfy: Com
         assert json.loads(saved.text["prompt"])["2"]["class_type"] == "CPackOutputImage"
 
 
+@pytest.mark.parametrize(
+    ("kind", "takes", "source", "names"),
+    [
+        ("Image", "images", EMPTY, ["a0b_00001_.png", "a1b_00002_.png"]),
+        ("Audio", "audio", node("TestSound", "s", samples=800, sample_rate=8000, channels=1), ["a0b_00001.flac"]),
+        ("JSON", "value", node("CPackInputString", "t", value="x"), ["a%batch_num%b_00001.json"]),
+    ],
+)
+def test_a_prefix_with_the_number_in_the_batch_replaces_nothing(
+    comfy: Comfy, kind: str, takes: str, source: dict[str, Any], names: list[str]
+) -> None:
+    prefix = f"batch{kind}/a%batch_num%b"
+    found = []
+    for suffix in ("", "/../a%batch_num%b"):  # The same place in other words: the node runs again.
+        output = node(f"CPackOutput{kind}", "out", filename_prefix=prefix + suffix, **{takes: ["1", 0]})
+        found.append([item["filename"] for item in reported(comfy.run({"1": source, "2": output}), "2")])
+    assert found[0] == names
+    assert len({*names, *found[1]}) == 2 * len(names)
+    assert {path.name for path in (comfy.folder / "output" / f"batch{kind}").iterdir()} == {*names, *found[1]}
+
+
 def test_text_json_files_and_zips_are_saved_and_reported(comfy: Comfy) -> None:
     (comfy.folder / "input" / "notes.txt").write_bytes(b"some notes\n")
     prompt = {
