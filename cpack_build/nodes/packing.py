@@ -101,22 +101,41 @@ def make_pack(
 
 def save(plugin: Plugin, file: Path, name: str) -> str:
     """Put *file* as *name* where its user finds it; the place below ComfyUI's output folder. Replaces nothing."""
+    import secrets
     import shutil
 
     place = plugin.comfyui.saved / name
-    aside = place.with_name(f".{name}.{os.getpid()}.part")
+    aside = place.with_name(f".cpack-{secrets.token_hex(8)}.part")  # Short: *name* may be as long as a name can be.
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, aside)
         try:
-            os.link(aside, place)  # which fails, rather than replaces
+            shutil.copyfile(file, aside)
+            try:
+                os.link(aside, place)  # which fails, rather than replaces
+            except FileExistsError:
+                raise
+            except OSError:  # There are no hard links on exFAT, nor on much that is mounted with FUSE.
+                _copy(aside, place)
         finally:
-            aside.unlink()
+            aside.unlink(missing_ok=True)
     except FileExistsError:
         raise Failed("exists", f"{name} is there already.", next="Choose another name.") from None
     except OSError as error:
         raise Failed("storage", f"{name} cannot be saved: {error.strerror}.", next="Free some space.") from None
     return f"cpack/{name}"
+
+
+def _copy(file: Path, place: Path) -> None:
+    """Copy *file* to *place*, whole or not at all. Raises FileExistsError if something is there."""
+    import shutil
+
+    with open(place, "xb"):
+        pass
+    try:
+        shutil.copyfile(file, place)
+    except BaseException:
+        place.unlink(missing_ok=True)
+        raise
 
 
 def require_absent(plugin: Plugin, name: str) -> Path:
