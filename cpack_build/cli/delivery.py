@@ -24,7 +24,7 @@ from cpack_build.progress import Progress
 if TYPE_CHECKING:
     from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["Destination", "choose", "default_reference", "deliver", "named"]
+__all__ = ["Destination", "choose", "default_reference", "deliver", "named", "own_image"]
 
 _PUBLISH = "-p 3000:3000"
 
@@ -108,11 +108,11 @@ def deliver(image: Image | ImageIndex, destination: Destination, *, progress: Pr
         write_archive(image, place.path, name=destination.reference, progress=progress)
     else:
         assert isinstance(place, EngineName)
-        open_engine(place).load(_own(image), destination.reference, progress=progress)
+        open_engine(place).load(own_image(image), destination.reference, progress=progress)
 
 
-def _own(image: Image | ImageIndex) -> Image:
-    """The image for this machine."""
+def own_image(image: Image | ImageIndex) -> Image:
+    """The image for this machine. Raises :class:`UsageError` where an index has none."""
     from cpack_build.oci.types import Image
 
     if isinstance(image, Image):

@@ -22,7 +22,9 @@ TYPE_CHECKING = False  # `typing` alone takes 2 ms
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["FOLDER", "forget", "holds", "keep", "key_of", "replay", "root_folder", "stale", "stat_of", "stats_of"]
+__all__ = [
+    "FOLDER", "forget", "holds", "keep", "key_of", "replay", "root_folder", "size_in", "stale", "stat_of", "stats_of",
+]  # fmt: skip
 
 FOLDER = "receipts"
 _VERBS = ("image",)
@@ -53,7 +55,10 @@ def replay(arguments: Sequence[str]) -> Mapping[str, Any] | None:
     if not arguments or arguments[0] not in _VERBS:
         return None
     root = root_folder()
-    key = key_of(arguments)
+    try:
+        key = key_of(arguments)
+    except OSError:
+        return None
     receipt = _read(os.path.join(root, FOLDER, key))
     if receipt is None or not holds(receipt):
         return None
@@ -63,7 +68,10 @@ def replay(arguments: Sequence[str]) -> Mapping[str, Any] | None:
 
 
 def key_of(arguments: Sequence[str]) -> str:
-    """The name of the receipt of that command line, run here and now by this program."""
+    """The name of the receipt of that command line, run here and now by this program.
+
+    Raises OSError where "here" is no folder any more, or the program cannot be looked at.
+    """
     environment = [os.environ.get(name) for name in _MATTERS]
     parts = [list(arguments), os.getcwd(), environment, sys.version, list(_program())]
     return hashlib.sha256(json.dumps(parts, ensure_ascii=True).encode()).hexdigest()
@@ -127,6 +135,11 @@ def stat_of(path: str) -> str | None:
     return f"{status.st_dev}:{status.st_ino}:{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}"
 
 
+def size_in(stat: str | None) -> int | None:
+    """The file's size, as :func:`stat_of` told it."""
+    return int(stat.split(":")[2]) if stat is not None else None
+
+
 def stats_of(paths: Iterable[str]) -> dict[str, str | None]:
     """The same of several, by their absolute paths."""
     return {path: stat_of(path) for path in map(os.path.abspath, paths)}
@@ -142,7 +155,10 @@ def _program() -> Iterator[tuple[str, int, int]]:
                     if entry.name != "__pycache__":
                         waiting.append(entry.path)
                     continue
-                status = entry.stat()
+                try:
+                    status = entry.stat()
+                except OSError:  # A link to nothing, as editors leave them.
+                    status = entry.stat(follow_symlinks=False)
                 yield entry.path, status.st_size, status.st_mtime_ns
 
 

@@ -37,7 +37,9 @@ from cpack_build.fetch.leases import Leases, held_file
 from cpack_build.fetch.memo import Memo
 from cpack_build.fetch.receipts import root_folder
 
-__all__ = ["CHUNK", "Store", "StoredFile", "default_root", "further_roots", "stamp_of", "stat_key", "stored_at"]
+__all__ = [
+    "CHUNK", "Store", "StoredFile", "default_root", "further_roots", "stamp_at", "stamp_of", "stat_key", "stored_at",
+]  # fmt: skip
 
 CHUNK = 1 << 20
 _HEX = re.compile(r"[0-9a-f]{64}")
@@ -72,7 +74,7 @@ class StoredFile:
 
         A blob may have been put once more meanwhile, by another thread or program: it has to be what it is called.
         """
-        if self.stamp is None or _stamp_at(self.path) == self.stamp:
+        if self.stamp is None or stamp_at(self.path) == self.stamp:
             return
         if self.path.name == self.sha256 and self.path.exists():
             self.require_sound()
@@ -206,7 +208,7 @@ class Store:
             if sha256 is not None and actual != sha256.removeprefix("sha256:"):
                 raise HashMismatch(what, expected=sha256, actual=actual)
             path = self.place(Path(file.name), actual, descriptor=file.fileno(), name=name, flush=file.flush)
-        return StoredFile(path, actual, count, _stamp_at(path))
+        return StoredFile(path, actual, count, stamp_at(path))
 
     def place(
         self, path: Path, sha256: str, *, descriptor: int, name: str = "", flush: Callable[[], object] | None = None
@@ -347,7 +349,8 @@ def stamp_of(status: os.stat_result) -> tuple[int, ...]:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _stamp_at(path: Path) -> tuple[int, ...] | None:
+def stamp_at(path: Path) -> tuple[int, ...] | None:
+    """The same of the file at *path*; ``None`` where there is none."""
     try:
         return stamp_of(path.stat())
     except OSError:

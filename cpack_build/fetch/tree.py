@@ -21,7 +21,7 @@ from typing import IO, Literal
 from cpack_build.errors import BadInput, Unresolvable, UnsafeInput, writing
 from cpack_build.fetch.links import check_links
 from cpack_build.fetch.repository import git_command, git_environment, git_output, has_commit, initialise, locked
-from cpack_build.fetch.store import CHUNK, Store, StoredFile
+from cpack_build.fetch.store import CHUNK, Store, StoredFile, stamp_at
 from cpack_build.fetch.urls import redact
 
 __all__ = ["SUBMODULE_DEPTH", "Tree", "TreeFile", "files_digest", "import_tree", "imported_tree"]
@@ -58,6 +58,16 @@ class Tree:
     _store: Store = field(repr=False, compare=False)
     lfs: Mapping[str, StoredFile] = field(default_factory=dict, repr=False, compare=False)
     """The files that Git LFS keeps, by path, once they were fetched (:mod:`.lfs`)."""
+    stamp: tuple[int, ...] | None = field(init=False, repr=False, compare=False)
+    """Of the repository's :attr:`head`, from before anything was listed."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stamp", stamp_at(self.head))
+
+    @property
+    def head(self) -> Path:
+        """The file that is there as long as the repository is, and that no fetch writes."""
+        return self.repository / "HEAD"
 
     @cached_property
     def _files(self) -> tuple[TreeFile, ...]:

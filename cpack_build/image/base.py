@@ -6,23 +6,24 @@ folder or archive only if that still holds it."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpack_build.errors import StaleLock
 from cpack_build.fetch.http import Sources
-from cpack_build.fetch.store import Store
+from cpack_build.fetch.store import Store, stamp_at
 from cpack_build.image.interpreter import is_wanted
 from cpack_build.image.layer import MTIME
 from cpack_build.lock.cuda import FAMILIES
 from cpack_build.lock.schema import BaseImage, ScratchBase
 from cpack_build.oci import tar
+from cpack_build.oci.documents import parse_manifest
 from cpack_build.oci.filesystem import FileTree, file_tree
 from cpack_build.oci.pull import pull
 from cpack_build.oci.reference import ArchiveName, ImageName, LayoutName, Reference, parse_image_name
-from cpack_build.oci.sources import ImageSource, open_source
-from cpack_build.oci.types import Blob, BytesBlob, Image, canonical_json
+from cpack_build.oci.sources import open_source
+from cpack_build.oci.types import Blob, BytesBlob, Descriptor, Image, canonical_json
 from cpack_build.oci.uncompressed import uncompressed
 from cpack_build.progress import SILENT, Progress
 
@@ -41,8 +42,8 @@ class Base:
     config: dict[str, object]
     layers: tuple[Blob, ...]
     store: Store | None = None
-    sources: tuple[Path, ...] | None = None
-    """The files that it lies in; ``None`` where that is not known."""
+    sources: Mapping[Path, tuple[int, ...]] | None = None
+    """The files that it lies in, each with its stamp of before it was read; ``None`` where that is not known."""
 
     def files(self, *, keeping: Sequence[str] = ()) -> FileTree:
         """The file system that the layers add up to; each is read once, and of the contents *keeping* are kept."""
@@ -86,11 +87,17 @@ def open_locked_base(
     image_name = parse_image_name(name if name not in ("scratch", *FAMILIES) else pin.reference)
     if isinstance(image_name, Reference):
         image_name = replace(image_name, tag=None, digest=pin.digest)
+    stamps = {path: stamp_at(path) for path in _files_of(image_name, [pin.digest])}
     source = open_source(image_name, mirrors=sources.mirrors, store=store, access=sources.registries)
-    descriptor, _ = source.manifest(platform)
+    descriptor, manifest = source.manifest(platform)
     if descriptor.digest != pin.digest:
         raise StaleLock("The lock", f"it pins the base {pin.digest}, and {name} is {descriptor.digest} now")
+    digests = [descriptor.digest, *(blob.digest for blob in _blobs_of(name, manifest))]
+    stamps = {path: stamp_at(path) for path in _files_of(image_name, digests)} | stamps
     image = pull(source, platform, progress=progress).image
+    if source.kept is not None:
+        found = [store.find(digest) for digest in digests]
+        stamps = {file.path: file.stamp for file in found if file is not None} if all(found) else {}
     config = json.loads(image.config.data)
     layers = []
     with progress.task(f"Base {pin.reference}", total=len(image.layers), unit="layers") as task:
@@ -98,21 +105,23 @@ def open_locked_base(
             layers.append(uncompressed(layer, diff_id, memo=store))
             task.advance(1)
     store.remember(_LAYER_COUNT, pin.digest, str(len(layers)))
-    digests = [descriptor.digest, *(blob.descriptor.digest for blob in (image.config, *image.layers))]
-    return Base(config, tuple(layers), store, _sources_of(source, image_name, digests, store))
+    known = {path: stamp for path, stamp in stamps.items() if stamp is not None}
+    return Base(config, tuple(layers), store, known if known and len(known) == len(stamps) else None)
 
 
-def _sources_of(source: ImageSource, name: ImageName, digests: Sequence[str], store: Store) -> tuple[Path, ...] | None:
-    """The files that hold the image *name* with the blobs *digests*, or ``None`` where that cannot be told."""
+def _blobs_of(name: str, manifest: bytes) -> list[Descriptor]:
+    config, layers = parse_manifest(name, manifest)
+    return [config, *layers]
+
+
+def _files_of(name: ImageName, digests: Sequence[str]) -> list[Path]:
+    """The files here, other than the store's, that hold the image *name* with the blobs *digests*."""
     if isinstance(name, ArchiveName):
-        return (name.path,)
+        return [name.path]
     if isinstance(name, LayoutName):
         blobs = name.path / "blobs" / "sha256"
-        return (name.path / "index.json", *(blobs / digest.removeprefix("sha256:") for digest in digests))
-    if source.kept is None:
-        return None
-    found = [store.find(digest) for digest in digests]
-    return tuple(file.path for file in found if file is not None) if all(found) else None
+        return [name.path / "index.json", *(blobs / digest.removeprefix("sha256:") for digest in digests)]
+    return []
 
 
 def known_base_layers(base: ScratchBase | BaseImage, *, store: Store) -> int:

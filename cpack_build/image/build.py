@@ -70,22 +70,21 @@ class Materials:
     compiler_debs: tuple[StoredDeb, ...] = ()
     """Of that lock, all system packages and the interpreter's."""
 
-    def files(self) -> Mapping[Path, tuple[int, ...] | None] | None:
-        """Every file on this machine that the image is made of, with its stamp of when it was proved; without one,
-        where it is its being there that counts. ``None`` when they cannot all be named."""
-        base = self.base.sources if self.base is not None else ()
+    def files(self) -> Mapping[Path, tuple[int, ...]] | None:
+        """Every file on this machine that the image is made of, with its stamp of when it was proved or about to be
+        read. ``None`` when they cannot all be named."""
+        base = self.base.sources if self.base is not None else {}
         if base is None:
             return None
         packages = (*self.system, *self.interpreter_debs, *self.compiler_debs, *self.service_wheels, *self.wheels)
         archive = (self.interpreter_archive,) if self.interpreter_archive is not None else ()
         trees = (self.comfyui, *self.nodes)
         large = (file for tree in trees for file in tree.lfs.values())
-        found: dict[Path, tuple[int, ...] | None] = {tree.repository / "HEAD": None for tree in trees}
-        found |= dict.fromkeys(base)
-        for file in (*packages, *archive, *large, *self.models.values()):
-            if file.stamp is None:
+        files = [(file.path, file.stamp) for file in (*packages, *archive, *large, *self.models.values())]
+        found = dict(base)
+        for path, stamp in (*files, *((tree.head, tree.stamp) for tree in trees)):
+            if stamp is None or found.setdefault(path, stamp) != stamp:
                 return None
-            found[file.path] = file.stamp
         return found
 
 

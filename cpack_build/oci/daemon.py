@@ -15,7 +15,7 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
@@ -24,7 +24,7 @@ from urllib.parse import quote
 
 from cpack_build.errors import ToolMissing, writing
 
-__all__ = ["Daemon", "Refusal", "docker_folder", "docker_socket"]
+__all__ = ["Daemon", "Refusal", "docker_socket"]
 
 _SOCKET = "/var/run/docker.sock"
 _PING_SECONDS = 15
@@ -127,34 +127,34 @@ class _SocketConnection(HTTPConnection):
         self.sock.connect(self._path)
 
 
-def docker_socket(environment: Mapping[str, str] = os.environ) -> str | None:
+def docker_socket(
+    environment: Mapping[str, str] = os.environ, *, reads: Callable[[Path], object] | None = None
+) -> str | None:
     """Where the daemon listens that the docker command would speak to; ``None`` if that is no socket of this machine.
 
-    Its order: ``DOCKER_HOST``, ``DOCKER_CONTEXT``, the current context of ``config.json``, the usual place.
+    Its order: ``DOCKER_HOST``, ``DOCKER_CONTEXT``, the current context of ``config.json``, the usual place. Each file
+    that it depends on is told to *reads* just before it is read, whether it is there or not.
     """
     if host := environment.get("DOCKER_HOST"):
         return _path_of(host)
-    folder = docker_folder(environment)
-    context = environment.get("DOCKER_CONTEXT") or _read(folder / "config.json").get("currentContext")
+    folder = Path(environment.get("DOCKER_CONFIG") or Path(environment.get("HOME") or "/") / ".docker")
+    context = environment.get("DOCKER_CONTEXT") or _read(folder / "config.json", reads).get("currentContext")
     if not context or context == "default":
         return _SOCKET
     # A context's folder is named by the hash of its name (docker/cli: cli/context/store).
     named = hashlib.sha256(str(context).encode()).hexdigest()
-    endpoints = _read(folder / "contexts/meta" / named / "meta.json").get("Endpoints")
+    endpoints = _read(folder / "contexts/meta" / named / "meta.json", reads).get("Endpoints")
     docker = endpoints.get("docker") if isinstance(endpoints, dict) else None
     return _path_of(str(docker.get("Host"))) if isinstance(docker, dict) else None
-
-
-def docker_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Where the docker command has its ``config.json``."""
-    return Path(environment.get("DOCKER_CONFIG") or Path(environment.get("HOME") or "/") / ".docker")
 
 
 def _path_of(host: str) -> str | None:
     return host.removeprefix("unix://") if host.startswith("unix:///") else None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, reads: Callable[[Path], object] | None) -> dict[str, Any]:
+    if reads is not None:
+        reads(path)
     try:
         document = json.loads(path.read_bytes())
     except (OSError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -9,19 +10,26 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cpack_build.cli.delivery import deliver
+from cpack_build.cli.receipt import Recorder
 from cpack_build.cpack.reader import read_pack
 from cpack_build.cpack.settings import settings_for
 from cpack_build.cpack.writer import write_pack
 from cpack_build.fetch import receipts
 from cpack_build.fetch.housekeeping import collect, holdings
 from cpack_build.fetch.store import Store
+from cpack_build.image.build import Materials
 from cpack_build.lock.schema import Inputs
+from cpack_build.oci.engines import DockerEngine
+from cpack_build.oci.reference import parse_reference
 from tests.cli.calling import Caller
 from tests.engines import Docker
 from tests.image.small import CODE, DEBS, make_parts
+from tests.oci.images import image_of, text_layer
 
 WORKFLOW = {
     "1": {"class_type": "CPackInputInt", "inputs": {"value": 64}, "_meta": {"title": "size"}},
@@ -176,6 +184,75 @@ def test_another_folder_store_or_program_has_no_receipt(scene: Scene, monkeypatc
     assert scene.said() is not None
 
 
+SOURCES: dict[str, Callable[[Scene], Path]] = {
+    "the base's index": lambda scene: scene.folder / "base.oci/index.json",
+    "a blob of the base": lambda scene: next((scene.folder / "base.oci/blobs/sha256").iterdir()),
+    "a repository": lambda scene: next((scene.folder / "store/git").glob("*/HEAD")),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_what_changes_while_parts_are_gathered_leaves_a_receipt_that_never_holds(
+    scene: Scene, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made_of = Recorder.made_of
+
+    def later(recorder: Recorder, materials: Materials) -> None:
+        rewrite(SOURCES[source](scene))
+        made_of(recorder, materials)
+
+    monkeypatch.setattr(Recorder, "made_of", later)
+    scene.build()
+    assert scene.said() is None
+
+
+def retag(scene: Scene) -> None:
+    index = scene.layout / "index.json"
+    document = json.loads(index.read_bytes())
+    document["manifests"][0]["digest"] = f"sha256:{'0' * 64}"
+    index.write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    "change", [retag, lambda scene: blob(scene).unlink(), lambda scene: os.truncate(blob(scene), 0)]
+)
+def test_what_changes_after_it_was_delivered_has_no_receipt(
+    scene: Scene, change: Callable[[Scene], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def and_then(*given: Any, **named: Any) -> None:
+        deliver(*given, **named)
+        change(scene)
+
+    monkeypatch.setattr("cpack_build.cli.image.deliver", and_then)
+    scene.build()
+    assert scene.said() is None
+
+
+def test_two_names_in_one_layout_have_a_receipt(scene: Scene) -> None:
+    scene.words[-1:] = [f"oci:{scene.layout}:one", "--output", f"oci:{scene.layout}:two"]
+    assert scene.build() == scene.said()
+
+
+def test_a_folder_that_was_removed_is_no_bug_of_ours(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert scene.said() is None
+    scene.words.append("--dry-run")
+    scene.build()
+
+
+def test_a_link_to_nothing_in_the_program_is_a_file_like_any(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "fetch").mkdir()
+    monkeypatch.setattr(receipts, "__file__", str(tmp_path / "fetch/receipts.py"))
+    before = receipts.key_of(["image"])
+    (tmp_path / ".#edited.py").symlink_to("me@host.1234")
+    assert receipts.key_of(["image"]) != before
+
+
 def test_what_a_receipt_cannot_stand_for_has_none(scene: Scene) -> None:
     scene.words += ["--dry-run"]
     scene.build()
@@ -230,4 +307,40 @@ def test_docker_is_asked_whether_it_still_has_the_image(scene: Scene, docker: Do
     assert scene.build() == first
     assert scene.said() == first
     docker("rmi", "receipts:1", "receipts:2")
+    assert scene.said() is None
+
+
+@pytest.mark.docker
+def test_another_daemon_behind_the_same_context_is_another_place(
+    scene: Scene, docker: Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    meta = scene.folder / f"docker/contexts/meta/{hashlib.sha256(b'mine').hexdigest()}/meta.json"
+    meta.parent.mkdir(parents=True)
+
+    def context(host: str) -> None:
+        meta.write_text(json.dumps({"Name": "mine", "Metadata": {}, "Endpoints": {"docker": {"Host": host}}}))
+
+    context(docker.host)
+    (scene.folder / "docker/config.json").write_text('{"currentContext": "mine"}')
+    monkeypatch.setenv("DOCKER_CONFIG", str(scene.folder / "docker"))
+    monkeypatch.delenv("DOCKER_HOST")
+    scene.words = ["image", str(scene.pack), "--output", "docker:receipts:3"]
+    assert scene.build() == scene.said()
+    context("unix:///run/another.sock")
+    assert scene.said() is None
+
+
+@pytest.mark.docker
+def test_another_image_under_the_name_by_now_has_no_receipt(
+    scene: Scene, docker: Docker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    DockerEngine().load(image_of([text_layer({"a": "b"})]), parse_reference("other:1"))
+
+    def and_then(*given: Any, **named: Any) -> None:
+        deliver(*given, **named)
+        docker("tag", "other:1", "receipts:4")
+
+    monkeypatch.setattr("cpack_build.cli.image.deliver", and_then)
+    scene.words = ["image", str(scene.pack), "--output", "docker:receipts:4"]
+    scene.build()
     assert scene.said() is None

@@ -134,7 +134,12 @@ def test_the_socket_is_the_one_that_the_command_would_use(tmp_path: Path) -> Non
         meta.mkdir(parents=True)
         (meta / "meta.json").write_text(json.dumps({"Name": name, "Endpoints": {"docker": {"Host": host}}}))
     (folder / "config.json").write_text('{"currentContext": "desktop"}')
-    assert docker_socket(home) == "/run/desktop.sock"
+    read: list[Path] = []
+    assert docker_socket(home, reads=read.append) == "/run/desktop.sock"
+    assert read == [
+        folder / "config.json",
+        folder / f"contexts/meta/{hashlib.sha256(b'desktop').hexdigest()}/meta.json",
+    ]
     assert docker_socket(home | {"DOCKER_CONTEXT": "default"}) == "/var/run/docker.sock"
     # What is no socket of this machine, or is not known, is left to the command.
     assert docker_socket(home | {"DOCKER_CONTEXT": "far"}) is None
