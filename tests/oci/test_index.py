@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cpack_build.cli.delivery import _own
+from cpack_build.cli.delivery import own_image
 from cpack_build.errors import UsageError
 from cpack_build.oci.archive import write_archive
 from cpack_build.oci.layout import write_layout
@@ -73,10 +73,10 @@ def test_an_archive_holds_all_and_names_amd64_for_engines_that_know_no_index(tmp
 
 def test_an_engine_gets_the_image_of_this_machine_or_none() -> None:
     made = index()
-    assert _own(made).platform == f"linux/{machine()}"
+    assert own_image(made).platform == f"linux/{machine()}"
     other = ImageIndex(tuple(image for image in made.images if image.platform != f"linux/{machine()}"))
     with pytest.raises(UsageError, match="No engine here runs"):
-        _own(other)
+        own_image(other)
 
 
 @pytest.mark.xdist_group("engines")
