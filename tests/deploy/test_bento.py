@@ -217,6 +217,38 @@ def test_a_lock_s_environment_is_no_template(world: World, call: Caller, home: P
             template({"Env": [value]}, origin=None, archives=[], has_models=False, whole=False)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"User": "0\nRUN evil"},
+        {"User": "0 --from=evil"},
+        {"User": "$(id)"},
+        {"User": ["0"]},
+        {"OnBuild": ["RUN evil"]},
+        {"Env": "A=1"},
+        {"Env": [1]},
+        {"Labels": {"a": 1}},
+        {"Volumes": [[]]},
+    ],
+)
+def test_a_stranger_s_image_writes_no_instruction(config: dict[str, Any], whole: bool) -> None:
+    from cpack_build.deploy.dockerfile import template
+    from cpack_build.errors import BadImage
+
+    with pytest.raises(BadImage, match="config"):
+        template(config, origin=None, archives=[], has_models=True, whole=whole)
+
+
+@pytest.mark.parametrize("user", ["1000", "0:0", "node", "node:_staff", "node:20"])
+def test_the_service_runs_as_the_image_s_user(user: str) -> None:
+    from cpack_build.deploy.dockerfile import template
+
+    text = template({"User": user}, origin="x@sha256:0", archives=[], has_models=True, whole=True)
+    assert f"\nUSER {user}\n" in text
+    assert text.count(f"--chown={user} ") == 5
+
+
 def test_more_layers_than_engines_take_share_the_last_instruction() -> None:
     from cpack_build.deploy.dockerfile import template
 
