@@ -361,6 +361,40 @@ def test_a_damaged_bento_of_comfy_pack_s_says_what_is_wrong(
     assert not (tmp_path / "workspace").exists()
 
 
+@pytest.mark.parametrize("place", ["snapshot.json", "workflow_api.json", "workflow.json", "input", "input/x", "", "model"])
+@pytest.mark.parametrize("command", [("build-bento",), ("unpack-bento", "-w", "workspace")])
+def test_no_link_of_a_bento_brings_a_file_of_this_machine(
+    call: Caller, home: Path, world: World, tmp_path: Path, place: str, command: tuple[str, ...]
+) -> None:
+    import bentoml
+
+    tag = comfy_pack_bento(world.pack, WEIGHTS, tmp_path)
+    path = Path(bentoml.bentos.get(tag).path_of(f"src/{place}".rstrip("/")))
+    if place == "model":
+        (path,) = home.glob("models/cpack-model/*/model.bin")
+    secret = tmp_path / "secret"
+    if path.exists():
+        path.rename(secret)
+    else:
+        secret.write_text("{}")
+    path.symlink_to(secret)
+    done = call(command[0], tag, *command[1:])
+    assert done.code == 8, done.err
+    assert "leads out of it" in done.err
+
+
+def test_a_fifo_in_a_bento_is_not_waited_for(call: Caller, home: Path, world: World, tmp_path: Path) -> None:
+    import bentoml
+
+    tag = comfy_pack_bento(world.pack, WEIGHTS, tmp_path)
+    path = Path(bentoml.bentos.get(tag).path_of("src/snapshot.json"))
+    path.unlink()
+    os.mkfifo(path)
+    done = call("unpack-bento", tag, "-w", tmp_path / "workspace")
+    assert done.code == 3, done.err
+    assert "no usable snapshot.json: it is no file" in done.err
+
+
 # -- served, and in a container ----------------------------------------------------------------------------------------
 
 
