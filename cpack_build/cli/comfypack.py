@@ -7,6 +7,7 @@ models that the snapshot names; the code in it is never run.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ def pack_of(source: str, *, terminal: Terminal) -> Iterator[Path | None]:
     if pack_path(source) is not None or "/" in source or source.startswith(("oci:", "docker:", "podman:")):
         yield None
         return
-    bento = _bento(source, context=None)
+    bento = _bento(source, context=None, pulls=False)
     if Path(bento.path_of("src/cpack.json")).is_file():
         raise BadInput(f"{bento.tag} is made by cpack-build already.", hint="Name the pack or image that it is of.")
     with _packed(bento, terminal) as pack:
@@ -40,7 +41,7 @@ def pack_of(source: str, *, terminal: Terminal) -> Iterator[Path | None]:
 @contextmanager
 def source_of(source: str, *, context: str | None, terminal: Terminal) -> Iterator[str]:
     """What `restore` is to be given for the Bento *source*, for as long as the context lasts."""
-    bento = _bento(source, context=context)
+    bento = _bento(source, context=context, pulls=context is not None or "BENTO_CLOUD_API_KEY" in os.environ)
     about = Path(bento.path_of("src/cpack.json"))
     if not about.is_file():
         with _packed(bento, terminal) as pack:
@@ -60,18 +61,18 @@ def source_of(source: str, *, context: str | None, terminal: Terminal) -> Iterat
     yield f"oci:{layout}" if layout.is_dir() else str(parse_reference(image))
 
 
-def _bento(tag: str, *, context: str | None) -> Any:
-    """The Bento *tag* of BentoML's store, or pulled from BentoCloud where it is not there."""
+def _bento(tag: str, *, context: str | None, pulls: bool) -> Any:
+    """The Bento *tag* of BentoML's store, or, if it *pulls*, from BentoCloud where it is not there."""
     from cpack_build.deploy.bento import require_bentoml
 
     bentoml = require_bentoml()
     try:
         return bentoml.bentos.get(tag)
     except (bentoml.exceptions.BentoMLException, ValueError) as error:
-        if context is None:
+        if not pulls:
             raise Unresolvable(
                 f"There is no Bento {tag} in BentoML's store: {error}",
-                hint="`bentoml list` shows what is there; --context NAME pulls it from BentoCloud.",
+                hint="`bentoml list` shows what is there; `unpack-bento --context NAME` pulls it from BentoCloud.",
             ) from None
     from cpack_build.deploy.bentocloud import pull_bento
 
@@ -110,7 +111,7 @@ def _within(holder: Any, name: str) -> Path:
     Raises :class:`UnsafeInput` for a link that leads out of it: a stranger's would make a pack of this machine's files.
     """
     path = Path(holder.path_of(name))
-    if not path.resolve().is_relative_to(Path(holder.path).resolve()):
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(holder.path)):  # `resolve` fails at a loop
         raise UnsafeInput(f"{holder.tag}: {name} leads out of it.", hint="Get it anew from whoever made it.")
     return path
 
