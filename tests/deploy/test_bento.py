@@ -395,6 +395,32 @@ def test_a_fifo_in_a_bento_is_not_waited_for(call: Caller, home: Path, world: Wo
     assert "no usable snapshot.json: it is no file" in done.err
 
 
+_WORKER = """
+import os, sys, tempfile
+from pathlib import Path
+import bentoml
+from cpack_build.serve.bento import bento_service
+os.umask(0)
+bentoml.server_context.worker_index = int(sys.argv[2]) if sys.argv[2] else None
+(Path(tempfile.gettempdir()) / f"cpack-bento-{os.getpid()}").mkdir()  # as another user would
+bento_service(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("worker", ["1", ""])
+def test_a_served_bento_writes_where_nobody_else_can(
+    call: Caller, home: Path, world: World, tmp_path: Path, worker: str
+) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    made = call("bento", f"oci:{world.layout}", "--json").document
+    environment = {**os.environ, "TMPDIR": str(place), "COMFYUI_SERVER": "127.0.0.1:1"}
+    program(sys.executable, "-c", _WORKER, f"{made['path']}/src", worker, environment=environment, cwd=tmp_path)
+    found = {path: path.stat().st_mode & 0o777 for path in place.iterdir() if any(path.iterdir())}
+    assert list(found.values()) == ([0o700] if worker else [])
+    assert all(path.name.startswith("cpack-bento-") for path in found)
+
+
 # -- served, and in a container ----------------------------------------------------------------------------------------
 
 
