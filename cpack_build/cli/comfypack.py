@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cpack_build.cli.terminal import Terminal
-from cpack_build.errors import BadField, BadInput, HashMismatch, UnsafeInput, Unresolvable
+from cpack_build.errors import BadField, BadInput, HashMismatch, Unresolvable, UnsafeInput
 
 __all__ = ["pack_of", "source_of"]
 

@@ -50,8 +50,8 @@ def template(
 
     *config* is the ``config`` of the image, *origin* the image to begin from (``None`` for nothing), *archives* are the
     paths of the layers over it in the Bento. *whole* means that *origin* is the image itself, which has the
-    configuration already. Raises :class:`BadInput` for variables that a Dockerfile cannot say, and :class:`BadImage` for
-    a configuration that would run something.
+    configuration already. Raises :class:`BadInput` for variables that a Dockerfile cannot say, :class:`BadImage` for a
+    configuration that would run something.
     """
     _require_plain(config)
     lines = [f"FROM {origin or 'scratch'}"]

@@ -20,7 +20,7 @@ from cpack_build.backends.nix.backend import NixBackend
 from cpack_build.backends.nix.program import Nix
 from cpack_build.backends.nix.result import check_image
 from cpack_build.backends.protocol import Farm, Request
-from cpack_build.errors import EngineFailed, HashMismatch, UnsafeInput, Unresolvable
+from cpack_build.errors import EngineFailed, HashMismatch, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.image.gather import Places

@@ -361,7 +361,9 @@ def test_a_damaged_bento_of_comfy_pack_s_says_what_is_wrong(
     assert not (tmp_path / "workspace").exists()
 
 
-@pytest.mark.parametrize("place", ["snapshot.json", "workflow_api.json", "workflow.json", "input", "input/x", "", "model"])
+@pytest.mark.parametrize(
+    "place", ["snapshot.json", "workflow_api.json", "workflow.json", "input", "input/x", "", "model"]
+)
 @pytest.mark.parametrize("command", [("build-bento",), ("unpack-bento", "-w", "workspace")])
 def test_no_link_of_a_bento_brings_a_file_of_this_machine(
     call: Caller, home: Path, world: World, tmp_path: Path, place: str, command: tuple[str, ...]
