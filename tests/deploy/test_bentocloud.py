@@ -149,6 +149,22 @@ def test_push_makes_a_bento_of_an_image_and_tells_each_request(
     assert dry.document["requests"] == []
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--sbom"], ["--provenance"], ["--without-models"], ["--also", "x/y:1"], ["--compression", "gzip"],
+        ["--models", "x/y"], ["--jobs", "4"], ["--blob-limit", "0"], ["--layer-limit", "0"], ["--attach", "x.json"],
+    ],
+)  # fmt: skip
+def test_what_only_a_registry_has_is_not_left_out_without_a_word(
+    call: Caller, cloud: Cloud, world: World, flags: list[str]
+) -> None:
+    done = call("push", f"oci:{world.layout}", "bentocloud:short", *flags)
+    assert done.code == 2
+    assert f"{flags[0]}: for registries" in done.err
+    assert cloud.requests == []
+
+
 def test_a_large_model_goes_in_parts_and_a_part_that_failed_goes_again(
     call: Caller, cloud: Cloud, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
