@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cpack_build.deploy.compose import Options, compose_files
+from cpack_build.deploy.compose import FILES, Options, compose_files
 from cpack_build.deploy.folder import write_folder
 from cpack_build.deploy.subject import Subject
 from cpack_build.image.layer import arrange, text
@@ -251,7 +251,7 @@ def test_gpus_all_asks_the_nvidia_hook_for_every_gpu(built: Built, tmp_path: Pat
 def test_compose_asks_the_nvidia_hook_for_the_gpus_of_its_file(built: Built, tmp_path: Path) -> None:
     compose = need.tool("docker-compose")
     subject = Subject(built.result["image_id"], "example", (built.result["platform"],), "cuda12.8")
-    write_folder(tmp_path / "up", compose_files(subject, Options("example", port=free_port(), gpus=2)))
+    write_folder(tmp_path / "up", compose_files(subject, Options("example", port=free_port(), gpus=2)), possible=FILES)
     with gpu_docker(tmp_path) as (docker, seen):
         docker("load", "--input", str(_archive(built)))
         command = [compose, "-f", str(tmp_path / "up/compose.yaml"), "-p", "cpackgpu"]

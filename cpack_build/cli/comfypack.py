@@ -7,6 +7,7 @@ models that the snapshot names; the code in it is never run.
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cpack_build.cli.terminal import Terminal
-from cpack_build.errors import BadField, BadInput, HashMismatch, Unresolvable
+from cpack_build.errors import BadField, BadInput, HashMismatch, Unresolvable, UnsafeInput
 
 __all__ = ["pack_of", "source_of"]
 
@@ -30,7 +31,7 @@ def pack_of(source: str, *, terminal: Terminal) -> Iterator[Path | None]:
     if pack_path(source) is not None or "/" in source or source.startswith(("oci:", "docker:", "podman:")):
         yield None
         return
-    bento = _bento(source, context=None)
+    bento = _bento(source, context=None, pulls=False)
     if Path(bento.path_of("src/cpack.json")).is_file():
         raise BadInput(f"{bento.tag} is made by cpack-build already.", hint="Name the pack or image that it is of.")
     with _packed(bento, terminal) as pack:
@@ -40,7 +41,7 @@ def pack_of(source: str, *, terminal: Terminal) -> Iterator[Path | None]:
 @contextmanager
 def source_of(source: str, *, context: str | None, terminal: Terminal) -> Iterator[str]:
     """What `restore` is to be given for the Bento *source*, for as long as the context lasts."""
-    bento = _bento(source, context=context)
+    bento = _bento(source, context=context, pulls=context is not None or "BENTO_CLOUD_API_KEY" in os.environ)
     about = Path(bento.path_of("src/cpack.json"))
     if not about.is_file():
         with _packed(bento, terminal) as pack:
@@ -50,28 +51,28 @@ def source_of(source: str, *, context: str | None, terminal: Terminal) -> Iterat
     from cpack_build.oci.reference import parse_reference
 
     store = Store()
-    document = _document(about, bento.tag)
+    document = _document(bento, "src/cpack.json")
     models, image = document.get("models"), document.get("image")
     if not isinstance(models, dict) or not isinstance(image, str):
         raise BadField(f"{bento.tag}: {about.name}", "models, image", "are not what cpack-build writes")
     for sha256, tag in models.items():
         _known(str(tag), sha256, store, name=f"{bento.tag}: {tag}")
-    layout = Path(bento.path_of("image"))
+    layout = _within(bento, "image")
     yield f"oci:{layout}" if layout.is_dir() else str(parse_reference(image))
 
 
-def _bento(tag: str, *, context: str | None) -> Any:
-    """The Bento *tag* of BentoML's store, or pulled from BentoCloud where it is not there."""
+def _bento(tag: str, *, context: str | None, pulls: bool) -> Any:
+    """The Bento *tag* of BentoML's store, or, if it *pulls*, from BentoCloud where it is not there."""
     from cpack_build.deploy.bento import require_bentoml
 
     bentoml = require_bentoml()
     try:
         return bentoml.bentos.get(tag)
     except (bentoml.exceptions.BentoMLException, ValueError) as error:
-        if context is None:
+        if not pulls:
             raise Unresolvable(
                 f"There is no Bento {tag} in BentoML's store: {error}",
-                hint="`bentoml list` shows what is there; --context NAME pulls it from BentoCloud.",
+                hint="`bentoml list` shows what is there; `unpack-bento --context NAME` pulls it from BentoCloud.",
             ) from None
     from cpack_build.deploy.bentocloud import pull_bento
 
@@ -83,29 +84,43 @@ def _packed(bento: Any, terminal: Terminal) -> Iterator[Path]:
     """The pack in a Bento of comfy-pack's, written apart, with its models known to the store."""
     from cpack_build.cpack.writer import write_pack
 
-    source = Path(bento.path_of("src"))
-    snapshot = _document(source / "snapshot.json", bento.tag)
+    inputs_at = Path(bento.path_of("src/input"))
+    snapshot = _document(bento, "src/snapshot.json")
     _adopt_models(snapshot, bento.tag, terminal)
     inputs = {
-        path.relative_to(source / "input").as_posix(): path
-        for path in sorted((source / "input").rglob("*"))
-        if path.is_file() and not path.is_symlink() and path.resolve().is_relative_to(source.resolve())
+        path.relative_to(inputs_at).as_posix(): path
+        for path in sorted(inputs_at.rglob("*"))
+        if _within(bento, f"src/input/{path.relative_to(inputs_at)}").is_file()
     }
-    drawing = source / "workflow.json"
+    drawing = _within(bento, "src/workflow.json")
     with tempfile.TemporaryDirectory(prefix="cpack-bento-") as folder:
         pack = Path(folder) / f"{bento.tag.name}.cpack.zip"
         write_pack(
             pack,
             snapshot_document=snapshot,
-            workflow_api=_document(source / "workflow_api.json", bento.tag),
-            workflow=_document(drawing, bento.tag) if drawing.is_file() else {},
+            workflow_api=_document(bento, "src/workflow_api.json"),
+            workflow=_document(bento, "src/workflow.json") if drawing.is_file() else {},
             inputs=inputs,
         )
         yield pack
 
 
-def _document(path: Path, tag: object) -> dict[str, Any]:
+def _within(holder: Any, name: str) -> Path:
+    """Where *holder*, a Bento or a model of BentoML's, has *name*.
+
+    Raises :class:`UnsafeInput` for a link that leads out of it: a stranger's would make a pack of this machine's files.
+    """
+    path = Path(holder.path_of(name))
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(holder.path)):  # `resolve` fails at a loop
+        raise UnsafeInput(f"{holder.tag}: {name} leads out of it.", hint="Get it anew from whoever made it.")
+    return path
+
+
+def _document(bento: Any, name: str) -> dict[str, Any]:
+    tag, path = bento.tag, _within(bento, name)
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError("it is no file")
         document = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
         raise BadInput(f"{tag} has no usable {path.name}: {error}.", hint="It is no Bento of comfy-pack's.") from None
@@ -141,7 +156,7 @@ def _known(tag: str, sha256: object, store: Any, *, name: str) -> str:
 
     bentoml = require_bentoml()
     try:
-        path = Path(bentoml.models.get(tag).path_of("model.bin"))
+        path = _within(bentoml.models.get(tag), "model.bin")
     except (bentoml.exceptions.BentoMLException, ValueError) as error:
         raise Unresolvable(
             f"{name} is not in BentoML's model store: {error}",

@@ -121,6 +121,8 @@ def image(
     from cpack_build.oci.reference import EngineName, Reference
     from cpack_build.oci.types import ImageIndex
 
+    if backend.print_to is not None and (outputs or pushes):
+        raise UsageError("--print builds nothing that --output and --push could take.", hint="Leave one of them out.")
     store = Store()
     beside = [lock_file or lock_beside(pack), chosen.config or settings_beside(pack)]
     recorder = Recorder.of_run(store, [pack, *beside])
@@ -199,7 +201,8 @@ def image(
             packed = compressed(built, how, progress=terminal.progress)
             tell_of_zstd(packed, terminal)
         bases = [base for lock in found for base in _base_of(lock)]
-        done = options.push(packed, targets, access=access, mount_from=bases, terminal=terminal)
+        own = backend.name != "buildkit"  # which has a cache that others fill, and provenance of its own
+        done = options.push(packed, targets, access=access, mount_from=bases, built_here=own, terminal=terminal)
         terminal.result(
             {
                 **image_document(built),

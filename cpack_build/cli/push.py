@@ -128,8 +128,15 @@ def push(
         from cpack_build.cli.deploying.bentocloud import push_to
         from cpack_build.cli.options import Chosen
 
-        if also or compression or any(flags[name] for name in ("attach", "models_to")):
-            raise click.UsageError("--also, --compression, --attach and --models are for registries.")
+        context = click.get_current_context()
+        given = [
+            option.opts[0]
+            for option in context.command.params
+            if option.name in ("also", "compression", "without_models", *flags)
+            and context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
+        ]
+        if given:
+            raise click.UsageError(f"{', '.join(given)}: for registries, not for BentoCloud.")
         chosen = Chosen(None, {"platform": platform} if platform else {}, insecure, ca)
         push_to(image, reference.removeprefix("bentocloud:"), dry_run=dry_run, chosen=chosen, terminal=terminal)
         return
@@ -208,11 +215,13 @@ class PushOptions:
         access: Access,
         mount_from: Sequence[Reference] = (),
         models_of: Image | ImageIndex | None = None,
+        built_here: bool = False,
         dry_run: bool = False,
         terminal: Terminal,
     ) -> Done:
         """Push *image* to *targets*, and attach to it in each repository what is to be attached. The models that get
-        images of their own are those of *models_of*, where *image* has none any more."""
+        images of their own are those of *models_of*, where *image* has none any more. Its provenance names us as the
+        builder if it was *built_here*, by this run."""
         from cpack_build.fetch.store import Store
         from cpack_build.oci.push import push as push_image
         from cpack_build.oci.push import push_index
@@ -235,14 +244,15 @@ class PushOptions:
         else:
             pushed = push_image(image, targets, **given)
         places = {target.name: target for target in targets}.values() if not dry_run else ()
-        attached = [one for place in places for one in self._attach(image, place, access, memo, terminal)]
+        attached = [one for place in places for one in self._attach(image, place, access, memo, terminal, built_here)]
         sources = [*targets, *mount_from]
         made = [one for place in self.places for one in self._models(models, place, sources, access, memo, terminal)]
         return Done(tuple(pushed), tuple(attached), tuple(made))
 
     def _attach(
-        self, image: Image | ImageIndex, place: Reference, access: Access, memo: Store, terminal: Terminal
-    ) -> tuple[Pushed, ...]:
+        self, image: Image | ImageIndex, place: Reference, access: Access, memo: Store, terminal: Terminal,
+        built_here: bool,
+    ) -> tuple[Pushed, ...]:  # fmt: skip
         papers = tuple(kind for kind, wanted in (("sbom", self.sbom), ("provenance", self.provenance)) if wanted)
         if not (self.attach or papers):
             return ()
@@ -259,7 +269,7 @@ class PushOptions:
             # Each platform has a lock of its own.
             for one in image.images if isinstance(image, ImageIndex) else (image,):
                 with TemporaryDirectory() as folder:
-                    files = papers_of(one, papers, Path(folder), name=place.name)
+                    files = papers_of(one, papers, Path(folder), name=place.name, built_here=built_here)
                     done += attach(files, one.manifest.descriptor, place, **given)
         return done
 

@@ -92,7 +92,7 @@ def sbom(
                 f"{source} is no image, and provenance is about one.",
                 hint="Name the image as it lies in its folder, file or registry; or push with --provenance.",
             )
-        data = provenance(lock, parts, name=name_of(source), digest=digest)
+        data = provenance(lock, parts, name=name_of(source), digest=digest, built_here=False)
     else:
         data = writers.spdx(lock, parts) if kind == "spdx" else writers.cyclonedx(lock, parts)
     if output is None:
@@ -104,7 +104,7 @@ def sbom(
     terminal.say(f"{output}  {len(parts)} parts")
 
 
-def papers_of(image: Image, kinds: tuple[str, ...], folder: Path, *, name: str) -> list[Path]:
+def papers_of(image: Image, kinds: tuple[str, ...], folder: Path, *, name: str, built_here: bool) -> list[Path]:
     """The documents *kinds* (``sbom``, ``provenance``) about *image*, which carries its lock, as files in *folder*.
 
     Raises :class:`BadImage` where it carries none.
@@ -122,7 +122,7 @@ def papers_of(image: Image, kinds: tuple[str, ...], folder: Path, *, name: str) 
         if kind == "sbom":
             path.write_bytes(cyclonedx(lock, parts))
         else:
-            path.write_bytes(provenance(lock, parts, name=name, digest=image.digest))
+            path.write_bytes(provenance(lock, parts, name=name, digest=image.digest, built_here=built_here))
         written.append(path)
     return written
 

@@ -279,7 +279,7 @@ def _pinned(contents: Contents) -> str | None:
 
 
 def _dockerfile(contents: Contents) -> str:
-    config = json.loads(contents.image.config.data)["config"]
+    config = json.loads(contents.image.config.data).get("config") or {}
     archives: list[str] = []
     if contents.reference is None:
         digests = [blob.descriptor.digest.removeprefix("sha256:") for blob in _added(contents)]

@@ -36,8 +36,8 @@ class Cloud:
 def connect(*, context: str | None = None, endpoint: str | None = None) -> Iterator[Cloud]:
     """The login that BentoML has, at *endpoint* where that is given; its connections end with the context.
 
-    Raises :class:`UsageError` where there is none, :class:`UnsafeInput` where a token would go over plain HTTP, and
-    :class:`NetworkError` where it is refused.
+    Raises :class:`UsageError` where there is none, or two, :class:`UnsafeInput` where a token would go over plain HTTP
+    or to another endpoint than its own, and :class:`NetworkError` where it is refused.
     """
     require_bentoml()
     from bentoml._internal.cloud import BentoCloudClient
@@ -46,6 +46,8 @@ def connect(*, context: str | None = None, endpoint: str | None = None) -> Itera
 
     if os.environ.get("BENTO_CLOUD_API_KEY") == "":
         raise UsageError("BENTO_CLOUD_API_KEY is empty.", hint="Set it to an API token, or unset it.")
+    if context is not None and "BENTO_CLOUD_API_KEY" in os.environ:  # BentoML would take the latter without a word
+        raise UsageError("--context and BENTO_CLOUD_API_KEY name two logins.", hint="Leave one of them out.")
     try:
         login = CloudClientConfig.get_config().get_context(context)
     except CloudRESTApiClientError:
@@ -63,13 +65,15 @@ def connect(*, context: str | None = None, endpoint: str | None = None) -> Itera
         raise UsageError(f"{shown!r} is no endpoint of BentoCloud.", hint="Write https://HOST.")
     if parts.scheme == "http" and not is_loopback(parts.netloc):
         raise UnsafeInput(f"The token would go to {place} in the clear.", hint="Use https.")
-    if endpoint and context is None and "BENTO_CLOUD_API_KEY" not in os.environ:
-        own = login.endpoint.rstrip("/")
-        if own != place:
-            raise UnsafeInput(
-                f"The token of this login belongs to {own}, not to {place}.",
-                hint="Log in there (`bentoml cloud login --endpoint`), or set BENTO_CLOUD_API_KEY to one of its own.",
-            )
+    # A key alone says of no endpoint that it is its own; BentoML only has a default.
+    names_own = "BENTO_CLOUD_API_KEY" not in os.environ or "BENTO_CLOUD_API_ENDPOINT" in os.environ
+    own = login.endpoint.rstrip("/")
+    if names_own and own != place:
+        raise UnsafeInput(
+            f"The token of this login belongs to {own}, not to {place}.",
+            hint="Log in there (`bentoml cloud login --endpoint`), or set BENTO_CLOUD_API_KEY to one of its own, and "
+            "BENTO_CLOUD_API_ENDPOINT.",
+        )
     client = BentoCloudClient(api_key=login.api_token, endpoint=place)  # type: ignore[call-arg]
     cloud = Cloud(client, place, login.api_token)
 

@@ -17,7 +17,7 @@ from cpack_build.deploy.folder import MARK, as_yaml
 from cpack_build.deploy.subject import Subject
 from cpack_build.errors import UsageError
 
-__all__ = ["Options", "Proxy", "compose_files"]
+__all__ = ["FILES", "Options", "Proxy", "compose_files"]
 
 _PORT = 3000
 _PYTHON = "/opt/cpack/bin/python"
@@ -83,6 +83,10 @@ class Options:
             check_variable(name, value, instead=f"Keep it in .env beside the file, and say --env-secret {name}.")
         for name in self.secrets:
             check_variable(name, None, instead="")
+
+
+FILES = ("compose.yaml", "Caddyfile")
+"""All that :func:`compose_files` can make."""
 
 
 def compose_files(subject: Subject, options: Options) -> dict[str, str]:

@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cpack_build.errors import BadInput
+from cpack_build.errors import BadImage, BadInput
 from cpack_build.image.config import PORT, SERVICE_ENV
 
 __all__ = ["BENTO_PATH", "ENTRYPOINT", "template"]
@@ -25,6 +25,7 @@ BENTO_PATH = "/home/bentoml/bento"
 _LAYERS_APART = 90
 """``ADD`` instructions; what is over it shares the last one, for engines stop at 125 layers."""
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_USER = re.compile(r"[0-9]+(:[0-9]+)?|[a-z_][a-z0-9_-]*(:([a-z_][a-z0-9_-]*|[0-9]+))?")
 
 ENTRYPOINT = f"""\
 #!/bin/sh
@@ -49,8 +50,10 @@ def template(
 
     *config* is the ``config`` of the image, *origin* the image to begin from (``None`` for nothing), *archives* are the
     paths of the layers over it in the Bento. *whole* means that *origin* is the image itself, which has the
-    configuration already. Raises :class:`BadInput` for variables that a Dockerfile cannot say.
+    configuration already. Raises :class:`BadInput` for variables that a Dockerfile cannot say, :class:`BadImage` for a
+    configuration that would run something.
     """
+    _require_plain(config)
     lines = [f"FROM {origin or 'scratch'}"]
     apart, shared = archives[:_LAYERS_APART], archives[_LAYERS_APART:]
     lines += [f"ADD {path} /" for path in apart]
@@ -82,7 +85,26 @@ def template(
         f"ENTRYPOINT {json.dumps([f'{BENTO_PATH}/env/docker/entrypoint.sh'])}",
         "CMD []",
     ]
+    if any(len(line.splitlines()) != 1 for line in lines):
+        raise BadImage("The image's config", "has a value of several lines")
     return "".join(f"{line}\n" for line in lines).replace("{", "{{ '{' }}")
+
+
+def _require_plain(config: Mapping[str, Any]) -> None:
+    """See that nothing in *config*, which may be a stranger's, becomes an instruction that runs something."""
+    user, triggers = config.get("User"), config.get("OnBuild")
+    if user and not (isinstance(user, str) and _USER.fullmatch(user)):
+        raise BadImage("The image's config", f"has the User {user!r}, which is none")
+    if triggers:  # the engine would run them where it builds, with the network
+        raise BadImage("The image's config", "has instructions for a build from it (OnBuild)")
+    listed, labels, volumes = config.get("Env") or [], config.get("Labels") or {}, config.get("Volumes") or {}
+    if not (
+        isinstance(listed, list)
+        and isinstance(labels, dict)
+        and isinstance(volumes, dict)
+        and all(isinstance(item, str) for item in (*listed, *labels.values()))
+    ):
+        raise BadImage("The image's config", "is none (Env, Labels and Volumes are not what they should be)")
 
 
 def _quoted(name: str, value: str) -> str:

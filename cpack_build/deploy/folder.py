@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,14 @@ def as_yaml(document: Mapping[str, Any], *, hint: str = "") -> str:
     return f"{MARK}{f' {hint}' if hint else ''}\n{text}"
 
 
-def write_folder(folder: Path, files: Mapping[str, str]) -> None:
+def write_folder(folder: Path, files: Mapping[str, str], *, possible: Collection[str]) -> None:
     """Write *files* (name → text, each with :data:`MARK` in its first line) into *folder*, which is made.
 
-    What an earlier run left there and this one does not make is removed. Raises :class:`UnsafeInput` where a file of
+    What an earlier run left there and this one does not make is removed, if its name is one of the *possible*: a file
+    that somebody began from a copy has the mark, too. Raises :class:`UnsafeInput` where a file of
     that name is somebody else's, before anything is written, and :class:`StorageError`.
     """
+    assert files.keys() <= set(possible)
     assert all(text.partition("\n")[0].startswith(MARK) for text in files.values())
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,7 +43,7 @@ def write_folder(folder: Path, files: Mapping[str, str]) -> None:
     for name, text in files.items():
         with whole_file(folder / name) as file:
             file.write(text.encode())
-    for name in sorted(ours - files.keys()):
+    for name in sorted((ours & set(possible)) - files.keys()):
         with writing(folder / name):
             (folder / name).unlink()
 

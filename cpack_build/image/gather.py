@@ -40,7 +40,7 @@ from cpack_build.lock.service import service_code, service_files
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["Places", "gather", "require_own_service", "require_vouched", "to_fetch"]
+__all__ = ["Places", "gather", "require_own_service", "require_own_vouched", "require_vouched", "to_fetch"]
 
 _PARALLEL = 8
 """Downloads at once: they wait for the network more than for the processor."""
@@ -182,13 +182,22 @@ def require_vouched(lock: Lock, *, siblings: Sequence[Lock], store: Store, trust
     Raises :class:`UnsafeInput`, :class:`StaleLock` as :func:`gather`.
     """
     compiler = _compiler_of(lock, siblings)
-    if compiler is not None and not (trust or is_vouched(compiler, store=store)):
+    if compiler is not None:
+        require_own_vouched(compiler, store=store, trust=trust)
+    return compiler
+
+
+def require_own_vouched(lock: Lock, *, store: Store, trust: bool) -> None:
+    """See that the Python of *lock* itself may be run, if it compiles: this machine resolved it, or the user trusts it.
+
+    Raises :class:`UnsafeInput`.
+    """
+    if lock.bytecode == "compiled" and not (trust or is_vouched(lock, store=store)):
         raise UnsafeInput(
             f"The lock's Python {lock.interpreter.version} was not resolved on this machine, and building would run it "
-            "here to compile bytecode.",
+            "to compile bytecode.",
             hint="Add --trust if you trust who made the lock, or make it anew with `cpack-build lock --update all`.",
         )
-    return compiler
 
 
 def require_own_service(lock: Lock) -> None:

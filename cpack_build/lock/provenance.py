@@ -1,7 +1,8 @@
 """How an image came about, as an in-toto statement with SLSA's provenance: what was asked for, and every input.
 
-It says what the lock in the image says, which is all that a build reads; `cpack-build verify` proves it by building
-again. It is not signed: `cosign attest` or whoever runs the build does that.
+It says what the lock in the image says, which is all that a build reads. Only of an image that this very run built it
+names cpack-build as the builder; of any other it says no more than that its lock claims so, which `cpack-build verify`
+proves by building again. It is not signed: `cosign attest` or whoever runs the build does that.
 
 Specification: in-toto Statement v1, https://slsa.dev/spec/v1.0/provenance.
 """
@@ -15,13 +16,16 @@ from cpack_build.lock.bill import Part
 from cpack_build.lock.schema import Lock
 from cpack_build.oci.types import canonical_json
 
-__all__ = ["provenance"]
+__all__ = ["CLAIMED", "provenance"]
 
 _HOME = "https://github.com/cpack-build/cpack-build"
+CLAIMED = f"{_HOME}/claimed-by-the-lock"
+"""The builder's name where nobody saw the build: a policy that asks for cpack-build's own takes none of these."""
 
 
-def provenance(lock: Lock, parts: Sequence[Part], *, name: str, digest: str) -> bytes:
-    """The statement about the image *name* whose manifest has that *digest* (``sha256:<hex>``)."""
+def provenance(lock: Lock, parts: Sequence[Part], *, name: str, digest: str, built_here: bool) -> bytes:
+    """The statement about the image *name* whose manifest has that *digest* (``sha256:<hex>``), and which this program
+    made just now of that *lock* if it was *built_here*."""
     algorithm, _, value = digest.partition(":")
     statement = {
         "_type": "https://in-toto.io/Statement/v1",
@@ -39,7 +43,12 @@ def provenance(lock: Lock, parts: Sequence[Part], *, name: str, digest: str) -> 
                 "internalParameters": {"lock": {"digest": {"sha256": lock.carried.sha256}}},
                 "resolvedDependencies": [_dependency(part) for part in parts],
             },
-            "runDetails": {"builder": {"id": _HOME, "version": {"cpack-build": lock.service_code.version}}},
+            "runDetails": {
+                "builder": {
+                    "id": _HOME if built_here else CLAIMED,
+                    "version": {"cpack-build": lock.service_code.version},
+                }
+            },
         },
     }
     return canonical_json(statement) + b"\n"

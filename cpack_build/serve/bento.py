@@ -49,10 +49,11 @@ def bento_service(folder: Path) -> bentoml.Service[Any]:
     about = _about(folder / ABOUT)
     is_worker = bentoml.server_context.worker_index is not None
     workspace = _workspace(about)
-    data = Path(tempfile.gettempdir()) / f"cpack-bento-{os.getpid()}"
+    # A folder that nobody else can have made, or can read; where nothing is written it is only named.
+    own = tempfile.mkdtemp(prefix="cpack-bento-") if is_worker and not os.environ.get("CPACK_DATA") else None
     given = {
         "CPACK_APP": str(folder / "app"),
-        "CPACK_DATA": str(data),
+        "CPACK_DATA": own or tempfile.gettempdir(),
         "COMFYUI_DIR": str(workspace),
         "COMFYUI_PYTHON": str(workspace / ".venv" / "bin" / "python"),
     }
@@ -76,8 +77,8 @@ def bento_service(folder: Path) -> bentoml.Service[Any]:
         Front, routes=make_routes(server), settings=settings, gate=server.gate, metrics=server.metrics, log=_log
     )
     service.inner.prepare = bentoml.on_deployment(partial(_prepare, folder, about))
-    if is_worker:  # unless CPACK_DATA names another place; after `end`, for hooks run by name
-        service.inner.tidy = bentoml.on_shutdown(partial(shutil.rmtree, data, ignore_errors=True))
+    if own is not None:  # after `end`, for hooks run by name
+        service.inner.tidy = bentoml.on_shutdown(partial(shutil.rmtree, own, ignore_errors=True))
     service.__class__ = _untimed(type(service))
     return service
 

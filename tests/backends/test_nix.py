@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,13 @@ import pytest
 from cpack_build.backends.nix.backend import NixBackend
 from cpack_build.backends.nix.program import Nix
 from cpack_build.backends.nix.result import check_image
-from cpack_build.backends.protocol import Request
-from cpack_build.errors import EngineFailed, HashMismatch, Unresolvable
+from cpack_build.backends.protocol import Farm, Request
+from cpack_build.errors import EngineFailed, HashMismatch, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.image.gather import Places
+from cpack_build.lock.interpreter import vouch
+from cpack_build.lock.machine import this_platform
 from cpack_build.lock.schema import BaseImage, Lock
 from cpack_build.lock.wheels import read_toml
 from cpack_build.progress import SILENT
@@ -30,6 +33,7 @@ from tests import need
 from tests.backends.nixstore import NixStore, nix_store
 from tests.cli.calling import Caller
 from tests.engines import Registry
+from tests.image.golden.building import golden_lock
 from tests.restore.images import World, make_world
 
 LOCAL_NODE = {"nodes/own/__init__.py": b"OWN = 1\n", "nodes/own/data/x.txt": b"x\n", "nodes/single.py": b"ONE = 1\n"}
@@ -398,6 +402,22 @@ def test_a_base_image_and_models_that_share_layers_are_refused_from_the_lock_alo
     (refusal,) = NixBackend().refusals(request_for(world, world.lock.model_copy(update={"models": many})))
     assert "share layers" in refusal.message
     assert NixBackend().refusals(request_for(world, world.lock)) == []
+
+
+def test_no_python_of_a_stranger_is_run_to_compile_not_even_for_another_platform(world: World, tmp_path: Path) -> None:
+    here = {"service_code": world.lock.service_code, "platform": this_platform(), "bytecode": "compiled"}
+    own = golden_lock().model_copy(update=here)
+    other = {"linux/amd64": "linux/arm64", "linux/arm64": "linux/amd64"}[own.platform]
+    interpreter = own.interpreter.model_copy(update={"path": "/usr/bin/evil"})
+    foreign = own.model_copy(update={"platform": other, "interpreter": interpreter})
+    request = replace(request_for(world, foreign), store=Store(tmp_path), siblings=(own,))
+    vouch(own, store=request.store)
+    backend = NixBackend(Farm(builder="ssh://builder.example x86_64-linux,aarch64-linux"))
+    with pytest.raises(UnsafeInput, match="not resolved on this machine"), backend.built(request):
+        pass
+    with pytest.raises(UnsafeInput, match="not resolved on this machine"):
+        backend.written(request, tmp_path / "printed")
+    assert not (tmp_path / "printed").exists()
 
 
 def request_for(world: World, lock: Lock) -> Request:

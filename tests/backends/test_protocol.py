@@ -95,3 +95,13 @@ def test_the_embedded_backend_has_nothing_to_print(call: Caller, example: Exampl
     assert done.code == 2
     assert "--backend buildkit" in done.err
     assert not (tmp_path / "printed").exists()
+
+
+@pytest.mark.parametrize("where", [("--push", "registry.example/x:1"), ("--output", "oci:x.oci")])
+def test_what_is_only_printed_goes_nowhere(
+    call: Caller, example: Example, tmp_path: Path, where: tuple[str, str]
+) -> None:
+    done = call("image", example.pack, "--backend", "buildkit", "--print", tmp_path / "printed", *where)
+    assert done.code == 2
+    assert "--print builds nothing" in done.err
+    assert not (tmp_path / "printed").exists()

@@ -7,12 +7,13 @@ import re
 import warnings
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cpack_build.fetch.store import Store
 from cpack_build.lock.bill import Part, parts_of, with_licences
-from cpack_build.lock.provenance import provenance
+from cpack_build.lock.provenance import CLAIMED, provenance
 from cpack_build.lock.sbom import cyclonedx, spdx
 from cpack_build.lock.schema import BaseImage, GitTree, Lock, Model, RegistryNode
 from cpack_build.oci.layout import write_layout
@@ -25,6 +26,7 @@ from tests.image.golden.building import LOCK, golden_lock
 from tests.making import make_wheel
 from tests.oci.images import image_of, text_layer
 
+HOME = "https://github.com/cpack-build/cpack-build"
 COMMIT, SHA256 = "c" * 40, "5" * 64
 
 
@@ -77,7 +79,7 @@ def test_everything_is_in_it_and_no_token(lock: Lock, kind: str) -> None:
 def written(lock: Lock, kind: str) -> bytes:
     parts = parts_of(lock)
     if kind == "provenance":
-        return provenance(lock, parts, name="x", digest=f"sha256:{'0' * 64}")
+        return provenance(lock, parts, name="x", digest=f"sha256:{'0' * 64}", built_here=True)
     return cyclonedx(lock, parts) if kind == "cyclonedx" else spdx(lock, parts)
 
 
@@ -162,8 +164,19 @@ def test_a_push_attaches_them_to_what_it_pushed(scene: Scene, call: Caller, regi
     assert f"sha256:{statement['subject'][0]['digest']['sha256']}" == open_source(parse_reference(name)).digest
     # zstd in the registry, plain in the folder: the manifest differs, the parts do not
     assert (tmp_path / "papers/sbom.cdx.json").read_text() == call("sbom", scene.lock).out
-    again = call("push", f"oci:{scene.layout}", name, "--sbom", "--json")
+    assert builder_of(statement) == HOME
+    # An image that was there may be anybody's, whatever lock lies in it.
+    other = f"{registry.host}/papers/other:v1"
+    again = call("push", f"oci:{scene.layout}", other, "--sbom", "--provenance", "--json")
     assert again.code == 0, again.err
+    assert call("pull", other, "--attached", tmp_path / "others").code == 0
+    claimed = json.loads((tmp_path / "others/provenance.intoto.json").read_bytes())
+    assert builder_of(claimed) == CLAIMED
+    assert builder_of(json.loads(call("sbom", f"oci:{scene.layout}", "--format", "provenance").out)) == CLAIMED
+
+
+def builder_of(statement: dict[str, Any]) -> str:
+    return str(statement["predicate"]["runDetails"]["builder"]["id"])
 
 
 def test_what_has_no_lock_has_no_sbom(call: Caller, registry: Registry, scene: Scene, tmp_path: Path) -> None:

@@ -217,6 +217,38 @@ def test_a_lock_s_environment_is_no_template(world: World, call: Caller, home: P
             template({"Env": [value]}, origin=None, archives=[], has_models=False, whole=False)
 
 
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"User": "0\nRUN evil"},
+        {"User": "0 --from=evil"},
+        {"User": "$(id)"},
+        {"User": ["0"]},
+        {"OnBuild": ["RUN evil"]},
+        {"Env": "A=1"},
+        {"Env": [1]},
+        {"Labels": {"a": 1}},
+        {"Volumes": [[]]},
+    ],
+)
+def test_a_stranger_s_image_writes_no_instruction(config: dict[str, Any], whole: bool) -> None:
+    from cpack_build.deploy.dockerfile import template
+    from cpack_build.errors import BadImage
+
+    with pytest.raises(BadImage, match="config"):
+        template(config, origin=None, archives=[], has_models=True, whole=whole)
+
+
+@pytest.mark.parametrize("user", ["1000", "0:0", "node", "node:_staff", "node:20"])
+def test_the_service_runs_as_the_image_s_user(user: str) -> None:
+    from cpack_build.deploy.dockerfile import template
+
+    text = template({"User": user}, origin="x@sha256:0", archives=[], has_models=True, whole=True)
+    assert f"\nUSER {user}\n" in text
+    assert text.count(f"--chown={user} ") == 5
+
+
 def test_more_layers_than_engines_take_share_the_last_instruction() -> None:
     from cpack_build.deploy.dockerfile import template
 
@@ -327,6 +359,68 @@ def test_a_damaged_bento_of_comfy_pack_s_says_what_is_wrong(
     assert done.code == code, done.err
     assert words in done.err
     assert not (tmp_path / "workspace").exists()
+
+
+@pytest.mark.parametrize(
+    "place", ["snapshot.json", "workflow_api.json", "workflow.json", "input", "input/x", "", "model"]
+)
+@pytest.mark.parametrize("command", [("build-bento",), ("unpack-bento", "-w", "workspace")])
+def test_no_link_of_a_bento_brings_a_file_of_this_machine(
+    call: Caller, home: Path, world: World, tmp_path: Path, place: str, command: tuple[str, ...]
+) -> None:
+    import bentoml
+
+    tag = comfy_pack_bento(world.pack, WEIGHTS, tmp_path)
+    path = Path(bentoml.bentos.get(tag).path_of(f"src/{place}".rstrip("/")))
+    if place == "model":
+        (path,) = home.glob("models/cpack-model/*/model.bin")
+    secret = tmp_path / "secret"
+    if path.exists():
+        path.rename(secret)
+    else:
+        secret.write_text("{}")
+    path.symlink_to(secret)
+    done = call(command[0], tag, *command[1:])
+    assert done.code == 8, done.err
+    assert "leads out of it" in done.err
+
+
+def test_a_fifo_in_a_bento_is_not_waited_for(call: Caller, home: Path, world: World, tmp_path: Path) -> None:
+    import bentoml
+
+    tag = comfy_pack_bento(world.pack, WEIGHTS, tmp_path)
+    path = Path(bentoml.bentos.get(tag).path_of("src/snapshot.json"))
+    path.unlink()
+    os.mkfifo(path)
+    done = call("unpack-bento", tag, "-w", tmp_path / "workspace")
+    assert done.code == 3, done.err
+    assert "no usable snapshot.json: it is no file" in done.err
+
+
+_WORKER = """
+import os, sys, tempfile
+from pathlib import Path
+import bentoml
+from cpack_build.serve.bento import bento_service
+os.umask(0)
+bentoml.server_context.worker_index = int(sys.argv[2]) if sys.argv[2] else None
+(Path(tempfile.gettempdir()) / f"cpack-bento-{os.getpid()}").mkdir()  # as another user would
+bento_service(Path(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("worker", ["1", ""])
+def test_a_served_bento_writes_where_nobody_else_can(
+    call: Caller, home: Path, world: World, tmp_path: Path, worker: str
+) -> None:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    made = call("bento", f"oci:{world.layout}", "--json").document
+    environment = {**os.environ, "TMPDIR": str(place), "COMFYUI_SERVER": "127.0.0.1:1"}
+    program(sys.executable, "-c", _WORKER, f"{made['path']}/src", worker, environment=environment, cwd=tmp_path)
+    found = {path: path.stat().st_mode & 0o777 for path in place.iterdir() if any(path.iterdir())}
+    assert list(found.values()) == ([0o700] if worker else [])
+    assert all(path.name.startswith("cpack-bento-") for path in found)
 
 
 # -- served, and in a container ----------------------------------------------------------------------------------------

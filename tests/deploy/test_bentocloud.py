@@ -149,6 +149,22 @@ def test_push_makes_a_bento_of_an_image_and_tells_each_request(
     assert dry.document["requests"] == []
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--sbom"], ["--provenance"], ["--without-models"], ["--also", "x/y:1"], ["--compression", "gzip"],
+        ["--models", "x/y"], ["--jobs", "4"], ["--blob-limit", "0"], ["--layer-limit", "0"], ["--attach", "x.json"],
+    ],
+)  # fmt: skip
+def test_what_only_a_registry_has_is_not_left_out_without_a_word(
+    call: Caller, cloud: Cloud, world: World, flags: list[str]
+) -> None:
+    done = call("push", f"oci:{world.layout}", "bentocloud:short", *flags)
+    assert done.code == 2
+    assert f"{flags[0]}: for registries" in done.err
+    assert cloud.requests == []
+
+
 def test_a_large_model_goes_in_parts_and_a_part_that_failed_goes_again(
     call: Caller, cloud: Cloud, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -350,18 +366,43 @@ def test_a_token_goes_only_where_it_belongs(
     other = call("deploy", "bentocloud", bento, "--endpoint", cloud.url)
     assert other.code == 8
     assert "belongs to https://cloud.example" in said(other)
+    named = call("deploy", "bentocloud", bento, "--context", "default", "--endpoint", cloud.url)
+    assert named.code == 8
+    assert "belongs to https://cloud.example" in said(named)
+    monkeypatch.setenv("BENTO_CLOUD_API_KEY", TOKEN)
+    monkeypatch.setenv("BENTO_CLOUD_API_ENDPOINT", "https://cloud.example")
+    keyed = call("deploy", "bentocloud", bento, "--endpoint", cloud.url)
+    assert keyed.code == 8
+    assert "belongs to https://cloud.example" in said(keyed)
+    assert cloud.requests == []
+    monkeypatch.delenv("BENTO_CLOUD_API_ENDPOINT")  # the key alone is for whatever --endpoint names
+    alone = call("deploy", "bentocloud", bento, "--endpoint", cloud.url)
+    assert alone.code == 0, said(alone)
+
+
+def test_two_logins_are_one_too_many(call: Caller, cloud: Cloud, bento: str) -> None:
+    from bentoml._internal.cloud.config import CloudClientContext
+
+    CloudClientContext("team", cloud.url, TOKEN).save()
+    done = call("deploy", "bentocloud", bento, "--context", "team")
+    assert done.code == 2
+    assert "name two logins" in said(done)
     assert cloud.requests == []
 
 
+@pytest.mark.parametrize("context", [["--context", "team"], []])
 def test_a_bento_comes_back_with_its_models(
-    call: Caller, cloud: Cloud, bento: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+    call: Caller, cloud: Cloud, bento: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch, context: list[str],
+) -> None:  # fmt: skip
     from bentoml._internal.cloud.config import CloudClientContext
 
     assert call("deploy", "bentocloud", bento).code == 0
     with bento_home(tmp_path_factory.mktemp("elsewhere")):
         CloudClientContext("team", cloud.url, TOKEN).save()
-        done = call("unpack-bento", bento, "-w", tmp_path / "workspace", "--context", "team", "--json")
+        if context:
+            monkeypatch.delenv("BENTO_CLOUD_API_KEY")
+        done = call("unpack-bento", bento, "-w", tmp_path / "workspace", *context, "--json")
     assert done.code == 0, said(done)
     lock = json.loads((tmp_path / "workspace" / ".cpack" / "cpack.lock").read_bytes())
     for model in lock["models"]:

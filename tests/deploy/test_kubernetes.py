@@ -110,6 +110,21 @@ def test_a_second_run_writes_the_same_bytes_and_takes_away_what_is_no_longer_ask
     assert first == second
 
 
+def test_what_another_command_or_somebody_began_from_a_copy_stays(call: Caller, lock: Path, tmp_path: Path) -> None:
+    kubernetes = ("deploy", "kubernetes", pinned(), "--lock", lock, "-o", tmp_path)
+    compose = ("deploy", "compose", pinned(), "--lock", lock, "-o", tmp_path)
+    assert call(*kubernetes).code == 0
+    proxy = ("--host", "a.example", "--proxy-image", f"caddy@sha256:{HEX}")
+    assert call(*compose, *proxy).code == 0
+    (tmp_path / "compose.override.yaml").write_bytes((tmp_path / "compose.yaml").read_bytes())
+    before = {path.name for path in tmp_path.iterdir()} - {lock.name}
+    assert {"compose.override.yaml", "Caddyfile", "deployment.yaml"} <= before
+    assert call(*kubernetes, "--host", "a.example").code == 0
+    assert call(*compose).code == 0
+    after = {path.name for path in tmp_path.iterdir()} - {lock.name}
+    assert after == (before | {"ingress.yaml"}) - {"Caddyfile"}
+
+
 def test_a_file_of_somebody_else_is_never_replaced(call: Caller, lock: Path, tmp_path: Path) -> None:
     (tmp_path / "k8s").mkdir()
     (tmp_path / "k8s/service.yaml").write_text("kind: Service\n")

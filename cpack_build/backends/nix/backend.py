@@ -18,7 +18,7 @@ from cpack_build.backends.nix.result import open_image
 from cpack_build.backends.protocol import Farm, Request
 from cpack_build.errors import CpackError, Occupied, ToolMissing, Unresolvable, writing
 from cpack_build.image.bundle import blobs_of
-from cpack_build.image.gather import gather, require_vouched
+from cpack_build.image.gather import gather, require_own_vouched, require_vouched
 from cpack_build.image.models import found_layer
 from cpack_build.lock.schema import BaseImage, Lock
 from cpack_build.oci.types import Image, ImageIndex
@@ -50,6 +50,8 @@ class NixBackend:
     def written(self, request: Request, folder: Path) -> str:
         if folder.exists() and any(folder.iterdir()):
             raise Occupied(folder, sorted(path.name for path in folder.iterdir()))
+        for lock in request.locks:
+            require_own_vouched(lock, store=request.store, trust=request.trust)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         write_folder(request, folder)
@@ -62,6 +64,7 @@ class NixBackend:
         for lock in request.locks:
             self._require_machine(lock, settings)
             require_vouched(lock, siblings=request.siblings, store=request.store, trust=request.trust)
+            require_own_vouched(lock, store=request.store, trust=request.trust)  # the builder runs no sibling's
         with TemporaryDirectory(prefix="cpack-nix-") as place:
             folder = Path(place, "build")
             folder.mkdir()

@@ -70,7 +70,7 @@ def compose(
 
     Without --host only this machine can reach it. A token stands in .env beside the file, which is yours to write.
     """
-    from cpack_build.deploy.compose import compose_files
+    from cpack_build.deploy.compose import FILES, compose_files
     from cpack_build.deploy.folder import write_folder
     from cpack_build.errors import UsageError
     from cpack_build.oci.reference import EngineName, Reference, parse_image_name
@@ -107,7 +107,7 @@ def compose(
         for text in files.values():
             terminal.say(text.rstrip())
         return
-    write_folder(folder, files)
+    write_folder(folder, files, possible=FILES)
     terminal.say(f"{folder}: {', '.join(sorted(files))}")
     for secret in sorted({*options.secrets, *token}):
         terminal.say(f"Write {secret}=… into {folder / '.env'} first.")

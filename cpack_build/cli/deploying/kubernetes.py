@@ -158,7 +158,7 @@ def _write(
     import shlex
 
     from cpack_build.deploy.folder import as_yaml, write_folder
-    from cpack_build.deploy.kubernetes.manifests import as_files
+    from cpack_build.deploy.kubernetes.manifests import FILES, as_files
 
     files = as_files(documents)
     told = {
@@ -174,7 +174,7 @@ def _write(
     if dry_run:
         terminal.say("---\n".join(text for name, text in texts.items() if name != "kustomization.yaml").rstrip())
         return
-    write_folder(folder, texts)
+    write_folder(folder, texts, possible=FILES)
     terminal.say(f"{folder}: {', '.join(sorted(files))}")
     terminal.say(f"Next:\n  kubectl apply -k {shlex.quote(str(folder))}")
 

@@ -11,7 +11,14 @@ from cpack_build.deploy.kubernetes.workload import Document, deployment, disrupt
 from cpack_build.deploy.subject import ModelVolume, Subject
 from cpack_build.errors import BadImage, UsageError
 
-__all__ = ["as_files", "manifests"]
+__all__ = ["FILES", "as_files", "manifests"]
+
+_KINDS = (
+    "Deployment", "HorizontalPodAutoscaler", "HTTPRoute", "Ingress", "NetworkPolicy", "PodDisruptionBudget",
+    "ScaledObject", "Service", "ServiceAccount", "ServiceMonitor",
+)  # fmt: skip
+FILES = ("kustomization.yaml", *(f"{kind.lower()}.yaml" for kind in _KINDS))
+"""All that :func:`as_files` can make."""
 
 
 def manifests(subject: Subject, options: Options, volumes: Sequence[ModelVolume] = ()) -> list[Document]:
