@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from cpack_build import filesystem
 from cpack_build.errors import UnsafeInput
 from cpack_build.fetch.store import Store
 from cpack_build.restore import folder as folders
@@ -102,7 +103,7 @@ def test_a_model_is_copied_where_no_link_of_any_kind_can_be_made(
     def refused(*arguments: object, **named: object) -> None:
         raise PermissionError(errno.EPERM, "no")
 
-    monkeypatch.setattr(models, "_reflink", lambda source, target: False)
+    monkeypatch.setattr(filesystem, "share_blocks", lambda source, target: False)
     monkeypatch.setattr(os, "link", refused)
     refuse_links(monkeypatch, REFUSALS[0])
     monkeypatch.setattr(sys, "platform", system)
@@ -118,7 +119,7 @@ def test_on_windows_a_model_is_hard_linked_where_that_can_be(monkeypatch: pytest
     store = Store(tmp_path / "store")
     file = store.put([WEIGHTS], what="a model")
     refuse_links(monkeypatch, NoPrivilegeError())
-    monkeypatch.setattr(models, "_reflink", lambda source, target: False)
+    monkeypatch.setattr(filesystem, "share_blocks", lambda source, target: False)
     folder = Folder(tmp_path / "w", below_handles=False)
     assert models.place_model(folder, MODEL, file, how="link", store=store) == "hard link"
     assert (tmp_path / "w" / MODEL).samefile(file.path)
