@@ -10,12 +10,13 @@ import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from secrets import token_hex
+from shlex import quote
 from tempfile import TemporaryDirectory
 
 from cpack_build.backends.builder import Builder, find_builder
@@ -23,21 +24,33 @@ from cpack_build.backends.dockerfile import BASE_CONTEXT, Plan, bake_file, docke
 from cpack_build.backends.features import Features, features_of
 from cpack_build.backends.ingredients import Context, Foundation, LockContext
 from cpack_build.backends.protocol import Farm, Request
-from cpack_build.errors import CpackError, Occupied, StaleLock, ToolMissing, Unresolvable, writing
+from cpack_build.errors import (
+    BadField,
+    CpackError,
+    Occupied,
+    StaleLock,
+    ToolMissing,
+    Unresolvable,
+    UnsafeInput,
+    UsageError,
+    writing,
+)
 from cpack_build.image.gather import require_own_service
 from cpack_build.lock.python import lock_environment
 from cpack_build.lock.schema import BaseImage, Lock, PinnedWheels
 from cpack_build.lock.system import UNKNOWN_GLIBC
 from cpack_build.lock.tags import Target
+from cpack_build.oci.documents import require_no_triggers
 from cpack_build.oci.engines import open_engine
-from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, parse_image_name, parse_reference
+from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, Reference, parse_image_name, parse_reference
 from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["BuildKit", "base_context", "cache_arguments", "complete", "pinned_uv"]
+__all__ = ["BuildKit", "base_context", "cache_arguments", "complete", "pinned_uv", "require_quiet_base"]
 
 _NEWEST = features_of((99, 0))
 _UV_MEMO = "buildkit-uv-1"
+_QUIET_MEMO = "buildkit-quiet-1"
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,13 @@ class BuildKit:
                 require_own_service(lock)
             except StaleLock as error:
                 found.append(error)
+            if isinstance(lock.base, BaseImage) and lock.base.reference != "layout":
+                try:
+                    parse_reference(lock.base.reference)
+                except UsageError as error:
+                    found.append(BadField("The lock", "base.reference", error.message.rstrip(".")))
             for name, value in lock.environment.items():
-                if "\n" in value or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
+                if re.search(r"[\r\n]", value) or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_.-]*", name):
                     found.append(
                         Unresolvable(
                             f"A Dockerfile cannot hold the variable {name!r} of cpack.yaml.",
@@ -97,11 +115,11 @@ class BuildKit:
         lines = []
         for lock in request.locks:
             place = folder / lock.platform.replace("/", "-") if several else folder
-            plan = self._filled(lock, request, place, _NEWEST)
+            plan = self._filled(lock, request, place, _NEWEST, stays=True)
             bake = bake_file(lock, plan, tags=(), base=base_context(lock, request))
             with writing(place):
                 (place / "docker-bake.json").write_text(bake, "utf-8")
-            lines.append(f"cd {place} && docker buildx bake --set image.tags=NAME --push")
+            lines.append(f"cd {quote(str(place))} && docker buildx bake --set image.tags=NAME --push")
         return "; ".join(lines)
 
     def _one(self, lock: Lock, request: Request, folder: Path) -> Image:
@@ -151,12 +169,13 @@ class BuildKit:
             subprocess.run(engine.command("image", "rm", name.tagged), capture_output=True, check=False)
         return open_source(ArchiveName(saved, "docker")).as_image(lock.platform)
 
-    def _filled(self, lock: Lock, request: Request, folder: Path, features: Features) -> Plan:
+    def _filled(self, lock: Lock, request: Request, folder: Path, features: Features, *, stays: bool = False) -> Plan:
         """The build's folder, with its Dockerfile."""
+        require_quiet_base(lock, request)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         built = {wheel.sha256: wheel for wheel in lock.python.built}
-        context = LockContext(folder, lock, request, fetches=features.fetches, built=built, lock=lock)
+        context = LockContext(folder, lock, request, fetches=features.fetches, built=built, stays=stays, lock=lock)
         plan = dockerfile(context, features, uv=pinned_uv(lock, request))
         complete(context, plan.dockerfile)
         return plan
@@ -181,6 +200,28 @@ def base_context(below: Foundation, request: Request) -> str | None:
             hint="Unpack it with skopeo into oci:DIR, or push it.",
         )
     return f"oci-layout://{name.path.absolute()}@{below.base.digest}"
+
+
+def require_quiet_base(below: Foundation, request: Request) -> None:
+    """See that the base image says nothing that the builder would do of its own accord. Raises :class:`UnsafeInput`."""
+    pin = below.base
+    if not isinstance(pin, BaseImage) or request.store.recall(_QUIET_MEMO, pin.digest) is not None:
+        return
+    local = base_context(below, request) is not None
+    name = parse_image_name(request.places[below.platform].base) if local else parse_reference(pin.reference)
+    assert isinstance(name, LayoutName | Reference)
+    sources = request.sources
+    source = open_source(
+        replace(name, tag=None, digest=pin.digest), mirrors=sources.mirrors, store=request.store,
+        access=sources.registries,
+    )  # fmt: skip
+    if source.manifest(below.platform)[0].digest != pin.digest:
+        raise UnsafeInput(
+            f"The lock's base {pin.digest} is an index of images, not an image.",
+            hint="Do not use this lock; make it anew with `cpack-build lock`.",
+        )
+    require_no_triggers(pin.reference, source.config(below.platform))
+    request.store.remember(_QUIET_MEMO, pin.digest, "")
 
 
 def complete(context: Context, text: str) -> None:

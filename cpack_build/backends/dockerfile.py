@@ -17,12 +17,15 @@ from packaging.utils import parse_wheel_filename
 
 from cpack_build.backends.features import Features
 from cpack_build.backends.ingredients import Context, Item, LockContext, TreeItem
+from cpack_build.errors import UnsafeInput
 from cpack_build.image.budget import allot
 from cpack_build.image.config import COMFYUI, image_config
+from cpack_build.lock.interpreter import is_vouched
 from cpack_build.lock.schema import BaseImage, LocalTree, Lock, Model, PinnedWheels
 from cpack_build.lock.wheels import wheels_of
+from cpack_build.oci.reference import parse_reference
 
-__all__ = ["BASE_CONTEXT", "HEAD", "Plan", "Stages", "bake_file", "dockerfile"]
+__all__ = ["BASE_CONTEXT", "HEAD", "Plan", "Stages", "bake_file", "dockerfile", "text_of"]
 
 BASE_CONTEXT = "cpack-base"
 """The named context that stands for a base image in a local folder."""
@@ -233,14 +236,24 @@ class _Writer(Stages):
             self._tree(f"node-{number}", context.tree(pin, place, number=number), folder, python)
         self.final.append(f"ADD{self._link} {context.app()} /")
         self.final += self._config()
-        return Plan("\n".join([*HEAD, *self.stages, *self.final]) + "\n", tuple(sorted(self._secrets)))
+        return Plan(text_of([*HEAD, *self.stages, *self.final]), tuple(sorted(self._secrets)))
+
+    @property
+    def _has_our_python(self) -> bool:
+        """Whether this machine resolved the Python that steps run, or its user trusts who did; one of a base that may
+        be the pack's own is nobody's whom the user named."""
+        lock, request = self._lock, self._contents.request
+        return is_vouched(lock, store=request.store) or (request.trust and lock.base.kind == "scratch")
 
     def _model(self, model: Model) -> None:
-        item = self._contents.model(model, hosts=TOKENS if is_guarded(model) else None)
+        hosts = None
+        if is_guarded(model):  # a program of others would get the token, and a network
+            hosts = TOKENS if self._has_our_python else ()
+        item = self._contents.model(model, hosts=hosts)
         place = f"/models/sha256/{model.sha256}"
         if item.url is None:
             self.final.append(f"COPY{self._link} --chmod=0444 {item.path} {place}")
-        elif is_guarded(model):
+        elif hosts:
             stage, token = f"model-{model.sha256[:12]}", TOKENS[str(urlsplit(item.url).hostname)]
             words = (self._lock.interpreter.path, "fetch", item.url, model.sha256, place, f"/run/secrets/{token}")
             secret = f"--mount=type=secret,id={token},required=true"
@@ -311,14 +324,25 @@ _ACCOUNT = (
 """As :func:`cpack_build.image.debs.account_lines`, with nothing but a shell and ``cat``."""
 
 
+def text_of(lines: Iterable[str]) -> str:
+    """The Dockerfile with these *lines*. Raises :class:`UnsafeInput` where a name in one would begin another."""
+    lines = list(lines)
+    for line in lines:
+        if "\n" in line or "\r" in line:
+            raise UnsafeInput(
+                f"A name or value in the lock has a line end, which would be an instruction of its own: {line!r}",
+                hint="Do not use this lock; make it anew with `cpack-build lock`.",
+            )
+    return "\n".join(lines) + "\n"
+
+
 def is_guarded(model: Model) -> bool:
     """Whether its sources want a token, as far as they said."""
     return model.access in ("gated", "private")
 
 
 def _pinned(base: BaseImage) -> str:
-    name = re.sub(r":[^:/]+$", "", base.reference)
-    return f"{name}@{base.digest}"
+    return f"{parse_reference(base.reference).name}@{base.digest}"
 
 
 def _requirements(items: Sequence[Item]) -> str:

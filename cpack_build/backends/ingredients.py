@@ -6,8 +6,6 @@ tars that cpack-build makes itself (accounts, links, the loader's cache, the loc
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -18,7 +16,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 from cpack_build.backends.protocol import Request
 from cpack_build.cpack.settings import AnyPlatform
 from cpack_build.errors import Unresolvable, writing
-from cpack_build.fetch.store import StoredFile
+from cpack_build.fetch.store import StoredFile, stored_at
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.app import app_layer
 from cpack_build.image.config import COMFYUI_ENV, SERVICE_ENV
@@ -50,6 +48,7 @@ from cpack_build.lock.schema import (
 from cpack_build.lock.service import service_files
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of, with_credentials
 from cpack_build.oci import tar
+from cpack_build.oci.storage import shared_copy
 
 __all__ = ["Context", "Foundation", "Item", "LockContext", "TreeItem", "clean_url"]
 
@@ -101,6 +100,8 @@ class Context:
     """Whether the builder can fetch files by hash; else all of them are put here."""
     built: Mapping[str, BuiltWheel] = field(default_factory=dict)
     """sha256 → how a wheel was made that no index has."""
+    stays: bool = False
+    """Whether the folder outlives the build: nothing in it is then a second name of a file in the store."""
     files: list[str] = field(default_factory=list)
     """Relative paths of what was put here."""
 
@@ -201,9 +202,22 @@ class Context:
         path = f"{folder}/{name}"
         remote = self._remote(url) if url is not None and self.fetches else None
         if remote is None:
-            _link(stored().path, self.folder / path)
+            self._lay(stored(), self.folder / path)
             self.files.append(path)
         return Item(name, sha256, remote, path)
+
+    def _lay(self, file: StoredFile, place: Path) -> None:
+        """*file* at *place*, without a copy where that may be: a second name changes a file's stat, by which the store
+        knows those of others."""
+        store = self.request.store
+        may_link = not self.stays and file.path == store.blob_path(file.sha256)
+        with writing(place):
+            place.parent.mkdir(parents=True, exist_ok=True)
+        shared_copy(file.path, place, may_link=may_link)
+        if may_link:
+            store.remember_file(stored_at(file.path, file.sha256))
+        else:
+            file.require_unchanged()
 
     def _remote(self, url: str) -> str | None:
         place = self.request.sources.mirrors.apply(url)
@@ -314,13 +328,3 @@ def clean_url(url: str) -> str | None:
     path = quote(parts.path, safe="/%:@!*(),;=~+-._")
     netloc = quote(parts.netloc, safe=":[]-.")
     return urlunsplit((parts.scheme, netloc, path, "", ""))
-
-
-def _link(source: Path, place: Path) -> None:
-    """*source* at *place*, without a copy where the file system can."""
-    with writing(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(source.resolve(), place)
-        except OSError:
-            shutil.copyfile(source, place)

@@ -7,6 +7,7 @@ pack's own system packages; none of that enters an image."""
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -14,12 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cpack_build.backends.builder import Builder, find_builder
-from cpack_build.backends.buildkit import base_context, complete, pinned_uv
-from cpack_build.backends.dockerfile import BASE_CONTEXT, HEAD, Stages
+from cpack_build.backends.buildkit import base_context, complete, pinned_uv, require_quiet_base
+from cpack_build.backends.dockerfile import BASE_CONTEXT, HEAD, Stages, text_of
 from cpack_build.backends.ingredients import Context
 from cpack_build.backends.protocol import Farm, Request
 from cpack_build.cpack.settings import Settings
-from cpack_build.errors import CpackError, EngineFailed, Unresolvable
+from cpack_build.errors import CpackError, EngineFailed, ToolMissing, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.image.gather import Places
@@ -63,6 +64,12 @@ class BuildKitWorkshop:
         self, project: Project, place: Path, out: Path, *, target: Target, resolve: Resolve, progress: Progress
     ) -> tuple[str, PinnedWheels]:
         builder = find_builder(self.farm.builder)
+        if not builder.features.link:
+            raise ToolMissing(
+                f"The builder has BuildKit {'.'.join(map(str, builder.features.version))}, which cannot keep what it "
+                "runs from the network, and packages are built without one.",
+                hint="Use BuildKit 0.10 (Docker 23) or newer, or give wheels with --find-links.",
+            )
         bench = self._bench(target, progress)
         wanted = {f"build=={version('build')}", *build_requires(place)}
         for _ in range(_ROUNDS):
@@ -70,6 +77,7 @@ class BuildKitWorkshop:
             with TemporaryDirectory(prefix="buildkit-", dir=self.store.root) as name:
                 made = Path(name) / "out"
                 self._round(builder, bench, project, place, made, requires, wanted, Path(name) / "context", progress)
+                _require_files(made, project)
                 python = (made / "python.txt").read_text("ascii")
                 more = made / "more.txt"
                 if not more.exists():
@@ -118,6 +126,7 @@ class BuildKitWorkshop:
             (), documents={}, pack=None, places={bench.platform: self.places}, store=self.store, sources=self.sources,
             progress=progress,
         )  # fmt: skip
+        require_quiet_base(bench, request)
         folder.mkdir(parents=True)
         context = Context(folder, bench, request, fetches=builder.features.fetches)
         stages = Stages(context, builder.features)
@@ -138,7 +147,7 @@ class BuildKitWorkshop:
             "FROM requirements AS built", stages.python(*words, mounts=mounts, sites=True), "",
             "FROM scratch", "COPY --from=built /cpack-out/ /",
         ]  # fmt: skip
-        complete(context, "\n".join(lines) + "\n")
+        complete(context, text_of(lines))
         base = base_context(bench, request)
         arguments = ["--platform", bench.platform, "--build-arg", f"SOURCE_DATE_EPOCH={DATE}"]
         arguments += ["--build-context", f"{BASE_CONTEXT}={base}"] if base is not None else []
@@ -152,3 +161,13 @@ class BuildKitWorkshop:
             )
             told.detail = error.detail
             raise told from error
+
+
+def _require_files(made: Path, project: Project) -> None:
+    """See that a build left files alone: a link would lead to a file of this machine."""
+    for path in made.iterdir():
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise UnsafeInput(
+                f"{project.shown} left {path.name!r} where its wheel goes, which is no file.",
+                hint="Do not trust this package; give its wheel with --find-links.",
+            )

@@ -12,6 +12,7 @@ import difflib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -172,8 +173,9 @@ def settings_for(
     """The settings for *pack*: those of *config*, else of the file beside it, else *inside* it; then *overrides*.
 
     Paths in a file that begin with ``.`` are meant from its folder. What a pack brings along may say what the image is,
-    not where on this machine bytes are taken from, and no program that it names is run here: with a base or an
-    interpreter of its choice there is no bytecode. Raises :class:`BadSettings`, :class:`UnsafeInput`.
+    not where on this machine bytes are taken from, and no program that it names is run here: with a base, an
+    interpreter or sources of system packages of its choice there is no bytecode. Raises :class:`BadSettings`,
+    :class:`UnsafeInput`.
     """
     beside = settings_beside(pack)
     if config is not None or beside.exists():
@@ -184,7 +186,8 @@ def settings_for(
     _refuse_local(own, pack)
     foreign = {"base": own.base != "scratch", "interpreter": not isinstance(own.interpreter, str)}
     found = parse_settings(inside, name=f"{pack}: cpack.yaml", overrides=overrides)
-    if any(chosen and key not in (overrides or {}) for key, chosen in foreign.items()):
+    is_foreign = any(chosen and key not in (overrides or {}) for key, chosen in foreign.items())
+    if is_foreign or own.system.sources:  # flags add to those sources, and never take their place
         return found.model_copy(update={"bytecode": "none"})
     return found
 
@@ -242,6 +245,8 @@ def _refuse_local(settings: Settings, pack: Path) -> None:
         "models": bool(settings.models),
         "python.find_links": bool(settings.python.find_links),
         "base": settings.base.startswith(("oci:", "oci-archive:", "docker-archive:")),
+        # a key by path may be a file that the pack itself had downloaded, into the store say
+        "system.sources": any(re.search(r"\[[^\]]*/", line) for line in settings.system.sources),
     }
     for key, named in local.items():
         if named:

@@ -62,7 +62,8 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9-]+)?(=[A-Za-z0-9.+:~-]+)?")
 _URI = re.compile(r"\b(?P<url>https?://[^\s\]#]+)")
 _PRINTED = re.compile(r"'(?P<url>[^']+)' (?P<file>[^ /]+)_(?P<arch>[^ _/]+)\.deb (?P<size>\d+) ?.*")
 """A line of ``apt-get --print-uris``; the file name holds the version with its epoch's colon as ``%3a``."""
-_SOURCE = re.compile(r"deb( \[[^\[\]\n]*\])? https?://[^\s\[\]#]+ \S+( [\w./-]+)*")
+_SOURCE = re.compile(r"deb( \[[^\[\]\n%\"]*\])? https?://[^\s\[\]#]+ \S+( [\w./-]+)*")
+"""No ``%`` or quote among the options: apt reads ``%74rusted`` as ``trusted`` (``ParseQuoteWord``)."""
 _WAIVED = re.compile(
     r"\b(trusted|allow-(insecure|weak|downgrade-to-insecure))\s*[=:](?!\s*(no|false|without|off|disable|0)\b)",
     re.IGNORECASE,

@@ -31,6 +31,7 @@ from cpack_build.errors import BadField, BadInput, Unresolvable
 __all__ = [
     "IMAGE_REVISIONS",
     "LOCK_REVISION",
+    "WHEEL_NAME",
     "Access",
     "ArchiveInterpreter",
     "BaseImage",
@@ -78,6 +79,8 @@ ImagePath = Annotated[str, StringConstraints(pattern=r"^(/[A-Za-z0-9_+-][A-Za-z0
 """An absolute path in the image, without ``.`` and ``..``: the interpreter's, which is also started on this machine."""
 PackageName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9+.-]+$")]
 """Debian policy 5.6.1; it names a file in the image."""
+WHEEL_NAME = r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,254}\.whl"
+"""The file name of a wheel, as far as that is one word; ``packaging`` takes line ends in it."""
 Access = Literal["public", "gated", "private"]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f\x7f]{1,255}$")]
 
@@ -105,7 +108,7 @@ class BaseImage(_Document):
     """An image to build upon."""
 
     kind: Literal["image"] = "image"
-    reference: str
+    reference: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,512}$")]
     """As a person names it, without its digest: ``registry/name:tag``, or ``layout`` for a local folder."""
     digest: Digest
     """Of the platform's manifest, never of an index."""
@@ -203,7 +206,7 @@ class SourceTree(_Document):
 class BuiltWheel(_Document):
     """How a wheel that no index has was made, so that another machine can make it again and compare."""
 
-    filename: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+!-]{0,254}\.whl$")]
+    filename: Annotated[str, StringConstraints(pattern=f"^{WHEEL_NAME}$")]
     sha256: Sha256
     source: Annotated[SourceArchive | SourceTree, Field(discriminator="kind")]
     requires: PinnedWheels
@@ -302,7 +305,7 @@ class _Shared(_Document):
     lock_revision: Literal[1] = 1
     image_revision: Literal[1] = 1
     """Of the image format (``docs/image-format.md``)."""
-    builder: str
+    builder: Annotated[str, StringConstraints(pattern=r"^[ -~]{0,80}$")]
     """Version of cpack-build that resolved it."""
     inputs: Inputs
     source_date_epoch: Seconds

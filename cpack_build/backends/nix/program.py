@@ -187,7 +187,7 @@ def hidden() -> CpackError:
     """That the builder cannot be seen by the build."""
     return ToolMissing(
         "Nix's sandbox hides this machine's Python, which is to build.",
-        hint="Print the build with --print and add a nixpkgs to it (docs/backends.md), or run it with sandbox = false.",
+        hint="Print the build with --print and add a nixpkgs to it (docs/nix.md), or run it with sandbox = false.",
     )
 
 
