@@ -150,8 +150,9 @@ class Job:
 
     def write(self, line: str) -> None:
         """Add a line to its log, without what is secret in it."""
+        told = redact(line, self.secrets)
         with self._lock:
-            self._log.append(redact(line, self.secrets))
+            self._log.append(told)
         self.changed()
 
     def tell(self, result: Mapping[str, Any]) -> None:
@@ -191,8 +192,7 @@ class Job:
         if not isinstance(event, dict):
             self.write(line)
             return
-        with self._lock:
-            self._event(event)
+        self._event(event)
         self.changed()
 
     def _event(self, event: Mapping[str, Any]) -> None:
@@ -200,12 +200,17 @@ class Job:
         if kind == "note":
             self.write(str(event.get("message", "")))
         elif kind == "start" and isinstance(number, int):
-            self._tasks[number] = _Task(str(event.get("title", "")), event.get("total"), str(event.get("unit", "")))
-            self.write(str(event.get("title", "")))
-        elif kind == "advance" and isinstance(number, int) and (task := self._tasks.get(number)) is not None:
-            task.done, task.total, task.rate = event.get("done", 0), event.get("total"), event.get("rate")
+            title = redact(str(event.get("title", "")), self.secrets)
+            with self._lock:
+                self._tasks[number] = _Task(title, event.get("total"), str(event.get("unit", "")))
+            self.write(title)
+        elif kind == "advance" and isinstance(number, int):
+            with self._lock:
+                if (task := self._tasks.get(number)) is not None:
+                    task.done, task.total, task.rate = event.get("done", 0), event.get("total"), event.get("rate")
         elif kind == "end" and isinstance(number, int):
-            self._tasks.pop(number, None)
+            with self._lock:
+                self._tasks.pop(number, None)
 
     def _progress(self) -> dict[str, Any] | None:
         """The task that is shown: the same until it ends, then the newest one."""
@@ -236,11 +241,11 @@ class Job:
             logging.exception("cpack: the job %s", self.kind)
             state = "failed"
             error = Failed("bug", f"This is a bug in cpack-build: {type(bug).__name__}: {bug}", next="See the log.")
+        told = None if error is None else {key: redact(text, self.secrets) for key, text in error.document.items()}
         with self._lock:
             self.state = state
             self._ended = time.time()
-            if error is not None:
-                told = {key: redact(text, self.secrets) for key, text in error.document.items()}
+            if told is not None:
                 self._error = told
                 self._log.append(f"Error: {told['message']}")
             if state != "done":

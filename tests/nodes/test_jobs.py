@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -232,12 +234,16 @@ def test_no_token_stays_in_a_log(faked: Comfyui) -> None:
     says = [
         "GET https://someone:hunter2secret@hub.example/x",
         "Authorization: Bearer abcdef123456",
+        "clone of https://hunter2secret@hub.example/x.git",
+        '{"event": "start", "task": 1, "title": "https://u:hunter2secret@hub.example/x", "total": 1, "unit": "B"}',
         '{"event": "note", "message": "HF_TOKEN=hf_abcdef123456 was used"}',
     ]
     error = {"type": "NetworkError", "message": "https://u:hunter2secret@hub.example failed", "hint": ""}
     key = faked.start("pack", name="x", prompt=asking(says=says, prints=json.dumps({"error": error}), code=6))
     job = faked.over(key)
-    text = values(job) + faked.get(f"/cpack/jobs/{key}/log").text
+    refused = faked.post("/cpack/check", {"prompt": asking(prints=json.dumps({"error": error}), code=6)})
+    assert refused.status_code == 502
+    text = values(job) + refused.text + faked.get(f"/cpack/jobs/{key}/log").text
     assert "hub.example" in text
     for secret in ("hunter2secret", "abcdef123456"):
         assert secret not in text
@@ -245,6 +251,23 @@ def test_no_token_stays_in_a_log(faked: Comfyui) -> None:
 
 def test_redaction_knows_the_secrets_of_a_job() -> None:
     assert redact("key s3cr3t, twice s3cr3t", ("s3cr3t", "")) == "key …, twice …"
+
+
+def test_a_label_on_the_bar_has_no_secret(faked: Comfyui, tmp_path: Path) -> None:
+    start = {"event": "start", "task": 1, "title": "https://hunter2@hub.example/x", "total": 1, "unit": "B"}
+    prompt = asking(says=[json.dumps(start)], sleeps=600, pids=str(tmp_path / "pids"))
+    key = faked.start("pack", name="x", prompt=prompt)
+    job = faked.until(key, lambda job: bool(job["progress"]))
+    assert job["progress"]["label"] == "https://…@hub.example/x"
+    faked.post(f"/cpack/jobs/{key}/cancel")
+    faked.over(key)
+
+
+def test_no_line_takes_long_to_redact() -> None:
+    """The first once took minutes, in which no other thread of ComfyUI ran."""
+    for part in ("a-", "token", "https://", "x@", "authorization:"):
+        script = f"from cpack_build.nodes.tool import redact; assert redact({part!r} * 100_000)"
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_a_deaf_tool_is_killed(faked: Comfyui, tmp_path: Path) -> None:
