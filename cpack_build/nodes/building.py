@@ -103,7 +103,7 @@ class _Building:
 
     def packed_and_locked(self, job: Job) -> str:
         """The pack, with its lock beside it."""
-        folder = self._plugin.folder / "builds" / self.name
+        folder = self._plugin.private.below("builds", self.name)
         job.stage("pack")
         told = make_pack(
             self._plugin, job, self._asked, self._prompt, self.name, self._choice,

@@ -67,7 +67,7 @@ def _files(plugin: Plugin, asked: Asked, params: Mapping[str, Any], name: str) -
     def work(job: Job) -> dict[str, Any]:
         job.stage("write")
         folder = job.folder / "files" / name
-        folder.parent.mkdir(parents=True, mode=0o700)
+        folder.parent.mkdir(mode=0o700)
         done = job.tool(plugin.tool, "deploy", where, image, "--output", folder, "--name", name)
         job.stage("zip")
         job.file = Path(shutil.make_archive(str(job.folder / name), "zip", folder.parent, name))

@@ -94,7 +94,7 @@ def register(routes: Any, plugin: Plugin) -> None:
         folder = await asyncio.to_thread(plugin.request_folder)
         try:
             asked = await read_body(request, folder)
-            text = await asyncio.get_running_loop().run_in_executor(plugin.pool, lambda: written(work(plugin, asked)))
+            text = await plugin.wait_for(lambda: written(work(plugin, asked)))
             return web.Response(body=text, content_type="application/json", headers=_HEADERS)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
