@@ -19,12 +19,18 @@ if TYPE_CHECKING:
     from .asked import Asked
     from .plugin import Plugin
 
-__all__ = ["image", "plan"]
+__all__ = ["NOT_OF_PLAN", "image", "of_plan", "plan"]
 
 _REFERENCE = r"[A-Za-z0-9][\w.:/-]{0,254}"
 _BASE = r"[A-Za-z0-9][\w.:/@-]{0,300}"
 _LOCAL = ("oci:", "oci-archive:", "docker-archive:", "docker:", "podman:")
 _LOCKING = ("lock", "Pin every byte")
+NOT_OF_PLAN = {
+    "--backend": 1, "--builder": 1, "--compression": 1, "--connections": 1, "--format-revision": 1, "--from": 1,
+    "--limit-rate": 1, "--model-registry": 1, "--offline": 0, "--retries": 1, "--trust": 0,
+}  # fmt: skip
+"""Flags of ``lock`` and ``image`` that ``plan``, which asks nobody and makes nothing, does not have; and the words that
+follow each."""
 
 
 def plan(plugin: Plugin, asked: Asked, params: Mapping[str, Any]) -> Job:
@@ -34,7 +40,7 @@ def plan(plugin: Plugin, asked: Asked, params: Mapping[str, Any]) -> Job:
     def work(job: Job) -> dict[str, Any]:
         packed = building.packed_and_locked(job)
         job.stage("plan")
-        told = job.tool(plugin.tool, "plan", packed, *building.settings)
+        told = job.tool(plugin.tool, "plan", packed, *of_plan(building.settings))
         return {"base": told.get("base"), "layers": [_layer(layer) for layer in told["layers"]]}
 
     stages = [Stage(*PACKING), Stage(*_LOCKING), Stage("plan", "Look at its layers")]
@@ -64,7 +70,7 @@ def image(plugin: Plugin, asked: Asked, params: Mapping[str, Any]) -> Job:
             folder.parent.mkdir(parents=True, exist_ok=True)
             where = ["--output", f"oci:{folder}"]
         else:
-            _require_engine(plugin, job, packed)
+            _require_engine(plugin, job, packed, building.settings)
         tag = ["--tag", reference] if reference and then != "push" else []
         told = job.tool(plugin.tool, "image", packed, "--locked", *tag, *where, *building.trust, *building.settings)
         (output,) = told["outputs"]
@@ -97,7 +103,7 @@ class _Building:
 
     def packed_and_locked(self, job: Job) -> str:
         """The pack, with its lock beside it."""
-        folder = self._plugin.folder / "builds" / self.name
+        folder = self._plugin.private.below("builds", self.name)
         job.stage("pack")
         told = make_pack(
             self._plugin, job, self._asked, self._prompt, self.name, self._choice,
@@ -118,9 +124,22 @@ def _settings(params: Mapping[str, Any]) -> Sequence[str]:
     return [*(["--target", target] if target else []), *(["--base", base] if base else [])]
 
 
-def _require_engine(plugin: Plugin, job: Job, packed: str) -> None:
+def of_plan(flags: Sequence[str]) -> list[str]:
+    """Those of *flags* that ``plan`` knows, too."""
+    known: list[str] = []
+    words = iter(flags)
+    for word in words:
+        name, _, value = word.partition("=")
+        if name not in NOT_OF_PLAN:
+            known.append(word)
+        elif NOT_OF_PLAN[name] and not value:
+            next(words, None)
+    return known
+
+
+def _require_engine(plugin: Plugin, job: Job, packed: str, settings: Sequence[str]) -> None:
     """Raise :class:`Failed` where the tool would find no engine, and fall back on a folder that nobody asked for."""
-    told = job.tool(plugin.tool, "image", packed, "--dry-run")
+    told = job.tool(plugin.tool, "image", packed, "--dry-run", *settings)
     if not str(told["outputs"][0]).startswith(("docker:", "podman:")):
         raise Failed(
             "no_engine", "Neither Docker nor podman answers on this machine.",

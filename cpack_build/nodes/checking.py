@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import Refused
 from .packing import observing, require_prompt
-from .tool import Process, command_of
 
 if TYPE_CHECKING:
     from .asked import Asked
@@ -58,9 +57,7 @@ def inventory(plugin: Plugin, asked: Asked) -> dict[str, Any]:
 def _check(plugin: Plugin, asked: Asked) -> dict[str, Any]:
     """What the tool says; takes about a second."""
     prompt = require_prompt(asked)
-    command = command_of(plugin.tool.require(), "check", *observing(plugin, asked, prompt))
-    log: list[str] = []
-    found = Process(command, environment=plugin.tool.environment()).result(log.append)
+    found = plugin.ask("check", *observing(plugin, asked, prompt))
     if "findings" not in found:
         raise Refused("no_result", "The tool's answer cannot be used.", next="Update cpack-build.", status=502)
     return found

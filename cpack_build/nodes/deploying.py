@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import Refused
 from .jobs import Job, Stage
 from .packing import PACKING, make_pack, require_prompt
-from .params import flag, pick, text, write_choice
+from .params import flag, pick, secret, text, write_choice
 
 if TYPE_CHECKING:
     from .asked import Asked
@@ -25,7 +25,6 @@ __all__ = ["deploy"]
 _NAME = r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?"
 _IMAGE = r"[A-Za-z0-9][\w.:/@-]{0,400}"
 _ENDPOINT = r"(https://[\w.-]+(:\d{1,5})?|http://(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?)/?"
-_PRINTABLE = r"[\x21-\x7e]{1,4000}"
 _APPLY = {"kubernetes": "kubectl apply -k {name}", "compose": "docker compose --project-directory {name} up"}
 
 
@@ -38,8 +37,8 @@ def deploy(plugin: Plugin, asked: Asked, params: Mapping[str, Any]) -> Job:
 
 def _to_bentocloud(plugin: Plugin, asked: Asked, params: Mapping[str, Any], name: str) -> Job:
     endpoint = text(params, "endpoint", pattern=_ENDPOINT)
-    if params.get("token"):
-        plugin.keep_token(endpoint, text(params, "token", pattern=_PRINTABLE))
+    if given := secret(params, "token", longest=4000):
+        plugin.keep_token(endpoint, given)
     token = plugin.token_for(endpoint)
     if token is None:
         raise Refused("no_token", f"No API token for {endpoint} is known.", next="Enter it; it is not written down.")
@@ -68,7 +67,7 @@ def _files(plugin: Plugin, asked: Asked, params: Mapping[str, Any], name: str) -
     def work(job: Job) -> dict[str, Any]:
         job.stage("write")
         folder = job.folder / "files" / name
-        folder.parent.mkdir(parents=True, mode=0o700)
+        folder.parent.mkdir(mode=0o700)
         done = job.tool(plugin.tool, "deploy", where, image, "--output", folder, "--name", name)
         job.stage("zip")
         job.file = Path(shutil.make_archive(str(job.folder / name), "zip", folder.parent, name))

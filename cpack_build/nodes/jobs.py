@@ -1,8 +1,8 @@
 """Long work: one job at a time of each kind, in a thread of its own, so that ComfyUI's event loop never waits for it.
 
 A job runs the tool once or several times (its stages), turns the tool's events into progress, keeps a log, and can be
-cancelled. What it makes lies in a private folder until twenty newer jobs have come. Each change goes to every page
-that is open, at most ten times a second; a page that was reloaded asks for the snapshots.
+cancelled. What it makes lies in a private folder until twenty newer jobs have come. That it changed goes to every page
+that is open, at most ten times a second; what it is now, pages ask the routes.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .errors import Failed, Refused, Stopped
+from .private import PrivateFolder
 from .tool import Process, Tool, command_of, redact
 
 __all__ = ["Job", "Jobs", "Stage", "State"]
@@ -60,12 +61,14 @@ class _Task:
 class Job:
     """One piece of long work. Its thread writes to it; everybody reads :meth:`snapshot`."""
 
-    def __init__(self, kind: str, title: str, stages: Sequence[Stage], folder: Path, jobs: Jobs) -> None:
+    def __init__(self, kind: str, title: str, stages: Sequence[Stage], jobs: Jobs) -> None:
         self.id = uuid.uuid4().hex
         self.kind = kind
         self.title = title
         self.stages = tuple(stages)
-        self.folder = folder / self.id
+        self.folder = jobs.private.below("jobs", self.id)
+        self.request: Path | None = None
+        """What was asked, as files; they go when it ends."""
         self.file: Path | None = None
         """What can be downloaded."""
         self.secrets: tuple[str, ...] = ()
@@ -85,7 +88,7 @@ class Job:
     # -- for those who look
 
     def snapshot(self) -> dict[str, Any]:
-        """What the routes and the WebSocket tell of it."""
+        """What the routes tell of it."""
         with self._lock:
             return {
                 "id": self.id,
@@ -100,6 +103,15 @@ class Job:
                 "result": self._result,
                 "error": self._error,
             }
+
+    @property
+    def news(self) -> dict[str, Any]:
+        """What goes to every WebSocket, which ComfyUI opens to pages that the routes refuse, too: no word of a job."""
+        with self._lock:
+            progress = self._progress()
+            if progress is not None:
+                del progress["label"]
+            return {"id": self.id, "kind": self.kind, "state": self.state, "progress": progress}
 
     @property
     def log(self) -> str:
@@ -150,8 +162,9 @@ class Job:
 
     def write(self, line: str) -> None:
         """Add a line to its log, without what is secret in it."""
+        told = redact(line, self.secrets)
         with self._lock:
-            self._log.append(redact(line, self.secrets))
+            self._log.append(told)
         self.changed()
 
     def tell(self, result: Mapping[str, Any]) -> None:
@@ -169,7 +182,6 @@ class Job:
 
     def start(self, command: Sequence[str], *, environment: Mapping[str, str], is_service: bool = False) -> Process:
         """Start *command*, which ends when the job is cancelled."""
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with self._lock:
             self.check()
             process = self._process = Process(
@@ -191,8 +203,7 @@ class Job:
         if not isinstance(event, dict):
             self.write(line)
             return
-        with self._lock:
-            self._event(event)
+        self._event(event)
         self.changed()
 
     def _event(self, event: Mapping[str, Any]) -> None:
@@ -200,12 +211,17 @@ class Job:
         if kind == "note":
             self.write(str(event.get("message", "")))
         elif kind == "start" and isinstance(number, int):
-            self._tasks[number] = _Task(str(event.get("title", "")), event.get("total"), str(event.get("unit", "")))
-            self.write(str(event.get("title", "")))
-        elif kind == "advance" and isinstance(number, int) and (task := self._tasks.get(number)) is not None:
-            task.done, task.total, task.rate = event.get("done", 0), event.get("total"), event.get("rate")
+            title = redact(str(event.get("title", "")), self.secrets)
+            with self._lock:
+                self._tasks[number] = _Task(title, event.get("total"), str(event.get("unit", "")))
+            self.write(title)
+        elif kind == "advance" and isinstance(number, int):
+            with self._lock:
+                if (task := self._tasks.get(number)) is not None:
+                    task.done, task.total, task.rate = event.get("done", 0), event.get("total"), event.get("rate")
         elif kind == "end" and isinstance(number, int):
-            self._tasks.pop(number, None)
+            with self._lock:
+                self._tasks.pop(number, None)
 
     def _progress(self) -> dict[str, Any] | None:
         """The task that is shown: the same until it ends, then the newest one."""
@@ -236,11 +252,14 @@ class Job:
             logging.exception("cpack: the job %s", self.kind)
             state = "failed"
             error = Failed("bug", f"This is a bug in cpack-build: {type(bug).__name__}: {bug}", next="See the log.")
+        finally:
+            if self.request is not None:
+                shutil.rmtree(self.request, ignore_errors=True)
+        told = None if error is None else {key: redact(text, self.secrets) for key, text in error.document.items()}
         with self._lock:
             self.state = state
             self._ended = time.time()
-            if error is not None:
-                told = {key: redact(text, self.secrets) for key, text in error.document.items()}
+            if told is not None:
                 self._error = told
                 self._log.append(f"Error: {told['message']}")
             if state != "done":
@@ -265,9 +284,9 @@ class _Told:
 
 @dataclass
 class Jobs:
-    """The jobs of this server. *folder* is private; *publish* sends a job's snapshot to every page, from any thread."""
+    """The jobs of this server, with files in *private*; *publish* sends :attr:`Job.news` to every page."""
 
-    folder: Path
+    private: PrivateFolder
     publish: Callable[[dict[str, Any]], None]
     _jobs: dict[str, Job] = field(default_factory=dict)
     _told: dict[str, _Told] = field(default_factory=dict)
@@ -280,6 +299,7 @@ class Jobs:
         stages: Sequence[Stage],
         work: Callable[[Job], Mapping[str, Any] | None],
         *,
+        request: Path | None = None,
         secrets: Sequence[str] = (),
         without: Sequence[str] = (),
     ) -> Job:
@@ -291,7 +311,8 @@ class Jobs:
                         "already_running", f"{other.title} is still at work.",
                         next="Wait for its end, or cancel it.", status=409,
                     )  # fmt: skip
-            job = Job(kind, title, stages, self.folder, self)
+            job = Job(kind, title, stages, self)
+            job.request = request
             job.secrets = tuple(secrets)
             self._jobs[job.id] = job
             self._told[job.id] = _Told()
@@ -340,19 +361,18 @@ class Jobs:
         if timer is not None:
             timer.start()
         else:
-            self.publish(job.snapshot())
+            self.publish(job.news)
 
     def _send(self, job: Job, told: _Told) -> None:
         with self._lock:
             told.is_due = False
             told.last = time.monotonic()
-        self.publish(job.snapshot())
+        self.publish(job.news)
 
     def close(self) -> None:
-        """End everything, as ComfyUI is about to end; and leave no file."""
+        """End everything, as ComfyUI is about to end."""
         running = [job for job in self.all() if not job.is_over]
         for job in running:
             job.cancel()
         for job in running:
             job.wait(10)
-        shutil.rmtree(self.folder, ignore_errors=True)

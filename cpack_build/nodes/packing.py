@@ -83,7 +83,6 @@ def make_pack(
 ) -> dict[str, Any]:
     """Have the tool write NAME.cpack.zip to *folder*, by default the job's own; what it told."""
     folder = folder or job.folder
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     try:
         return job.tool(
             plugin.tool, "pack", *observing(plugin, asked, prompt), *flags, *plugin.pack_flags,

@@ -14,7 +14,7 @@ from typing import Any
 
 from .errors import Refused
 
-__all__ = ["choice", "flag", "name_of", "names_in", "number", "pick", "text", "write_choice"]
+__all__ = ["choice", "flag", "name_of", "names_in", "number", "pick", "secret", "text", "write_choice"]
 
 _NAME = re.compile(r"[^\W_][\w .()+=,@-]{0,98}", re.UNICODE)
 _PACKAGE = re.compile(r"[a-z0-9][a-z0-9+.-]{0,99}(:[a-z0-9]+)?")
@@ -42,6 +42,15 @@ def text(
     if not given and default is None:
         raise Refused("bad_value", f"{key} is missing.", next="Fill it in.")
     return given
+
+
+def secret(params: Mapping[str, Any], key: str, *, longest: int) -> str:
+    """The token *key* without the spaces of a careless copy, or nothing; no error shows what was given."""
+    given = params.get(key, "")
+    token = given.strip() if isinstance(given, str) else "\n"
+    if not re.fullmatch(rf"[\x21-\x7e]{{0,{longest}}}", token):
+        raise Refused("bad_value", f"The {key} cannot be used: it is none.", next="Copy it again, all of it.")
+    return token
 
 
 def pick(params: Mapping[str, Any], key: str, *allowed: str, default: str | None = None) -> str:

@@ -64,7 +64,8 @@ def readable(name: str) -> str:
 
 
 def allowed_path(name: str) -> None:
-    """Raise ValueError if *name*, which another node will read, leads out of ComfyUI's and its models' folders.
+    """Raise ValueError if *name*, which another node will read, leads out of ComfyUI's and its models' folders, or to
+    its users' settings or custom nodes, which may hold keys.
 
     What is no path at all (one of a list's values, a model's name) is let through.
     """
@@ -72,9 +73,16 @@ def allowed_path(name: str) -> None:
 
     if "\0" in name:
         raise ValueError("The path holds a null byte.")
-    models = [folder for paths, *_ in folder_paths.folder_names_and_paths.values() for folder in paths]
-    path = os.path.join(folder_paths.base_path, os.path.expanduser(name))
-    if not any(_within(path, root) for root in (*_folders(), folder_paths.base_path, *models)):
+    base = folder_paths.base_path
+    known = folder_paths.folder_names_and_paths
+    models = [folder for kind, (paths, *_) in known.items() if kind != "custom_nodes" for folder in paths]
+    closed = [os.path.join(base, "user"), os.path.join(base, "custom_nodes"), *known.get("custom_nodes", [[]])[0]]
+    if users := getattr(folder_paths, "get_user_directory", None):  # not before 0.3
+        closed.append(users())
+    path = os.path.join(base, os.path.expanduser(name))
+    if any(_within(path, root) for root in (*_folders(), *models)):
+        return
+    if not _within(path, base) or any(_within(path, root) for root in closed):
         raise ValueError(f"{name!r} lies outside ComfyUI's folders. Put the file into its input folder.")
 
 

@@ -1,48 +1,50 @@
 """What the routes share: this ComfyUI, the tool, the jobs, and a private folder for everything that is half-made.
 
 One :class:`Plugin` lives for as long as ComfyUI does. Its folder is made when it is first needed, locked while this
-process lives, and removed at the end; what a killed ComfyUI left behind is removed by the next one.
+process lives, and removed at the end; what a killed ComfyUI left behind is removed by the next one (:mod:`.private`).
 """
 
 from __future__ import annotations
 
+import asyncio
 import atexit
 import os
 import shlex
-import shutil
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, TypeVar
 
-from ..filesystem import lock
 from .asked import Asked
 from .comfyui import Comfyui
+from .errors import Failed, Stopped
 from .jobs import Job, Jobs, Stage
-from .tool import Tool
+from .private import PrivateFolder
+from .tool import Process, Tool, command_of
 from .uploads import Uploads
 
 __all__ = ["Plugin"]
 
 EVENT = "cpack.job"
-_PREFIX = "cpack-comfyui-"
+_AT_ONCE = 4
+_SECONDS = 120.0
+T = TypeVar("T")
 _ROOT = Path(__file__).resolve().parents[2]
 
 
 class Plugin:
     """The plugin's state."""
 
-    def __init__(self, comfyui: Comfyui, *, tool: Tool | None = None) -> None:
+    def __init__(self, comfyui: Comfyui, *, tool: Tool | None = None, seconds: float = _SECONDS) -> None:
         self.comfyui = comfyui
         self.tool = tool or Tool(_ROOT)
-        self.folder, self._held = _private_folder()
-        self.pool = ThreadPoolExecutor(4, thread_name_prefix="cpack")
-        """Where requests wait for the tool, so that ComfyUI's own pool is left alone."""
-        self.jobs = Jobs(self.folder / "jobs", lambda job: comfyui.send(EVENT, job))
-        self.uploads = Uploads(self.folder / "uploads")
+        self.private = PrivateFolder()
+        self.jobs = Jobs(self.private, lambda news: comfyui.send(EVENT, news))
+        self.uploads = Uploads(self.private)
+        self._seconds = seconds
+        self._places = threading.BoundedSemaphore(_AT_ONCE)
+        self._asked: set[Process] = set()
         self._tokens: dict[str, str] = {}
         self._lock = threading.Lock()
         self._requests = 0
@@ -83,9 +85,42 @@ class Plugin:
         """A folder for the files of one more request."""
         with self._lock:
             self._requests += 1
-            folder = self.folder / "requests" / str(self._requests)
-        folder.mkdir(parents=True, mode=0o700)
-        return folder
+            number = self._requests
+        return self.private.below("requests", str(number))
+
+    async def wait_for(self, work: Callable[[], T]) -> T:
+        """What *work* returns, done in a thread: one that ComfyUI's own pool does not lack, nor its end waits for."""
+        future: Future[T] = Future()
+
+        def do() -> None:
+            with self._places:
+                if not future.set_running_or_notify_cancel():
+                    return
+                try:
+                    future.set_result(work())
+                except BaseException as error:  # it is raised where the future is waited for
+                    future.set_exception(error)
+
+        threading.Thread(target=do, name="cpack-ask", daemon=True).start()
+        return await asyncio.wrap_future(future)
+
+    def ask(self, *arguments: object) -> dict[str, Any]:
+        """The tool's answer to *arguments*, which must come soon. Raises :class:`Failed`."""
+        process = Process(command_of(self.tool.require(), *arguments), environment=self.tool.environment())
+        with self._lock:
+            self._asked.add(process)
+        timer = threading.Timer(self._seconds, process.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            return process.result(lambda line: None)
+        except Stopped:
+            message = f"The tool did not answer within {self._seconds:.0f} seconds."
+            raise Failed("too_slow", message, next="Try again when this machine has less to do.") from None
+        finally:
+            timer.cancel()
+            with self._lock:
+                self._asked.discard(process)
 
     def start(
         self,
@@ -99,30 +134,15 @@ class Plugin:
         without: Sequence[str] = (),
     ) -> Job:
         """Start a job for *asked*, whose folder goes when it ends."""
-
-        def whole(job: Job) -> Mapping[str, Any]:
-            try:
-                return work(job)
-            finally:
-                shutil.rmtree(asked.folder, ignore_errors=True)
-
-        return self.jobs.start(kind, title, stages, whole, secrets=secrets, without=without)
+        return self.jobs.start(kind, title, stages, work, request=asked.folder, secrets=secrets, without=without)
 
     def close(self) -> None:
         """End all work and leave no file."""
         if os.getpid() != self._pid:  # a fork of ComfyUI ends, not ComfyUI
             return
+        with self._lock:
+            asked = list(self._asked)
+        for process in asked:
+            process.cancel()
         self.jobs.close()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _private_folder() -> tuple[Path, BinaryIO]:
-    """A new private folder with its lock, after those of processes that are gone were removed."""
-    for old in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
-        with suppress(OSError), (old / "lock").open("r+b") as file:  # other users' folders cannot be opened
-            if not old.is_symlink() and lock(file, wait=False):
-                shutil.rmtree(old, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX))
-    held = (folder / "lock").open("w+b")
-    lock(held)
-    return folder, held
+        self.private.remove()

@@ -22,6 +22,7 @@ from .kinds import KINDS
 from .origin import check_origin
 from .plugin import Plugin
 from .status import status
+from .tool import redact
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -69,7 +70,8 @@ def register(routes: Any, plugin: Plugin) -> None:
                     check_origin(request.method, request.headers)
                     return await handler(request)
                 except Refused as refused:
-                    return answer({"error": refused.document}, status=refused.status)
+                    told = {key: redact(text) for key, text in refused.document.items()}
+                    return answer({"error": told}, status=refused.status)
                 except (web.HTTPException, asyncio.CancelledError):
                     raise
                 except Exception as bug:
@@ -92,7 +94,7 @@ def register(routes: Any, plugin: Plugin) -> None:
         folder = await asyncio.to_thread(plugin.request_folder)
         try:
             asked = await read_body(request, folder)
-            text = await asyncio.get_running_loop().run_in_executor(plugin.pool, lambda: written(work(plugin, asked)))
+            text = await plugin.wait_for(lambda: written(work(plugin, asked)))
             return web.Response(body=text, content_type="application/json", headers=_HEADERS)
         finally:
             await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)

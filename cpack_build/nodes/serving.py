@@ -17,7 +17,7 @@ from .errors import Failed, Refused
 from .examples import examples
 from .jobs import Job, Stage
 from .packing import require_prompt
-from .params import number, pick, text
+from .params import number, pick, secret
 
 if TYPE_CHECKING:
     from .asked import Asked
@@ -36,7 +36,7 @@ def serve(plugin: Plugin, asked: Asked, params: Mapping[str, Any]) -> Job:
     prompt = require_prompt(asked)
     port = number(params, "port", default=3000, low=1, high=65535)
     listen = pick(params, "listen", "loopback", "network", default="loopback")
-    token = text(params, "token", default="", pattern=r"[\x21-\x7e]{1,500}")
+    token = secret(params, "token", longest=500)
     host = "127.0.0.1" if listen == "loopback" else "0.0.0.0"  # noqa: S104
     _require_free(host, port)
 

@@ -38,9 +38,10 @@ _LINE_LIMIT = 4000
 _LEFT_OUT = ("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV", "__PYVENV_LAUNCHER__")
 """What ComfyUI's Python is told and the tool's must not be."""
 _SECRETS = (
+    (re.compile(r"(?i)(https?://)[^/\s?#'\"<>]+@"), r"\1…@"),
     (re.compile(r"(://[^/\s:@]*:)[^/\s@]+@"), r"\1…@"),
     (re.compile(r"(?i)(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:bearer|basic|token)\s+)[^\s'\"]+"), r"\1…"),
-    (re.compile(r"(?i)(\b[\w-]*(?:token|secret|password|api[_-]?key)['\"]?\s*[:=]\s*['\"]?)[^\s'\",&]{6,}"), r"\1…"),
+    (re.compile(r"(?i)((?:token|secret|password|api[_-]?key)['\"]?\s*[:=]\s*['\"]?)[^\s'\",&]{6,}"), r"\1…"),
 )
 
 
@@ -96,6 +97,9 @@ class Tool:
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a run."""
         kept = {name: value for name, value in self._environ.items() if name not in _LEFT_OUT}
+        if not kept.get("CPACK_REGISTRY"):  # the registry would be whichever a page names
+            for name in ("CPACK_REGISTRY_USER", "CPACK_REGISTRY_PASSWORD"):
+                kept.pop(name, None)
         return {**kept, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8", "NO_COLOR": "1", **more}
 
     def _look(self) -> None:

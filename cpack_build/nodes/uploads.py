@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .errors import Refused
+from .private import PrivateFolder
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -37,10 +38,10 @@ class Upload:
 
 
 class Uploads:
-    """The packs that are kept; *folder* is private."""
+    """The packs that are kept, in *private*."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, private: PrivateFolder) -> None:
+        self._private = private
         self._lock = threading.Lock()
         self._kept: dict[str, Upload] = {}
 
@@ -58,8 +59,7 @@ class Uploads:
             raise Refused("no_file", "The request holds no file.", next="Choose a .cpack.zip.")
         key = uuid.uuid4().hex
         name = _tidy(part.filename)
-        path = self._folder / key / f"{name}.cpack.zip"
-        await asyncio.to_thread(path.parent.mkdir, parents=True, mode=0o700)
+        path = await asyncio.to_thread(self._private.below, "uploads", key) / f"{name}.cpack.zip"
         try:
             size = await self._write(part, path)
         except BaseException:

@@ -37,8 +37,8 @@ function bentocloud(status) {
     }
     if (!rightName(name)) return null;
     if (url.protocol !== "https:" && !["localhost", "127.0.0.1", "[::1]"].includes(url.hostname)) return endpoint.tell(t("deploy.endpoint.wrong")), null;
-    if (!token.input.value && !status.token_known) return token.tell(t("deploy.token.empty")), null;
-    const typed = token.input.value;
+    const typed = token.input.value.trim();
+    if (!typed && !status.token_known) return token.tell(t("deploy.token.empty")), null;
     token.input.value = "";
     return { name: name.input.value.trim(), endpoint: endpoint.input.value.trim(), ...(typed ? { token: typed } : {}) };
   };

@@ -1,6 +1,7 @@
 /**
- * The jobs that this server runs or ran for any page, kept up to date by the WebSocket. A page that is reloaded asks for
- * them once and is where it was; one that lost its connection asks again.
+ * The jobs that this server runs or ran for any page. The WebSocket, which is open to other pages, too, tells only that one
+ * changed; the routes tell what it is. A page that is reloaded asks for all and is where it was; one that lost its connection
+ * asks again.
  */
 
 import { api } from "../../scripts/api.js";
@@ -13,14 +14,17 @@ export const ended = (job) => ENDED.has(job.state);
 
 // Some proxies drop WebSocket messages; who looks at a job asks for it as often as this (milliseconds).
 const ASK_EVERY = 4000;
+// Between two questions about one job (milliseconds), however often it changes.
+const PAUSE = 250;
 
 class Jobs extends EventTarget {
   #known = new Map();
   #followed = new Map();
+  #asking = new Map();
 
   /** Listens to the server from now on; called once. */
   connect() {
-    api.addEventListener("cpack.job", (event) => this.#take(event.detail));
+    api.addEventListener("cpack.job", (event) => void this.#hear(event.detail.id));
     api.addEventListener("reconnected", () => void this.refresh());
     return this.refresh();
   }
@@ -31,6 +35,23 @@ class Jobs extends EventTarget {
     for (const id of this.#known.keys()) if (!kept.has(id)) this.#known.delete(id);
     for (const job of jobs) this.#known.set(job.id, job);
     this.dispatchEvent(new Event("change"));
+  }
+
+  /** Job *id* changed: what it is now is asked, once at a time and again if more was heard meanwhile. */
+  async #hear(id) {
+    const waits = this.#asking.has(id);
+    this.#asking.set(id, waits);
+    if (waits) return;
+    await this.#read(id);
+    await new Promise((resolve) => setTimeout(resolve, PAUSE));
+    const more = this.#asking.get(id);
+    this.#asking.delete(id);
+    if (more) void this.#hear(id);
+  }
+
+  /** Asks for job *id*. What goes wrong is told by the page's own connection; the next change asks again. */
+  async #read(id, { signal } = {}) {
+    await ask(`/jobs/${encodeURIComponent(id)}`, { signal }).then((answer) => this.#take(answer.job), () => {});
   }
 
   #take(job) {
@@ -85,8 +106,7 @@ class Jobs extends EventTarget {
     const timer = setInterval(async () => {
       const job = this.get(id);
       if (!job || ended(job)) return;
-      // What went wrong is told by the page's own connection; the next round asks again.
-      await ask(`/jobs/${encodeURIComponent(id)}`, { signal }).then((answer) => this.#take(answer.job ?? answer), () => {});
+      await this.#read(id, { signal });
     }, ASK_EVERY);
     signal.addEventListener("abort", () => clearInterval(timer));
     look();

@@ -37,7 +37,7 @@ function form(dialog, trouble = null) {
     if (!Number.isInteger(number) || number < 1 || number > 65535) return port.tell(t("serve.port.wrong"));
     go.disabled = true;
     try {
-      const job = await jobs.start("serve", { ...(await openWorkflow()), port: number, listen: listen.chosen(), ...(token.input.value ? { token: token.input.value } : {}) });
+      const job = await jobs.start("serve", { ...(await openWorkflow()), port: number, listen: listen.chosen(), ...(token.input.value.trim() ? { token: token.input.value.trim() } : {}) });
       if (!dialog.gone.aborted) show(dialog, job);
     } catch (error) {
       form(dialog, complaint(error));

@@ -166,7 +166,9 @@ class Answers:
             self.asked.append(asked)
             return 202, {"job": self.begin(asked["kind"])}
         if path.startswith("/jobs/"):
-            job = self.jobs[path.split("/")[2]]
+            job = self.jobs.get(path.split("/")[2])
+            if job is None:  # of the page's last test
+                return 404, {"error": {"code": "no_job", "message": "No job.", "next": ""}}
             if path.endswith("/cancel"):
                 job["state"] = "cancelled"
             return 200, "reading\nhashing\n" if path.endswith("/log") else {"job": job}
@@ -199,7 +201,9 @@ class Answers:
         """Let the newest job change, and the page hear of it as by the WebSocket."""
         job = list(self.jobs.values())[-1]
         job |= change
-        self.page.evaluate("job => app.api.dispatchEvent(new CustomEvent('cpack.job', {detail: job}))", job)
+        progress = {key: value for key, value in (job["progress"] or {}).items() if key != "label"}
+        news = {"id": job["id"], "kind": job["kind"], "state": job["state"], "progress": progress or None}
+        self.page.evaluate("news => app.api.dispatchEvent(new CustomEvent('cpack.job', {detail: news}))", news)
 
     def finish(self) -> None:
         """Let the newest job end well."""

@@ -33,6 +33,20 @@ def main(arguments: list[str]) -> int:
     return asked.get("code", 0)
 
 
+def unlike_the_lock(arguments: list[str], folder: Path) -> str | None:
+    """What the tool would refuse: settings that are not those of the lock, a flag that ``plan`` does not have."""
+    settings = {
+        name: arguments[arguments.index(name) + 1]
+        for name in ("--target", "--base", "--index-url")
+        if name in arguments
+    }
+    if arguments[0] == "lock":
+        (folder / "locked").write_text(json.dumps(settings))
+    elif arguments[0] in ("plan", "image") and json.loads((folder / "locked").read_text()) != settings:
+        return "StaleLock"
+    return "UsageError" if arguments[0] == "plan" and {"--offline", "--retries"} & {*arguments} else None
+
+
 def answer(arguments: list[str], folder: Path) -> int:
     """What *folder* has for the verb; the words, and what the environment told, are added to its list of calls."""
     with (folder / "calls").open("a") as calls:
@@ -42,6 +56,9 @@ def answer(arguments: list[str], folder: Path) -> int:
             made = Path(arguments[arguments.index(name) + 1])
             made.mkdir()
             (made / "made.txt").write_text("made")
+    if (wrong := unlike_the_lock(arguments, folder)) is not None:
+        print(json.dumps({"error": {"type": wrong, "message": " ".join(arguments), "hint": "", "exit_code": 2}}))
+        return 2
     verb = "dry" if "--dry-run" in arguments else arguments[0]
     print((folder / f"{verb}.json").read_text())
     print(f"token {os.environ.get('BENTO_CLOUD_API_KEY')} of {arguments[0]}", file=sys.stderr)

@@ -10,6 +10,10 @@ from typing import Any
 
 import pytest
 
+from cpack_build.cli.image import image
+from cpack_build.cli.lock import lock
+from cpack_build.cli.plan import plan
+from cpack_build.nodes.building import NOT_OF_PLAN, of_plan
 from tests.nodes.routing import Comfyui, fake_tool, running, values, workflow
 
 TOKEN = "bc-0123456789abcdef"
@@ -57,7 +61,8 @@ def _scene(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = tmp_path_factory.mktemp("building")
     fake = folder / "fake"
     fake.mkdir()
-    with running(folder, CPACK_BUILD=str(fake_tool(folder)), FAKE_TOOL=str(fake), CPACK_BUILD_FLAGS="") as comfyui:
+    flags = "--offline --retries 3 --index-url https://index.example/simple"
+    with running(folder, CPACK_BUILD=str(fake_tool(folder)), FAKE_TOOL=str(fake), CPACK_BUILD_FLAGS=flags) as comfyui:
         yield Scene(comfyui, fake)
 
 
@@ -79,17 +84,28 @@ def test_a_plan_is_packed_locked_and_shown(scene: Scene) -> None:
         ("model", True, ["every image with this model"]),
         ("app", False, []),
     ]
-    pack, lock, plan = (words for words, _ in scene.calls())
-    assert (pack[0], lock[0], plan[0]) == ("pack", "lock", "plan")
-    assert after(pack, "--output").endswith("/up scale.cpack.zip")
-    for words in (lock, plan):
+    packed, locked, planned = (words for words, _ in scene.calls())
+    assert (packed[0], locked[0], planned[0]) == ("pack", "lock", "plan")
+    assert after(packed, "--output").endswith("/up scale.cpack.zip")
+    for words in (locked, planned):
         assert (after(words, "--target"), after(words, "--base")) == ("cuda12.8", "cuda")
+        assert after(words, "--index-url") == "https://index.example/simple"
+    assert "--offline" in locked
+
+
+def test_what_plan_is_not_told_is_what_it_does_not_know() -> None:
+    known = [{option for param in command.params for option in param.opts} for command in (plan, lock, image)]
+    flags = {option for option in (known[1] & known[2]) - known[0] if option.startswith("--")}
+    assert NOT_OF_PLAN.keys() == flags - {"--output", "--dry-run"}
+    assert of_plan(["--retries", "3", "--base", "cuda", "--from=x", "--trust", "--no-pickle"]) == [
+        "--base", "cuda", "--no-pickle"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("params", "flags"),
     [
-        ({"then": "load", "reference": "team/upscale:1"}, ["--tag", "team/upscale:1"]),
+        ({"then": "load", "reference": "team/upscale:1", "target": "cuda12.8"}, ["--tag", "team/upscale:1"]),
         ({"then": "push", "reference": "registry.example:5000/team/upscale:1"},
          ["--push", "registry.example:5000/team/upscale:1"]),
     ],
@@ -171,6 +187,23 @@ def test_a_token_comes_once_goes_to_its_endpoint_and_is_nowhere_else(scene: Scen
         "/cpack/jobs", {"kind": "deploy", "params": asked | {"endpoint": "https://evil.example"}}
     )
     assert other.json()["error"]["code"] == "no_token"
+
+
+@pytest.mark.parametrize(
+    "token", ["bc 0123456789abcdef", "bc-0123456789abcdéf", "bc-0123\r\n456789abcdef", ["bc-0123456789"]]
+)
+@pytest.mark.parametrize("kind", ["deploy", "serve"])
+def test_a_mistyped_token_is_not_shown(scene: Scene, kind: str, token: Any) -> None:
+    asked = {"where": "bentocloud", "name": "x", "endpoint": "https://a.example", "prompt": workflow(), "token": token}
+    answer = scene.comfyui.post("/cpack/jobs", {"kind": kind, "params": asked})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_value")
+    assert "0123" not in answer.text
+
+
+def test_spaces_around_a_token_are_a_careless_copy_s(scene: Scene) -> None:
+    asked = {"where": "bentocloud", "name": "upscale", "endpoint": "https://spaces.example", "prompt": workflow()}
+    scene.comfyui.done("deploy", **asked, token=f" {TOKEN}\n")
+    assert scene.calls()[-1][1] == TOKEN
 
 
 @pytest.mark.parametrize("where", ["kubernetes", "compose"])

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 
-from tests.nodes.routing import Comfyui, make_comfyui, running, workflow
+from cpack_build.nodes.comfyui import Comfyui as Engine
+from cpack_build.nodes.errors import Failed
+from cpack_build.nodes.plugin import Plugin
+from cpack_build.nodes.tool import Tool
+from tests.nodes.routing import Comfyui, fake_tool, gone, make_comfyui, running, workflow
 from tests.serve.running import wait_for
 from tests.workspace.installs import HUB, make_git_node
 
@@ -48,6 +58,39 @@ def test_what_is_no_workflow_is_told(comfyui: Comfyui, path: str, body: Any) -> 
         assert answer.json()["error"]["message"]
         assert answer.json()["error"]["next"]
     assert not list(comfyui.temporary.glob("*/requests/*"))
+
+
+def test_a_check_that_hangs_has_an_end(tmp_path: Path) -> None:
+    (tmp_path / "w.json").write_text(json.dumps(_hanging(tmp_path / "pids")))
+    tool = Tool(tmp_path, {"CPACK_BUILD": str(fake_tool(tmp_path))})
+    plugin = Plugin(Engine(None), tool=tool, seconds=1)
+    with pytest.raises(Failed) as caught:
+        plugin.ask("check", "--workflow", tmp_path / "w.json")
+    assert caught.value.code == "too_slow"
+    for pid in (tmp_path / "pids").read_text().split():
+        gone(int(pid))
+    plugin.close()
+
+
+def test_checks_that_hang_do_not_keep_comfyui_from_its_end(tmp_path: Path) -> None:
+    with running(tmp_path, CPACK_BUILD=str(fake_tool(tmp_path))) as comfyui, ThreadPoolExecutor(5) as pages:
+        for number in range(5):
+            pages.submit(_ask, comfyui, _hanging(tmp_path / f"pids{number}"))
+        wait_for(lambda: len(list(tmp_path.glob("pids*"))) == 4, "as many as are at work at once")
+        processes = [int(pid) for file in tmp_path.glob("pids*") for pid in file.read_text().split()]
+        os.kill(comfyui.pid, signal.SIGINT)
+        for pid in [comfyui.pid, *processes]:
+            gone(pid)
+        assert not list(comfyui.temporary.iterdir())
+
+
+def _hanging(pids: Path) -> dict[str, Any]:
+    return {"1": {"class_type": "Fake", "inputs": {"sleeps": 600, "pids": str(pids)}}}
+
+
+def _ask(comfyui: Comfyui, prompt: dict[str, Any]) -> None:
+    with suppress(requests.RequestException):  # ComfyUI ends before it answers
+        comfyui.post("/cpack/check", {"prompt": prompt})
 
 
 def test_the_inventory_has_everything_and_what_is_used(tmp_path: Path) -> None:

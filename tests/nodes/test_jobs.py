@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cpack_build.nodes.tool import redact
+from cpack_build.nodes.jobs import Job, Jobs, Stage
+from cpack_build.nodes.private import PrivateFolder
+from cpack_build.nodes.tool import Tool, redact
 from tests.nodes.routing import Comfyui, alive, fake_tool, gone, make_comfyui, running, settled, values, workflow
 from tests.serve.running import wait_for
 
@@ -232,12 +237,16 @@ def test_no_token_stays_in_a_log(faked: Comfyui) -> None:
     says = [
         "GET https://someone:hunter2secret@hub.example/x",
         "Authorization: Bearer abcdef123456",
+        "clone of https://hunter2secret@hub.example/x.git",
+        '{"event": "start", "task": 1, "title": "https://u:hunter2secret@hub.example/x", "total": 1, "unit": "B"}',
         '{"event": "note", "message": "HF_TOKEN=hf_abcdef123456 was used"}',
     ]
     error = {"type": "NetworkError", "message": "https://u:hunter2secret@hub.example failed", "hint": ""}
     key = faked.start("pack", name="x", prompt=asking(says=says, prints=json.dumps({"error": error}), code=6))
     job = faked.over(key)
-    text = values(job) + faked.get(f"/cpack/jobs/{key}/log").text
+    refused = faked.post("/cpack/check", {"prompt": asking(prints=json.dumps({"error": error}), code=6)})
+    assert refused.status_code == 502
+    text = values(job) + refused.text + faked.get(f"/cpack/jobs/{key}/log").text
     assert "hub.example" in text
     for secret in ("hunter2secret", "abcdef123456"):
         assert secret not in text
@@ -245,6 +254,83 @@ def test_no_token_stays_in_a_log(faked: Comfyui) -> None:
 
 def test_redaction_knows_the_secrets_of_a_job() -> None:
     assert redact("key s3cr3t, twice s3cr3t", ("s3cr3t", "")) == "key …, twice …"
+
+
+def test_what_every_websocket_hears_has_no_word_of_a_job(tmp_path: Path) -> None:
+    """ComfyUI opens its WebSocket to pages that the routes refuse."""
+    heard: list[dict[str, Any]] = []
+    jobs = Jobs(PrivateFolder(), heard.append)
+    program = fake_tool(tmp_path)
+    says = [json.dumps({"event": "start", "task": 1, "title": "s3cret title", "total": 9, "unit": "B"}), "s3cret line"]
+    error = {"type": "BadInput", "message": "s3cret error", "hint": "s3cret hint"}
+    (tmp_path / "w.json").write_text(json.dumps(asking(says=says, prints=json.dumps({"error": error}), code=3)))
+
+    def work(job: Job) -> dict[str, Any]:
+        job.tell({"url": "s3cret url"})
+        return job.tool(Tool(tmp_path, {"CPACK_BUILD": str(program)}), "check", "--workflow", tmp_path / "w.json")
+
+    job = jobs.start("pack", "s3cret name", [Stage("pack", "s3cret stage")], work)
+    wait_for(lambda: heard and heard[-1]["state"] == "failed", "the job's end")
+    assert values(job.snapshot()).count("s3cret") > 4
+    assert "s3cret" not in json.dumps(heard)
+    assert heard[-1] == {"id": job.id, "kind": "pack", "state": "failed", "progress": None}
+    jobs.private.remove()
+
+
+def test_what_was_asked_goes_with_a_job_that_is_cancelled_before_its_work(tmp_path: Path) -> None:
+    jobs = Jobs(PrivateFolder(), lambda news: None)
+    job = Job("pack", "x", [], jobs)
+    job.request = jobs.private.below("requests", "1")
+    job.cancel()
+    job.run(lambda job: pytest.fail("it was cancelled"))
+    assert job.state == "cancelled"
+    assert not job.request.exists()
+    assert not job.folder.exists()
+    jobs.private.remove()
+
+
+@pytest.mark.parametrize("change", ["removed", "another's", "opened", "link"])
+def test_a_private_folder_that_is_no_longer_ours_is_made_anew(tmp_path: Path, change: str) -> None:
+    private = PrivateFolder()
+    first = private.below("jobs").parent
+    assert private.below("jobs", "1") == first / "jobs" / "1"
+    if change != "opened":
+        first.rename(tmp_path / "moved")
+    if change == "another's":
+        first.mkdir(mode=0o700)
+    elif change == "opened":
+        first.chmod(0o777)
+    elif change == "link":
+        first.symlink_to(tmp_path / "moved")
+    second = private.below("jobs", "2").parents[1]
+    try:
+        assert second != first
+        for folder in (second, second / "jobs", second / "jobs/2"):
+            assert folder.stat().st_mode & 0o777 == 0o700
+        private.remove()
+        assert not second.exists()
+        assert first.exists() == (change != "removed")
+    finally:
+        if first.is_symlink():
+            first.unlink()
+        shutil.rmtree(first, ignore_errors=True)
+
+
+def test_a_label_on_the_bar_has_no_secret(faked: Comfyui, tmp_path: Path) -> None:
+    start = {"event": "start", "task": 1, "title": "https://hunter2@hub.example/x", "total": 1, "unit": "B"}
+    prompt = asking(says=[json.dumps(start)], sleeps=600, pids=str(tmp_path / "pids"))
+    key = faked.start("pack", name="x", prompt=prompt)
+    job = faked.until(key, lambda job: bool(job["progress"]))
+    assert job["progress"]["label"] == "https://…@hub.example/x"
+    faked.post(f"/cpack/jobs/{key}/cancel")
+    faked.over(key)
+
+
+def test_no_line_takes_long_to_redact() -> None:
+    """The first once took minutes, in which no other thread of ComfyUI ran."""
+    for part in ("a-", "token", "https://", "x@", "authorization:"):
+        script = f"from cpack_build.nodes.tool import redact; assert redact({part!r} * 100_000)"
+        subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 def test_a_deaf_tool_is_killed(faked: Comfyui, tmp_path: Path) -> None:

@@ -54,6 +54,13 @@ def test_its_environment_is_not_that_of_comfyui_s_python(tmp_path: Path) -> None
     assert made["TOKEN"] == "x"
 
 
+def test_a_registry_s_password_goes_to_no_other_that_a_page_names(tmp_path: Path) -> None:
+    login = {"CPACK_REGISTRY_USER": "u", "CPACK_REGISTRY_PASSWORD": "p"}
+    assert not login.keys() & Tool(tmp_path, login).environment().keys()
+    bound = login | {"CPACK_REGISTRY": "registry.example"}
+    assert bound.items() <= Tool(tmp_path, bound).environment().items()
+
+
 def test_the_status_tells_the_tool_and_this_comfyui(comfyui: Comfyui) -> None:
     told = wait_for(lambda: (found := comfyui.get("/cpack/status").json())["tool"]["found"] and found, "the tool")
     assert told["version"] == __version__
