@@ -68,8 +68,9 @@ def machine(tmp_path: Path) -> dict[str, str]:
 
 
 def test_a_real_workspace_comes_back_from_a_registry_and_from_a_docker_archive(
-    fixture_pack: Path, settings: Path, machine: dict[str, str], registry: Registry, tmp_path: Path
+    fixture_pack: Path, settings: Path, machine: dict[str, str], registry: Registry, home: Path, tmp_path: Path
 ) -> None:
+    home.mkdir()  # BentoML, which comfy-pack's nodes import, wants a home that is there
     root, pack = tmp_path / "workspace", tmp_path / "real.cpack.zip"
     for variable, place, url in (
         ("CPACK_TEST_COMFYUI", root, "https://github.com/comfyanonymous/ComfyUI.git"),
