@@ -74,12 +74,12 @@ class BaseApt:
         with TemporaryDirectory(prefix="apt-", dir=self.request.store.root) as name:
             context, out = Path(name, "context"), Path(name, "out")
             with writing(context):
+                context.mkdir()
                 for part in _STATE:
                     source = root / part
                     if source.is_dir():
                         shutil.copytree(source, context / part)
                     elif source.exists():
-                        context.mkdir(exist_ok=True)
                         shutil.copyfile(source, context / part)
                 (context / "Dockerfile").write_text(text_of(lines), "utf-8")
                 (context / ".dockerignore").write_text("Dockerfile\n.dockerignore\n", "utf-8")

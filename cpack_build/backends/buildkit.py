@@ -248,7 +248,8 @@ def pinned_tool(requirement: str, lock: Foundation, request: Request) -> PinnedW
         [requirement],
         target=Target(lock.interpreter.version, lock.platform, UNKNOWN_GLIBC),
         store=store, sources=request.sources, find_links=places.find_links, index_url=places.index_url,
-        extra_index_urls=[url for url in places.index_urls if url != places.index_url], only_wheels=True, progress=request.progress,
+        extra_index_urls=[url for url in places.index_urls if url != places.index_url], only_wheels=True,
+        progress=request.progress,
     )  # fmt: skip
     pinned = PinnedWheels(pylock=found.pylock, pylock_sha256=found.pylock_sha256)
     store.remember(_TOOL_MEMO, key, pinned.model_dump_json())

@@ -86,8 +86,8 @@ def workshop_options(function: F) -> F:
             type=click.Choice(["none", "default", "host"]),
             default="none",
             show_default=True,
-            help="What install.py of the nodes in nodes.install (cpack.yaml) is given on the builder; apt's lists, where "
-            "this machine has no apt, are fetched with its default or host.",
+            help="What install.py of the nodes in nodes.install (cpack.yaml) is given on the builder. Lists of apt, "
+            "where this machine has none, are fetched with its default, or host.",
         ),
         click.option(
             "--install-timeout",

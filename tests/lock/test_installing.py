@@ -44,6 +44,9 @@ class FakeInstaller:
     def built(self, *arguments: Any, **options: Any) -> Any:
         raise AssertionError("nothing is built here")
 
+    def apt(self, *arguments: Any) -> Any:
+        raise AssertionError("nothing is asked of apt here")
+
     def installed(self, lock: Lock, pin: NodeTree, pack: Captured | None, out: Path, *, progress: Progress) -> Outcome:
         self.runs.append(pin.name)
 
