@@ -10,7 +10,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import stat
 import subprocess
 import sys
@@ -45,12 +44,12 @@ def run(place: str, prefix: str, comfyui: str, seconds: str, pip: str, variables
     os.environ.clear()
     script = subprocess.Popen(
         [f"{prefix}/bin/python", "install.py"], cwd=place, env=environment, stdin=subprocess.DEVNULL,
-        stderr=subprocess.STDOUT, start_new_session=True,
+        stderr=subprocess.STDOUT,
     )  # fmt: skip
     try:
         code = script.wait(float(seconds))
     except subprocess.TimeoutExpired:
-        os.killpg(script.pid, signal.SIGKILL)
+        script.kill()  # what it started ends with the step, whose first process this is
         raise SystemExit(f"cpack-build: install.py of {node} did not end within {seconds} seconds.") from None
     if code:
         raise SystemExit(f"cpack-build: install.py of {node} ended with exit code {code}.")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Literal
@@ -78,11 +78,12 @@ def run_install(
     builder: Builder,
     network: Network,
     seconds: int,
-    indexes: Sequence[str],
+    index_url: str | None,
+    extra_index_urls: Sequence[str],
     request: Request,
 ) -> Outcome:
     """Run the script of *pin* over the root of *lock*, in the folder *out*, with *network*, for at most *seconds*, and
-    with the package *indexes* (URLs) for pip.
+    with these package indexes for pip.
 
     Raises :class:`Unresolvable` where it fails, does not end or installs what has no name, :class:`UnsafeInput` where
     it changed what is not its own.
@@ -90,7 +91,8 @@ def run_install(
     context = out / "context"
     context.mkdir()
     left = out / "left"
-    text = _dockerfile(lock, pin, context, builder, network, seconds, indexes, request)
+    settings = _index(index_url, extra_index_urls, request)
+    text = _dockerfile(lock, pin, context, builder, network, seconds, settings, request)
     complete(text[0], text[1])
     arguments = ["--platform", lock.platform, "--build-arg", f"SOURCE_DATE_EPOCH={lock.source_date_epoch}"]
     if (base := base_context(lock, request)) is not None:
@@ -129,7 +131,7 @@ def _dockerfile(
     builder: Builder,
     network: Network,
     seconds: int,
-    indexes: Sequence[str],
+    settings: Mapping[str, str],
     request: Request,
 ) -> tuple[LockContext, str]:
     bare = lock.model_copy(update={"models": (), "bytecode": "none"})
@@ -146,7 +148,7 @@ def _dockerfile(
     (folder / "bin" / "pip").chmod(0o755)
     place, prefix = f"{COMFYUI}/custom_nodes/{pin.name}", COMFYUI_ENV
     run = [f"/{prefix}/bin/python", "-B", "-S", "-s", f"/cpack/{_SCRIPT}", "run", f"/{place}", f"/{prefix}",
-           f"/{COMFYUI}", str(seconds), pip_place, json.dumps(_index(indexes, request))]  # fmt: skip
+           f"/{COMFYUI}", str(seconds), pip_place, json.dumps(settings)]  # fmt: skip
     compare = [lock.interpreter.path, "-B", "-S", "-s", f"/cpack/{_SCRIPT}", "compare", "/cpack/before", "/cpack/after",
                place, f"{COMFYUI}/models", prefix, "/cpack-out"]  # fmt: skip
     first, *rest = stages.final
@@ -162,12 +164,15 @@ def _dockerfile(
     return context, text_of(lines)
 
 
-def _index(indexes: Sequence[str], request: Request) -> dict[str, str]:
+def _index(index_url: str | None, extra_index_urls: Sequence[str], request: Request) -> dict[str, str]:
     """pip's settings for the user's indexes, as far as they hold no credentials and are asked by http(s)."""
     mirrors = request.sources.mirrors
-    clean = [place for url in indexes if (place := clean_url(mirrors.apply(url))) is not None]
-    settings = {"PIP_INDEX_URL": clean[0], "PIP_EXTRA_INDEX_URL": " ".join(clean[1:])} if clean else {}
-    if plain := [str(urlsplit(url).hostname) for url in clean if url.startswith("http:")]:
+    further = [place for url in extra_index_urls if (place := clean_url(mirrors.apply(url))) is not None]
+    index = clean_url(mirrors.apply(index_url)) if index_url is not None else None
+    settings = {"PIP_INDEX_URL": index} if index is not None else {}
+    if further:
+        settings["PIP_EXTRA_INDEX_URL"] = " ".join(further)
+    if plain := [str(urlsplit(url).hostname) for url in (index, *further) if url and url.startswith("http:")]:
         settings["PIP_TRUSTED_HOST"] = " ".join(plain)
     return settings
 

@@ -112,7 +112,7 @@ class BuildKitWorkshop:
         )  # fmt: skip
         return run_install(
             lock.model_copy(update=ground), pin, out, builder=builder, network=self.network, seconds=self.seconds,
-            indexes=(python.index_url or "https://pypi.org/simple", *python.extra_index_urls), request=request,
+            index_url=python.index_url, extra_index_urls=python.extra_index_urls, request=request,
         )  # fmt: skip
 
     def apt(self, base: BaseImage, platform: Platform) -> Apt:

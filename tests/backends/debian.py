@@ -12,14 +12,14 @@ from tests.oci.images import image_of
 
 __all__ = ["make_debian"]
 
-SUITE, ARCHIVE = "bookworm", "http://deb.debian.org/debian"
+SUITE = "bookworm"
 
 
 def make_debian(layout: Path) -> Image:
     """An image of the least Debian 12 that has apt, written to *layout*; a minute's work."""
     root = layout.with_name(f"{layout.name}-root")
     command = [
-        need.tool("debootstrap"), "--variant=minbase", "--include=ca-certificates", SUITE, str(root), ARCHIVE,
+        need.tool("debootstrap"), "--variant=minbase", "--include=ca-certificates", SUITE, str(root),
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True)
     subprocess.run(["rm", "-rf", root / "var/cache/apt", root / "var/lib/apt/lists"], check=True)

@@ -149,7 +149,7 @@ os.mkfifo(here / "pipe")
         ("import os; os.symlink('/opt', 'x'); os.rename('x', '__pycache__')", 0, []),
         ("while True: pass", 4, ["did not end within 3 seconds"]),
         ("print('no such card'); raise SystemExit(3)", 4, ["ended with exit code 3", "no such card"]),
-        ("import urllib.request; urllib.request.urlopen('https://pypi.org')", 4, ["exit code 1", "--build-network"]),
+        ("import urllib.request as u; u.urlopen('https://files.example')", 4, ["exit code 1", "--build-network"]),
     ],
     ids=["outside", "deletes ComfyUI", "link out", "odd name", "never ends", "fails", "no network"],
 )  # fmt: skip
