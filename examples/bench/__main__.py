@@ -40,20 +40,30 @@ def main() -> int:
     place = demo.DEMO / "bench"
     # A polite kill, as of `timeout`, unwinds like Ctrl-C: daemons are stopped and nothing stays mounted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    for subject in chosen or SUBJECTS:
-        unmount(place)
-        demo.fresh(place)
-        place.mkdir(parents=True)
-        try:
-            for row in import_module(f"bench.{subject}").rows(place):
-                rows.append(row)
-                print(_line(row), flush=True)
-        except (BenchError, demo.DemoError) as error:
-            failed.append(subject)
-            print(f"{subject} could not be measured: {error}", file=sys.stderr)
-    demo.fresh(place)
-    (demo.DEMO / "bench.json").write_text(json.dumps(_report(rows), indent=1) + "\n")
+    try:
+        for subject in chosen or SUBJECTS:
+            _clear(place)
+            place.mkdir(parents=True)
+            try:
+                for row in import_module(f"bench.{subject}").rows(place):
+                    rows.append(row)
+                    print(_line(row), flush=True)
+            except (BenchError, demo.DemoError) as error:
+                failed.append(subject)
+                print(f"{subject} could not be measured: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("Stopped; what was measured so far is kept.", file=sys.stderr)
+        return 130
+    finally:
+        _clear(place)
+        (demo.DEMO / "bench.json").write_text(json.dumps(_report(rows), indent=1) + "\n")
     return 1 if failed else 0
+
+
+def _clear(place: Path) -> None:
+    """Remove *place*, and first what a builder has left mounted there."""
+    unmount(place)
+    demo.fresh(place)
 
 
 def _line(row: Row) -> str:

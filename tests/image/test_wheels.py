@@ -73,6 +73,22 @@ def test_a_wheel_is_laid_out_as_uv_installs_it(tmp_path: Path) -> None:
     assert members[f"opt/comfyui/{site}/tool/__init__.py"].mode == 0o644
 
 
+def test_wheels_that_share_a_namespace_are_all_imported_from_it(tmp_path: Path) -> None:
+    """PEP 420: the folder is several wheels', and none has an ``__init__.py`` in it."""
+    parts = [make_wheel(tmp_path, name, {f"team/{name}.py": b"NAME = __name__\n"}) for name in ("alpha", "beta")]
+    members = read_back(wheel_layer("wheels", "wheels", environment(), parts).entries())
+    site = f"opt/comfyui/lib/python{MINOR}/site-packages"
+    for name in ("alpha", "beta"):
+        path = tmp_path / "site" / "team" / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(members[f"{site}/team/{name}.py"].data)
+    assert f"{site}/team/__init__.py" not in members
+    program = "import team.alpha, team.beta; print(team.alpha.NAME, team.beta.NAME)"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=tmp_path / "site", check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["team.alpha", "team.beta"]
+
+
 def test_record_lists_every_installed_file_with_its_hash(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, "tool", FILES)
     members = read_back(wheel_layer("wheel", "tool", environment(), [wheel]).entries())
