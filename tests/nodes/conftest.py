@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, TimeoutError
 
 from tests.browser import Record, browsing, chromium, screenshot
 from tests.nodes import routing
@@ -47,6 +47,24 @@ def browser() -> Iterator[Browser]:
         yield browser
 
 
+# In the order in which the frontend makes them true.
+_READY = (
+    "window.app?.graph && window.app.extensionManager && window.app.vueAppReady",
+    "!document.querySelector('#splash-loader')",
+    "window.app.extensionManager.workflow?.activeWorkflow",
+)
+
+
+def wait_until_ready(page: Page, record: Record) -> None:
+    """Wait until the frontend has loaded its extensions and shows a graph; a page that never does is described."""
+    for condition in _READY:
+        try:
+            page.wait_for_function(condition)
+        except TimeoutError as error:
+            text = page.evaluate("document.body.innerText")
+            raise AssertionError(f"waited in vain for {condition}\n{record.told()}\nthe page: {text}") from error
+
+
 @dataclass
 class ComfyPage:
     """A page of ComfyUI's frontend, with what went on in it."""
@@ -61,9 +79,7 @@ class ComfyPage:
 
     def ready(self) -> None:
         """Wait until the frontend has loaded its extensions and shows a graph."""
-        self.page.wait_for_function("window.app?.graph && window.app.extensionManager && window.app.vueAppReady")
-        self.page.wait_for_function("!document.querySelector('#splash-loader')")
-        self.page.wait_for_function("window.app.extensionManager.workflow?.activeWorkflow")
+        wait_until_ready(self.page, self.record)
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Show *workflow* (a drawing, as saved) in place of what is there."""
