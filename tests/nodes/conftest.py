@@ -21,19 +21,19 @@ from tests.browser import Record, browsing, chromium, screenshot
 from tests.nodes import routing
 from tests.nodes.comfy import PLUGIN, Comfy, running
 
-_KINDS = [pytest.param("standin", id="standin")]
+KINDS = [pytest.param("standin", id="standin")]
 if "CPACK_TEST_COMFYUI" in os.environ:
-    _KINDS += [pytest.param(kind, id=kind, marks=pytest.mark.comfyui) for kind in ("comfyui", "comfyui-newest")]
+    KINDS += [pytest.param(kind, id=kind, marks=pytest.mark.comfyui) for kind in ("comfyui", "comfyui-newest")]
 
 
-@pytest.fixture(scope="session", params=_KINDS)
+@pytest.fixture(scope="session", params=KINDS)
 def comfy(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     """ComfyUI with the plugin, shared: tests leave it as they found it."""
     with running(request.param, tmp_path_factory.mktemp("comfy")) as engine:
         yield engine
 
 
-@pytest.fixture(scope="session", params=[kind for kind in _KINDS if kind.id != "comfyui-newest"])
+@pytest.fixture(scope="session", params=[kind for kind in KINDS if kind.id != "comfyui-newest"])
 def comfyui(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[routing.Comfyui]:
     """An install with git, models and inputs, its plugin a clone: for the routes, which look at all of that. Shared."""
     with routing.running(tmp_path_factory.mktemp("comfyui"), kind=request.param) as engine:
