@@ -7,13 +7,25 @@ page does its other asking with ``requests``.
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import (
+    Browser,
+    BrowserContext,
+    ConsoleMessage,
+    Page,
+    Request,
+    Response,
+    WebError,
+    WebSocket,
+    expect,
+    sync_playwright,
+)
 
 from tests import need
 from tests.serve.running import DEADLINE
@@ -21,11 +33,59 @@ from tests.serve.running import DEADLINE
 
 @dataclass
 class Record:
-    """What pages of one context did: URLs *asked* for (those elsewhere were refused), *errors* of scripts by place."""
+    """What pages of one context did: URLs *asked* for (those elsewhere were refused), *errors* of scripts by place, and
+    all that was *seen* in the order in which it happened: requests, answers, messages, connections."""
 
     asked: list[str] = field(default_factory=list)
     elsewhere: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+    waiting: dict[Request, str] = field(default_factory=dict)
+
+    def listen(self, context: BrowserContext) -> None:
+        """Write down what goes on in *context* from now on."""
+        began = time.monotonic()
+
+        def see(what: str) -> None:
+            self.seen.append(f"{time.monotonic() - began:6.2f} s  {what}")
+
+        def ask(request: Request) -> None:
+            self.asked.append(request.url)
+            self.waiting[request] = f"{request.method} {request.url}"
+
+        def over(request: Request) -> None:
+            self.waiting.pop(request, None)
+            if request.failure:
+                see(f"{request.failure}: {request.method} {request.url}")
+
+        def answered(response: Response) -> None:
+            if response.status >= 400:
+                see(f"HTTP {response.status}: {response.request.method} {response.url}")
+
+        def told(message: ConsoleMessage) -> None:
+            see(f"{message.type}: {message.text}")
+            if message.type == "error":
+                self.errors.append(f"{message.text} ({message.location.get('url', '')})")
+
+        def failed(thrown: WebError) -> None:
+            see(f"thrown: {thrown.error.stack or thrown.error.message}")
+            self.errors.append(thrown.error.stack or thrown.error.message)
+
+        def connected(socket: WebSocket) -> None:
+            see(f"opened {socket.url}")
+            socket.on("close", lambda _: see(f"closed {socket.url}"))
+
+        context.on("request", ask)
+        context.on("requestfinished", over)
+        context.on("requestfailed", over)
+        context.on("response", answered)
+        context.on("weberror", failed)
+        context.on("console", told)
+        context.on("page", lambda page: page.on("websocket", connected))
+
+    def told(self) -> str:
+        """What happened, and what was asked for and never answered: for a page that does not come to its end."""
+        return "\n".join([*self.seen[-200:], "not answered:", *(self.waiting.values() or ["nothing"])])
 
     def errors_of(self, part: str) -> list[str]:
         """The errors that name *part* of a URL: thrown there, logged there, or passed through it."""
@@ -64,14 +124,7 @@ def browsing(browser: Browser, address: str, **options: Any) -> Iterator[tuple[B
             asking.abort()
 
     context.route("**/*", route)
-    context.on("request", lambda request: record.asked.append(request.url))
-    context.on("weberror", lambda thrown: record.errors.append(thrown.error.stack or thrown.error.message))
-
-    def listen(message: Any) -> None:
-        if message.type == "error":
-            record.errors.append(f"{message.text} ({message.location.get('url', '')})")
-
-    context.on("console", listen)
+    record.listen(context)
     try:
         yield context, record
     finally:

@@ -69,8 +69,9 @@ def test_the_wheel_holds_the_package_and_nothing_else(tmp_path: Path) -> None:
         cwd=ROOT, check=True, capture_output=True, text=True,
     ).stdout.split()  # fmt: skip
     papers = {name for name in names if ".dist-info/" in name}
-    expressions = {f"cpack_build/nix-expressions/{path.name}" for path in (ROOT / "nix").glob("*.nix")}
-    assert names - papers == {name for name in listed if (ROOT / name).is_file()} | expressions
+    added = {f"cpack_build/nix-expressions/{path.name}" for path in (ROOT / "nix").glob("*.nix")}
+    added |= {f"cpack_build/{path.relative_to(ROOT)}" for path in (ROOT / "locales").rglob("*.json")}
+    assert names - papers == {name for name in listed if (ROOT / name).is_file()} | added
     assert {name.split("/", 1)[1] for name in papers} == {
         "METADATA",
         "WHEEL",

@@ -30,6 +30,8 @@ ANY = AnyType("*")
 # Where the frontend has no other bound it takes 0 and 2048. Powers of two survive JavaScript's numbers.
 _WIDE: dict[str, Any] = {"min": -(2**64), "max": 2**64}
 _WIDE_FLOAT: dict[str, Any] = {"min": -(2.0**64), "max": 2.0**64, "step": 0.01, "round": 0.0000001}
+_TAKEN = "Taken where callers of the API give none."
+_BOUNDS = ("The lowest value that callers may give.", "The highest value that callers may give.")
 _SHOWN = {
     "description": (
         "STRING",
@@ -71,7 +73,7 @@ class _Input:
 class InputString(_Input):
     DESCRIPTION = "A text that callers of the API may set."
     RETURN_TYPES = ("STRING",)
-    TAKES: ClassVar[dict[str, Any]] = {"value": ("STRING", {"default": ""})}
+    TAKES: ClassVar[dict[str, Any]] = {"value": ("STRING", {"default": "", "tooltip": _TAKEN})}
 
     def identity(self, value: str, description: str = "", required: bool = False) -> tuple[str]:
         return (value,)
@@ -91,10 +93,10 @@ def _problem(value: Any, lowest: Any, highest: Any) -> str | None:
 class InputInt(_Input):
     DESCRIPTION = "A whole number that callers of the API may set, within bounds."
     RETURN_TYPES = ("INT",)
-    TAKES: ClassVar[dict[str, Any]] = {"value": ("INT", {"default": 0, **_WIDE})}
+    TAKES: ClassVar[dict[str, Any]] = {"value": ("INT", {"default": 0, **_WIDE, "tooltip": _TAKEN})}
     ALSO: ClassVar[dict[str, Any]] = {
-        "min": ("INT", {"default": -sys.maxsize, **_WIDE}),
-        "max": ("INT", {"default": sys.maxsize, **_WIDE}),
+        "min": ("INT", {"default": -sys.maxsize, **_WIDE, "tooltip": _BOUNDS[0]}),
+        "max": ("INT", {"default": sys.maxsize, **_WIDE, "tooltip": _BOUNDS[1]}),
     }
 
     def identity(
@@ -110,17 +112,17 @@ class InputInt(_Input):
 class InputFloat(InputInt):
     DESCRIPTION = "A number that callers of the API may set, within bounds."
     RETURN_TYPES = ("FLOAT",)
-    TAKES: ClassVar[dict[str, Any]] = {"value": ("FLOAT", {"default": 0.0, **_WIDE_FLOAT})}
+    TAKES: ClassVar[dict[str, Any]] = {"value": ("FLOAT", {"default": 0.0, **_WIDE_FLOAT, "tooltip": _TAKEN})}
     ALSO: ClassVar[dict[str, Any]] = {
-        "min": ("FLOAT", {"default": -(2.0**64), **_WIDE_FLOAT}),
-        "max": ("FLOAT", {"default": 2.0**64, **_WIDE_FLOAT}),
+        "min": ("FLOAT", {"default": -(2.0**64), **_WIDE_FLOAT, "tooltip": _BOUNDS[0]}),
+        "max": ("FLOAT", {"default": 2.0**64, **_WIDE_FLOAT, "tooltip": _BOUNDS[1]}),
     }
 
 
 class InputBoolean(_Input):
     DESCRIPTION = "A switch that callers of the API may set."
     RETURN_TYPES = ("BOOLEAN",)
-    TAKES: ClassVar[dict[str, Any]] = {"value": ("BOOLEAN", {"default": False})}
+    TAKES: ClassVar[dict[str, Any]] = {"value": ("BOOLEAN", {"default": False, "tooltip": _TAKEN})}
 
     def identity(self, value: bool, description: str = "", required: bool = False) -> tuple[bool]:
         return (value,)
@@ -131,7 +133,7 @@ class InputChoice(_Input):
         "One of several texts; callers of the API may choose. Connected to a list, it offers that list's values."
     )
     RETURN_TYPES = (ANY,)
-    TAKES: ClassVar[dict[str, Any]] = {"value": ("STRING", {"default": ""})}
+    TAKES: ClassVar[dict[str, Any]] = {"value": ("STRING", {"default": "", "tooltip": _TAKEN})}
     ALSO: ClassVar[dict[str, Any]] = {
         "choices": ("STRING", {"default": "", "multiline": True, "tooltip": "One on each line."})
     }
@@ -151,7 +153,7 @@ class InputFile(_Input):
     DESCRIPTION = "A file that callers of the API may send; gives its path."
     RETURN_TYPES = (ANY,)
     RETURN_NAMES = ("path",)
-    TAKES: ClassVar[dict[str, Any]] = {"path": ("STRING", {"default": ""})}
+    TAKES: ClassVar[dict[str, Any]] = {"path": ("STRING", {"default": "", "tooltip": _TAKEN})}
 
     def identity(self, path: str, description: str = "", required: bool = False) -> tuple[str]:
         if isinstance(path, str):
@@ -171,7 +173,7 @@ class InputFile(_Input):
 class InputAny(_Input):
     DESCRIPTION = "Whatever the input it is connected to takes; callers of the API may set it."
     RETURN_TYPES = (ANY,)
-    TAKES: ClassVar[dict[str, Any]] = {"input": ("*", {"default": "", "widgetType": "STRING"})}
+    TAKES: ClassVar[dict[str, Any]] = {"input": ("*", {"default": "", "widgetType": "STRING", "tooltip": _TAKEN})}
 
     def identity(self, input: Any, description: str = "", required: bool = False) -> tuple[Any]:
         return (input,)
@@ -194,7 +196,8 @@ class _Picture(_Input):
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        return {"required": {"image": (_pictures(), {"image_upload": True})}, "optional": {**cls.ALSO, **_SHOWN}}
+        picture = (_pictures(), {"image_upload": True, "tooltip": _TAKEN})
+        return {"required": {"image": picture}, "optional": {**cls.ALSO, **_SHOWN}}
 
     @classmethod
     def IS_CHANGED(cls, image: str, **other: Any) -> str:  # noqa: N802

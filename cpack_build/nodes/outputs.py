@@ -75,7 +75,7 @@ class OutputImage(_Output):
 class OutputAudio(_Output):
     DESCRIPTION = "Sound that callers of the API get, as FLAC."
     PREFIX = "audio/comfypack"
-    TAKES: ClassVar[dict[str, Any]] = {"audio": ("AUDIO",)}
+    TAKES: ClassVar[dict[str, Any]] = {"audio": ("AUDIO", {"tooltip": "The sound to save."})}
 
     def save(
         self, audio: Any, filename_prefix: str = PREFIX, prompt: Any = None, extra_pnginfo: Any = None
@@ -123,7 +123,16 @@ class OutputVideo(_Output):
 
 class OutputFile(_Output):
     DESCRIPTION = "A file that callers of the API get: a copy of the one that a node names."
-    TAKES: ClassVar[dict[str, Any]] = {"filename": ("STRING", {"default": "", "forceInput": True})}
+    TAKES: ClassVar[dict[str, Any]] = {
+        "filename": (
+            "STRING",
+            {
+                "default": "",
+                "forceInput": True,
+                "tooltip": "The file to copy; it has to lie in ComfyUI's input, output or temp folder.",
+            },
+        )
+    }
 
     def save(
         self, filename: str, filename_prefix: str = DEFAULT_PREFIX, prompt: Any = None, extra_pnginfo: Any = None
@@ -139,7 +148,9 @@ class OutputFile(_Output):
 class OutputZip(_Output):
     DESCRIPTION = "Pictures, each with a text beside it, that callers of the API get as one zip."
     TAKES: ClassVar[dict[str, Any]] = {"images": ("IMAGE", {"tooltip": "The images to save."})}
-    ALSO: ClassVar[dict[str, Any]] = {"text": ("STRING", {"default": ""})}
+    ALSO: ClassVar[dict[str, Any]] = {
+        "text": ("STRING", {"default": "", "tooltip": "Written into a file beside each picture."})
+    }
 
     def save(
         self,
@@ -177,11 +188,12 @@ class OutputZipSwitch:
 
 class OutputTextFile(_Output):
     DESCRIPTION = "A text that callers of the API get as a file."
-    TAKES: ClassVar[dict[str, Any]] = {"text": ("STRING", {"forceInput": True})}
+    TAKES: ClassVar[dict[str, Any]] = {"text": ("STRING", {"forceInput": True, "tooltip": "The text to save."})}
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
-        return {**super().INPUT_TYPES(), "optional": {"file_extension": ("STRING", {"default": ".txt"})}}
+        extension = ("STRING", {"default": ".txt", "tooltip": "How the file's name ends."})
+        return {**super().INPUT_TYPES(), "optional": {"file_extension": extension}}
 
     def save(
         self,
@@ -200,7 +212,7 @@ class OutputTextFile(_Output):
 
 class OutputJSON(_Output):
     DESCRIPTION = "A value (text, number, list, object) that callers of the API get as a JSON file."
-    TAKES: ClassVar[dict[str, Any]] = {"value": (ANY, {"forceInput": True})}
+    TAKES: ClassVar[dict[str, Any]] = {"value": (ANY, {"forceInput": True, "tooltip": "The value to save."})}
 
     def save(
         self, value: Any, filename_prefix: str = DEFAULT_PREFIX, prompt: Any = None, extra_pnginfo: Any = None

@@ -7,10 +7,9 @@ longer than a moment is done in threads and in the tool's own process. No text o
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import shutil
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -20,6 +19,7 @@ from .comfyui import Comfyui
 from .errors import Refused
 from .kinds import KINDS
 from .origin import check_origin
+from .piecewise import written
 from .plugin import Plugin
 from .status import status
 from .tool import redact
@@ -37,15 +37,6 @@ _HEADERS = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Content-Security-Policy": "default-src 'none'; sandbox",
 }
-
-
-def written(document: Mapping[str, Any]) -> bytes:
-    """*document* as JSON, its lists item by item: one call for all of it would keep ComfyUI's own thread waiting."""
-    parts = []
-    for key, value in document.items():
-        text = f"[{','.join(map(json.dumps, value))}]" if isinstance(value, list) else json.dumps(value)
-        parts.append(f"{json.dumps(key)}:{text}")
-    return f"{{{','.join(parts)}}}".encode()
 
 
 def install(server: Any) -> Plugin:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import Failed, Stopped
+from .piecewise import read
 
 __all__ = ["HOW_TO_GET", "Found", "Process", "Tool", "command_of", "redact"]
 
@@ -225,7 +226,7 @@ class Process:
         """The object that it printed. Raises :class:`Failed` with its own error, :class:`Stopped`."""
         code, out = self.run(on_line)
         try:
-            document = json.loads(out or b"{}")
+            document = read((out or b"{}").decode())
         except ValueError:
             document = {}
         if self.is_cancelled and code:

@@ -16,7 +16,10 @@ const ICONS = { package: "pi pi-box", serve: "pi pi-play", image: "pi pi-clone",
 const KEYS = { package: "p", serve: "s", image: "b", deploy: "d", unpack: "u", check: "c" };
 const idOf = (name) => `CPack.${name[0].toUpperCase()}${name.slice(1)}`;
 
-/** What registerExtension() is given. Labels are functions and getters where the frontend allows it, so they speak its language of now. */
+/**
+ * What registerExtension() is given. Labels are functions and getters where the frontend allows it, so they speak its language
+ * of now; the words of settings are English here, and the frontend translates them itself, by `locales/LANGUAGE/settings.json`.
+ */
 export function offered() {
   const names = Object.keys(ACTIONS);
   return {
@@ -24,9 +27,9 @@ export function offered() {
     menuCommands: [{ path: ["CPack"], commands: names.map(idOf) }],
     keybindings: names.map((name) => ({ commandId: idOf(name), combo: { key: KEYS[name], alt: true, shift: true } })),
     settings: [
-      { id: "CPack.Serve.Port", category: ["CPack", "Serve", "Port"], name: t("setting.port"), tooltip: t("setting.port.why"), type: "number", attrs: { min: 1, max: 65535 }, defaultValue: 3000 },
-      { id: "CPack.Serve.Listen", category: ["CPack", "Serve", "Listen"], name: t("setting.listen"), type: "combo", options: [{ value: "loopback", text: t("serve.loopback") }, { value: "network", text: t("serve.network") }], defaultValue: "loopback" },
-      { id: "CPack.Image.Prefix", category: ["CPack", "Image", "Prefix"], name: t("setting.prefix"), tooltip: t("setting.prefix.why"), type: "text", defaultValue: "" },
+      { id: "CPack.Serve.Port", category: ["CPack", "Serve", "Port"], name: "Port that Serve proposes", tooltip: "It can be changed in the dialog.", type: "number", attrs: { min: 1, max: 65535 }, defaultValue: 3000 },
+      { id: "CPack.Serve.Listen", category: ["CPack", "Serve", "Listen"], name: "Who may connect, as Serve proposes it", type: "combo", options: [{ value: "loopback", text: "This computer only" }, { value: "network", text: "Everyone in the network" }], defaultValue: "loopback" },
+      { id: "CPack.Image.Prefix", category: ["CPack", "Image", "Prefix"], name: "Registry and path that Build image proposes", tooltip: "Such as registry.example/team", type: "text", defaultValue: "" },
     ],
     get actionBarButtons() {
       return ["package", "serve", "image"].map((name) => ({ icon: ICONS[name], tooltip: t(`${name}.command`), onClick: () => ACTIONS[name]() }));
@@ -47,7 +50,8 @@ export function settle(app) {
     const failed = job.state === "failed";
     toast(failed ? "error" : "success", t(failed ? "panel.failed" : "panel.done", { title: job.title || t(`kind.${job.kind}`) }), job.error?.message ?? "");
   });
-  app.ui?.settings?.addEventListener?.("Comfy.Locale.change", () => void follow());
+  // Older frontends tell of the change before they have made it.
+  app.ui?.settings?.addEventListener?.("Comfy.Locale.change", (event) => void follow(event.detail?.value));
   // The frontend need not wait for this, and what fails is told where it matters: in the panel and the dialogs.
   jobs.connect().catch((error) => console.warn("cpack-build:", error.message));
 }

@@ -10,10 +10,13 @@ let words = {};
 let english = {};
 let language = "en";
 
-function wanted() {
+function set() {
   const settings = app.extensionManager?.setting;
-  const named = settings?.get?.("Comfy.Locale") ?? app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en";
-  const short = String(named).toLowerCase().split(/[-_]/)[0];
+  return settings?.get?.("Comfy.Locale") ?? app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en";
+}
+
+function known(locale) {
+  const short = String(locale).toLowerCase().split(/[-_]/)[0];
   return OTHERS.includes(short) ? short : "en";
 }
 
@@ -23,10 +26,10 @@ async function read(name) {
   return answer.json();
 }
 
-/** Makes t() speak the language that is set now; quick when it already does. */
-export async function follow() {
+/** Makes t() speak *locale*, by default the one that is set now; quick when it already does. */
+export async function follow(locale = set()) {
   if (!Object.keys(english).length) english = await read("en");
-  const next = wanted();
+  const next = known(locale);
   if (next !== language || !Object.keys(words).length) {
     words = next === "en" ? english : { ...english, ...(await read(next)) };
     language = next;

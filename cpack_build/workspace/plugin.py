@@ -187,6 +187,10 @@ def _files() -> dict[str, bytes]:
         for path in paths:
             if "__pycache__" not in path.parts:
                 found[f"cpack_build/{path.relative_to(_PACKAGE).as_posix()}"] = path.read_bytes()
+    # ComfyUI looks for these at the top; they are there in a clone, and in the package where it is installed.
+    places = [place / "locales" for place in (_PACKAGE, _PACKAGE.parent) if (place / "locales").is_dir()]
+    for path in sorted(places[0].rglob("*.json")):
+        found[f"locales/{path.relative_to(places[0]).as_posix()}"] = path.read_bytes()
     return found
 
 

@@ -15,25 +15,25 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pytest
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, TimeoutError
 
 from tests.browser import Record, browsing, chromium, screenshot
 from tests.nodes import routing
 from tests.nodes.comfy import PLUGIN, Comfy, running
 
-_KINDS = [pytest.param("standin", id="standin")]
+KINDS = [pytest.param("standin", id="standin")]
 if "CPACK_TEST_COMFYUI" in os.environ:
-    _KINDS += [pytest.param(kind, id=kind, marks=pytest.mark.comfyui) for kind in ("comfyui", "comfyui-newest")]
+    KINDS += [pytest.param(kind, id=kind, marks=pytest.mark.comfyui) for kind in ("comfyui", "comfyui-newest")]
 
 
-@pytest.fixture(scope="session", params=_KINDS)
+@pytest.fixture(scope="session", params=KINDS)
 def comfy(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfy]:
     """ComfyUI with the plugin, shared: tests leave it as they found it."""
     with running(request.param, tmp_path_factory.mktemp("comfy")) as engine:
         yield engine
 
 
-@pytest.fixture(scope="session", params=[kind for kind in _KINDS if kind.id != "comfyui-newest"])
+@pytest.fixture(scope="session", params=[kind for kind in KINDS if kind.id != "comfyui-newest"])
 def comfyui(request: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[routing.Comfyui]:
     """An install with git, models and inputs, its plugin a clone: for the routes, which look at all of that. Shared."""
     with routing.running(tmp_path_factory.mktemp("comfyui"), kind=request.param) as engine:
@@ -45,6 +45,24 @@ def browser() -> Iterator[Browser]:
     """Chromium, for the tests of one module (see tests/browser.py on why not for longer)."""
     with chromium() as browser:
         yield browser
+
+
+# In the order in which the frontend makes them true.
+_READY = (
+    "window.app?.graph && window.app.extensionManager && window.app.vueAppReady",
+    "!document.querySelector('#splash-loader')",
+    "window.app.extensionManager.workflow?.activeWorkflow",
+)
+
+
+def wait_until_ready(page: Page, record: Record) -> None:
+    """Wait until the frontend has loaded its extensions and shows a graph; a page that never does is described."""
+    for condition in _READY:
+        try:
+            page.wait_for_function(condition)
+        except TimeoutError as error:
+            text = page.evaluate("document.body.innerText")
+            raise AssertionError(f"waited in vain for {condition}\n{record.told()}\nthe page: {text}") from error
 
 
 @dataclass
@@ -61,9 +79,7 @@ class ComfyPage:
 
     def ready(self) -> None:
         """Wait until the frontend has loaded its extensions and shows a graph."""
-        self.page.wait_for_function("window.app?.graph && window.app.extensionManager && window.app.vueAppReady")
-        self.page.wait_for_function("!document.querySelector('#splash-loader')")
-        self.page.wait_for_function("window.app.extensionManager.workflow?.activeWorkflow")
+        wait_until_ready(self.page, self.record)
 
     def load(self, workflow: dict[str, Any]) -> None:
         """Show *workflow* (a drawing, as saved) in place of what is there."""

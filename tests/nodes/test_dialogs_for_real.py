@@ -24,8 +24,9 @@ from cpack_build.cpack.reader import read_pack
 from tests.browser import browsing
 from tests.cpack.packs import make_pack
 from tests.nodes.comfy import newest_frontend
+from tests.nodes.conftest import KINDS
 from tests.nodes.dialogs import Dialog
-from tests.nodes.routing import Comfyui, fake_tool, make_comfyui, running, workflow
+from tests.nodes.routing import Comfyui, Kind, fake_tool, make_comfyui, running, workflow
 from tests.nodes.test_building import ANSWERS
 from tests.serve.running import DEADLINE, free_port
 
@@ -44,18 +45,20 @@ class Open(Protocol):
     def __call__(self, comfyui: Comfyui, prompt: dict[str, Any]) -> Dialog: ...
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfyui]:
+@pytest.fixture(scope="module", params=KINDS)
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfyui]:
     """ComfyUI with the real tool."""
     folder = tmp_path_factory.mktemp("real")
-    root = make_comfyui(folder / "ComfyUI")
+    kind: Kind = "standin" if request.param == "standin" else "comfyui"
+    root = make_comfyui(folder / "ComfyUI", kind=kind)
     Image.new("RGB", (4, 3), (255, 0, 10)).save(root / "input" / "a picture.png")
-    with running(folder, install=root, arguments=PAGE) as comfyui:
+    page = () if request.param == "comfyui" else PAGE
+    with running(folder, kind=kind, install=root, arguments=page) as comfyui:
         yield comfyui
 
 
-@pytest.fixture(scope="module")
-def faked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfyui]:
+@pytest.fixture(scope="module", params=KINDS)
+def faked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfyui]:
     """ComfyUI with a tool whose builds, deployments and restores answer as in ``test_building``; the rest is real."""
     folder = tmp_path_factory.mktemp("faked")
     fake = folder / "fake"
@@ -70,7 +73,10 @@ def faked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Comfyui]:
         "os.execv(program, [program, *sys.argv[1:]])\n"
     )
     tool.chmod(0o755)
-    with running(folder, arguments=PAGE, CPACK_BUILD=str(tool), FAKE_TOOL=str(fake), CPACK_BUILD_FLAGS="") as comfyui:
+    kind: Kind = "standin" if request.param == "standin" else "comfyui"
+    page = () if request.param == "comfyui" else PAGE
+    environment = {"CPACK_BUILD": str(tool), "FAKE_TOOL": str(fake), "CPACK_BUILD_FLAGS": ""}
+    with running(folder, kind=kind, arguments=page, **environment) as comfyui:
         yield comfyui
 
 
