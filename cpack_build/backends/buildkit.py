@@ -10,7 +10,7 @@ import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
@@ -31,26 +31,24 @@ from cpack_build.errors import (
     StaleLock,
     ToolMissing,
     Unresolvable,
-    UnsafeInput,
     UsageError,
     writing,
 )
+from cpack_build.image.base import require_quiet_base
 from cpack_build.image.gather import require_own_service
 from cpack_build.lock.python import lock_environment
 from cpack_build.lock.schema import BaseImage, Lock, PinnedWheels
 from cpack_build.lock.system import UNKNOWN_GLIBC
 from cpack_build.lock.tags import Target
-from cpack_build.oci.documents import require_no_triggers
 from cpack_build.oci.engines import open_engine
-from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, Reference, parse_image_name, parse_reference
+from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, parse_image_name, parse_reference
 from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["BuildKit", "base_context", "cache_arguments", "complete", "pinned_uv", "require_quiet_base"]
+__all__ = ["BuildKit", "base_context", "cache_arguments", "complete", "pinned_uv", "require_quiet"]
 
 _NEWEST = features_of((99, 0))
 _UV_MEMO = "buildkit-uv-1"
-_QUIET_MEMO = "buildkit-quiet-1"
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,7 @@ class BuildKit:
 
     def _filled(self, lock: Lock, request: Request, folder: Path, features: Features, *, stays: bool = False) -> Plan:
         """The build's folder, with its Dockerfile."""
-        require_quiet_base(lock, request)
+        require_quiet(lock, request)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         built = {wheel.sha256: wheel for wheel in lock.python.built}
@@ -202,26 +200,14 @@ def base_context(below: Foundation, request: Request) -> str | None:
     return f"oci-layout://{name.path.absolute()}@{below.base.digest}"
 
 
-def require_quiet_base(below: Foundation, request: Request) -> None:
+def require_quiet(below: Foundation, request: Request) -> None:
     """See that the base image says nothing that the builder would do of its own accord. Raises :class:`UnsafeInput`."""
-    pin = below.base
-    if not isinstance(pin, BaseImage) or request.store.recall(_QUIET_MEMO, pin.digest) is not None:
-        return
-    local = base_context(below, request) is not None
-    name = parse_image_name(request.places[below.platform].base) if local else parse_reference(pin.reference)
-    assert isinstance(name, LayoutName | Reference)
-    sources = request.sources
-    source = open_source(
-        replace(name, tag=None, digest=pin.digest), mirrors=sources.mirrors, store=request.store,
-        access=sources.registries,
-    )  # fmt: skip
-    if source.manifest(below.platform)[0].digest != pin.digest:
-        raise UnsafeInput(
-            f"The lock's base {pin.digest} is an index of images, not an image.",
-            hint="Do not use this lock; make it anew with `cpack-build lock`.",
-        )
-    require_no_triggers(pin.reference, source.config(below.platform))
-    request.store.remember(_QUIET_MEMO, pin.digest, "")
+    if isinstance(below.base, BaseImage):
+        base_context(below, request)  # which refuses archives
+        require_quiet_base(
+            below.base, platform=below.platform, name=request.places[below.platform].base, store=request.store,
+            sources=request.sources,
+        )  # fmt: skip
 
 
 def complete(context: Context, text: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from cpack_build.backends.builder import Builder, find_builder
-from cpack_build.backends.buildkit import base_context, complete, pinned_uv, require_quiet_base
+from cpack_build.backends.buildkit import base_context, complete, pinned_uv, require_quiet
 from cpack_build.backends.dockerfile import BASE_CONTEXT, HEAD, Stages, text_of
 from cpack_build.backends.ingredients import Context
 from cpack_build.backends.protocol import Farm, Request
@@ -126,7 +126,7 @@ class BuildKitWorkshop:
             (), documents={}, pack=None, places={bench.platform: self.places}, store=self.store, sources=self.sources,
             progress=progress,
         )  # fmt: skip
-        require_quiet_base(bench, request)
+        require_quiet(bench, request)
         folder.mkdir(parents=True)
         context = Context(folder, bench, request, fetches=builder.features.fetches)
         stages = Stages(context, builder.features)
