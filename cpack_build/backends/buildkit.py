@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,12 +17,12 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from secrets import token_hex
-from shlex import quote
 from tempfile import TemporaryDirectory
 
+from cpack_build.backends.bake import bake_file
 from cpack_build.backends.builder import Builder, find_builder
-from cpack_build.backends.dockerfile import BASE_CONTEXT, Plan, bake_file, dockerfile
-from cpack_build.backends.features import Features, features_of
+from cpack_build.backends.dockerfile import BASE_CONTEXT, Plan, dockerfile
+from cpack_build.backends.features import Features, features_named, features_of
 from cpack_build.backends.ingredients import Context, Foundation, LockContext
 from cpack_build.backends.protocol import Farm, Request
 from cpack_build.errors import (
@@ -92,6 +93,7 @@ class BuildKit:
     def built(self, request: Request) -> Iterator[Image | ImageIndex]:
         builder = self._builder
         for lock in request.locks:
+            builder.require_platform(lock.platform)
             if base_context(lock, request) is not None and not builder.has_contexts:
                 raise Unresolvable(
                     "The base image lies in a folder, which this BuildKit cannot read.",
@@ -110,15 +112,32 @@ class BuildKit:
         if there:
             raise Occupied(folder, there)
         several = len(request.locks) > 1
+        program, features = self._elsewhere()
         lines = []
         for lock in request.locks:
             place = folder / lock.platform.replace("/", "-") if several else folder
-            plan = self._filled(lock, request, place, _NEWEST, stays=True)
-            bake = bake_file(lock, plan, tags=(), base=base_context(lock, request))
+            base = base_context(lock, request)
+            if program == "buildah" and base is not None:
+                raise Unresolvable(
+                    "The base image lies in a folder, which buildah takes no base from.",
+                    hint="Push it to a registry and name that with --base.",
+                )
+            plan = self._filled(lock, request, place, features, stays=True)
+            if program == "buildah":
+                lines.append(_buildah_line(lock, plan, place, features))
+                continue
+            contexts = {BASE_CONTEXT: base} if base is not None else {}
+            bake = bake_file(lock, secrets=plan.secrets, contexts=contexts)
             with writing(place):
                 (place / "docker-bake.json").write_text(bake, "utf-8")
-            lines.append(f"cd {quote(str(place))} && docker buildx bake --set image.tags=NAME --push")
+            lines.append(f"cd {shlex.quote(str(place))} && docker buildx bake --set image.tags=NAME --push")
         return "; ".join(lines)
+
+    def _elsewhere(self) -> tuple[str, Features]:
+        """Who builds what is printed, and what it can do: the newest BuildKit, unless a builder is named."""
+        if self.farm.builder is None:
+            return "buildkit", _NEWEST
+        return features_named(self.farm.builder) or ("buildkit", self._builder.features)
 
     def _one(self, lock: Lock, request: Request, folder: Path) -> Image:
         builder = self._builder
@@ -177,6 +196,16 @@ class BuildKit:
         plan = dockerfile(context, features, uv=pinned_uv(lock, request))
         complete(context, plan.dockerfile)
         return plan
+
+
+def _buildah_line(lock: Lock, plan: Plan, place: Path, features: Features) -> str:
+    """The command by which buildah builds the folder *place*. It has no bake files; and where a step cannot say that it
+    wants no network, none of them does."""
+    words = ["buildah", "build", "--layers", "--platform", lock.platform, "--timestamp", str(lock.source_date_epoch)]
+    words += ["--build-arg", f"SOURCE_DATE_EPOCH={lock.source_date_epoch}"]
+    words += [f"--secret=id={name},env={name}" for name in plan.secrets]
+    words += [] if features.isolates else ["--network=none"]
+    return f"{shlex.join(words)} --tag NAME {shlex.quote(str(place))}"
 
 
 def cache_arguments(farm: Farm) -> list[str]:

@@ -64,12 +64,13 @@ class BuildKitWorkshop:
         self, project: Project, place: Path, out: Path, *, target: Target, resolve: Resolve, progress: Progress
     ) -> tuple[str, PinnedWheels]:
         builder = find_builder(self.farm.builder)
-        if not builder.features.link:
+        if not builder.features.isolates:
             raise ToolMissing(
                 f"The builder has BuildKit {'.'.join(map(str, builder.features.version))}, which cannot keep what it "
                 "runs from the network, and packages are built without one.",
                 hint="Use BuildKit 0.10 (Docker 23) or newer, or give wheels with --find-links.",
             )
+        builder.require_platform(image_platform(target))
         bench = self._bench(target, progress)
         wanted = {f"build=={version('build')}", *build_requires(place)}
         for _ in range(_ROUNDS):

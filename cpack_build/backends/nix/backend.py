@@ -82,7 +82,8 @@ class NixBackend:
         if wanted not in known and self._farm.builder is None and not _has_builders(settings.get("builders", "")):
             raise ToolMissing(
                 f"Nix builds for {settings['system']} here, and {wanted} is wanted.",
-                hint="Name a remote builder with --builder 'ssh://HOST SYSTEM', or build where it runs.",
+                hint="Name a remote builder with --builder 'ssh://HOST SYSTEM'; or, for a lock without bytecode, which "
+                f"runs nothing, set extra-platforms = {wanted}.",
             )
         if settings.get("sandbox") not in (False, "false") and not _is_seen(settings.get("sandbox-paths", ())):
             raise hidden()
