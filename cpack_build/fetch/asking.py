@@ -90,14 +90,15 @@ class Asker:
         asked = parts.scheme in ("http", "https") and not self._offline and local_path(target) is None
         return target, host if asked and host not in self.silent else None
 
-    def post(self, url: str, document: Any) -> Any:
+    def post(self, url: str, document: Any, *, authorize: _Authorize | None = None) -> Any:
         """The JSON that *url* answers to *document*, or ``None``, also where the transport can only get."""
+        own = authorize or (lambda target: {})
         http = self._sources.http
         if not isinstance(http, PostTransport):
             return None
         body = json.dumps(document).encode()
         headers = {**_JSON, "Content-Type": "application/json"}
-        return self._answer(url, lambda target: http.post(target, body, headers=headers))[1]
+        return self._answer(url, lambda target: http.post(target, body, headers={**headers, **own(target)}))[1]
 
     def _answer(self, url: str, send: _Send) -> tuple[int, Any]:
         target, host = self._place(url)

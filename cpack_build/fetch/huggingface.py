@@ -2,8 +2,9 @@
 
 It has no look-up by hash, so a repository is found by name and then asked for its files: one of them must be stored
 (LFS) under that very sha256. The cache of ``huggingface_hub`` names its blobs by it, and needs no network.
-Environment variables are those of that library: ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_TOKEN_PATH``, ``HF_HOME``. Why it
-is not used for the download itself: docs/decisions/045-hugging-face.md.
+Environment variables are those of that library: ``HF_ENDPOINT``, ``HF_TOKEN``, ``HF_TOKEN_PATH``, ``HF_HOME``. Where it
+is installed (extra ``hf``), the login is its own, and bytes come from Xet storage (:mod:`.xet`). Why no more of it is
+used: docs/decisions/045-hugging-face.md.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
@@ -22,6 +24,8 @@ from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.http import HttpTransport, Response
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.remote import HttpFile
+from cpack_build.fetch.urls import redact
+from cpack_build.fetch.xet import Grant, Xet, XetFile, grant_of, hash_of, is_installed
 
 if TYPE_CHECKING:
     from cpack_build.fetch.places import Wanted
@@ -78,8 +82,7 @@ def parse_address(url: str) -> tuple[str, str, str] | None:
 
 def in_repository(repo: str, revision: str, *, sha256: str, asker: Asker) -> dict[str, Any] | None:
     """The file with that hash in a repository, pinned to the commit that *revision* now is."""
-    kind, name = ("datasets", repo.removeprefix("datasets/")) if repo.startswith("datasets/") else ("models", repo)
-    answer = asker.get(f"{_SITE}/api/{kind}/{name}/revision/{quote(revision, safe='')}?blobs=true")
+    answer = _asked(asker, f"{_api(repo)}/revision/{quote(revision, safe='')}?blobs=true")
     if not isinstance(answer, Mapping):
         return None
     commit, files = answer.get("sha"), answer.get("siblings")
@@ -97,8 +100,7 @@ def in_repository(repo: str, revision: str, *, sha256: str, asker: Asker) -> dic
 
 def terms_of(repo: str, *, asker: Asker) -> tuple[bool | None, str | None]:
     """Whether a repository is gated, and its licence, as far as the hub says."""
-    kind, name = ("datasets", repo.removeprefix("datasets/")) if repo.startswith("datasets/") else ("models", repo)
-    answer = asker.get(f"{_SITE}/api/{kind}/{name}")
+    answer = _asked(asker, _api(repo))
     if not isinstance(answer, Mapping):
         return None, None
     gated = answer.get("gated")
@@ -120,7 +122,8 @@ def search(name: str, *, sha256: str, asker: Asker) -> dict[str, Any] | None:
     ]
     tried: set[str] = set()
     for word in dict.fromkeys(words):
-        answer = asker.get(f"{_SITE}/api/models?search={quote(word, safe='')}&limit={_NAMES_TRIED}&sort=downloads")
+        question = f"{endpoint()}/api/models?search={quote(word, safe='')}&limit={_NAMES_TRIED}&sort=downloads"
+        answer = _asked(asker, question)
         for item in answer if isinstance(answer, list) else ():
             repo = item.get("id") if isinstance(item, Mapping) else None
             if not isinstance(repo, str) or repo in tried or not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
@@ -133,27 +136,55 @@ def search(name: str, *, sha256: str, asker: Asker) -> dict[str, Any] | None:
     return None
 
 
+def _api(repo: str) -> str:
+    """Where the hub answers about a repository (https://huggingface.co/docs/hub/api)."""
+    kind, name = ("datasets", repo.removeprefix("datasets/")) if repo.startswith("datasets/") else ("models", repo)
+    return f"{endpoint()}/api/{kind}/{name}"
+
+
+def _asked(asker: Asker, url: str) -> Any:
+    return asker.ask(url, authorize=authorization)[1]
+
+
 @dataclass(frozen=True)
 class HuggingFace:
-    """The place: a file by its address, and if it is there no more by its hash in the repository as it is now."""
+    """The place: a file by its address, and if it is there no more by its hash in the repository as it is now. Each is
+    read from Xet storage if it can be."""
 
     mirrors: Mirrors
     http: HttpTransport
     asker: Asker
+    xet: Xet = field(default_factory=Xet)
 
     def knows(self, url: str) -> bool:
         """Whether *url* is a file's address there."""
         return parse_address(url) is not None
 
-    def offers(self, wanted: Wanted) -> Iterator[HttpFile]:
+    def offers(self, wanted: Wanted) -> Iterator[HttpFile | XetFile]:
         named = [url for url in wanted.urls if not self.mirrors.is_mirrored(url)]
         addresses = [address for address in map(parse_address, named) if address is not None]
         for repo, revision, path in addresses:
-            yield self._file(repo, revision, path)
+            yield from self._ways(repo, revision, path, wanted.sha256)
         for repo in dict.fromkeys(repo for repo, _, _ in addresses):
             found = in_repository(repo, "main", sha256=wanted.sha256, asker=self.asker)
             if found is not None and (repo, found["commit"], found["path"]) not in addresses:
-                yield self._file(repo, found["commit"], found["path"])
+                yield from self._ways(repo, found["commit"], found["path"], wanted.sha256)
+
+    def _ways(self, repo: str, revision: str, path: str, sha256: str) -> Iterator[HttpFile | XetFile]:
+        if is_installed() and (file := self._in_xet(repo, revision, path, sha256)) is not None:
+            yield file
+        yield self._file(repo, revision, path)
+
+    def _in_xet(self, repo: str, revision: str, path: str, sha256: str) -> XetFile | None:
+        api, commit = _api(repo), quote(revision, safe="")
+        answer = self.asker.post(f"{api}/paths-info/{commit}", {"paths": [path]}, authorize=authorization)
+        if (known := hash_of(answer, path, sha256=sha256)) is None:
+            return None
+
+        def ask() -> Grant:
+            return grant_of(_asked(self.asker, f"{api}/xet-read-token/{commit}"), what=f"{_SITE}/{repo}")
+
+        return XetFile(self.xet, ask, *known, url=f"{endpoint()}/{repo}/resolve/{commit}/{quote(path)}")
 
     def _file(self, repo: str, revision: str, path: str) -> HttpFile:
         url = f"{endpoint()}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}"
@@ -205,13 +236,31 @@ def token_for(url: str) -> str | None:
         return None
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
     if not token and os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0") in ("", "0"):
-        home = os.environ.get("HF_HOME") or os.path.join(
-            os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "huggingface"
-        )
-        with suppress(OSError, UnicodeDecodeError):
-            token = Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token")).read_text("utf-8")
+        token = _of_the_login()
     token = token.strip()
     return token if token.isascii() and token.isprintable() and token else None
+
+
+def _of_the_login() -> str:
+    """The token of ``hf auth login``: from ``huggingface_hub`` where it is installed, which renews one that ends soon
+    and can exchange that of a CI; else from its file."""
+    home = os.environ.get("HF_HOME") or os.path.join(
+        os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache"), "huggingface"
+    )
+    path = Path(os.environ.get("HF_TOKEN_PATH") or os.path.join(home, "token"))
+    if find_spec("huggingface_hub") is not None:
+        from huggingface_hub import constants, get_token
+
+        if Path(constants.HF_TOKEN_PATH) == path:  # it reads the environment once, when it is imported
+            try:
+                return get_token() or ""
+            except Exception as error:
+                raise NetworkError(
+                    f"huggingface_hub cannot log in: {redact(str(error))}.", hint="Set HF_TOKEN, or log in anew."
+                ) from error
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text("utf-8")
+    return ""
 
 
 def authorization(url: str) -> dict[str, str]:

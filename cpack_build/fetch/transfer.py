@@ -76,11 +76,15 @@ def transfer(
             try:
                 if partial.size is not None and size is not None and partial.size != size:
                     partial.start_over()
+                failed: CpackError | None = None
                 for remote in remotes:
+                    if failed is not None:
+                        progress.note(f"{name}: {failed.message} {remote.shown} is asked next.")
                     run = _Run(partial, remote, sha256, size, name, store, tuning, frame, progress)
                     try:
                         return run.result()
                     except (NetworkError, Unresolvable, HashMismatch, ToolMissing) as error:
+                        failed = error
                         told.append(error)
                 return None
             finally:

@@ -3,8 +3,8 @@
 A blob that the store has is not asked for. A model's layer is none either when the store has the model: the layer is
 a function of the model's bytes, so it is streamed from there, once its digest is known to be the very one that the
 manifest names. A model's layer that is received becomes the model in the store and not a tar that holds one; out of a
-layer that several models share they are taken. What was received before a break is kept for the next run, which
-hashes it and asks for the rest.
+layer that several models share they are taken, and where the store has most of it only the others are asked for, each
+by its range. What was received before a break is kept for the next run, which hashes it and asks for the rest.
 
 Specification: distribution-spec v1.1, "Pulling blobs"; RFC 9110, section 14 (ranges).
 """
@@ -15,19 +15,24 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from cpack_build.errors import BadImage, HashMismatch
+from cpack_build.oci import tar
 from cpack_build.oci.modellayer import (
     DATA_OFFSET,
+    FIRST,
     LAYER_MEMO,
     ModelLayer,
+    data_place,
     hash_model,
     layer_size,
     layer_tail,
     prefix,
+    size_at,
     size_in,
     stamp,
 )
@@ -36,7 +41,10 @@ from cpack_build.oci.reference import is_digest
 from cpack_build.oci.sharedlayer import shared_from, shared_models, take_out
 from cpack_build.oci.types import LAYER, Blob, Descriptor, FileBlob
 
-__all__ = ["BlobStore", "Ranged", "Received", "download", "missing_bytes"]
+__all__ = ["BlobStore", "Ranged", "Received", "Unranged", "download", "missing_bytes"]
+
+_WORTH = 1 << 20
+"""Bytes that the two requests for one model out of a shared layer must save."""
 
 
 class _File(Protocol):
@@ -62,11 +70,20 @@ class BlobStore(PartialStore, Protocol):
 
 
 class Ranged(Protocol):
-    """Bytes of a blob from *start* to before *stop* (or to its end), not to be trusted."""
+    """Bytes of a blob from *start* to before *stop* (or to its end), not to be trusted.
 
-    def blob(self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]: ...
+    With *strict* :class:`Unranged` is raised rather than what comes before *start* received and passed over.
+    """
+
+    def blob(
+        self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None, strict: bool = False
+    ) -> Iterator[bytes]: ...
 
     def hang_up(self) -> None: ...
+
+
+class Unranged(Exception):
+    """The registry gives no ranges of a blob."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +140,9 @@ def download(
         size = size_in(head, sha256, descriptor.size)
         if size is not None:
             return _Download(origin, descriptor, store, what, moved, waiting, _Model(sha256, size)).run()
+    count = _fill(origin, descriptor, store, what, moved, waiting)
+    if count and (shared := shared_from(descriptor, store, on_read=moved)) is not None:
+        return Received(shared, count)
     # One that says that it is a model's and is no layer of ours is a layer like any other.
     received = _Download(origin, descriptor, store, what, moved, waiting, None).run()
     if listed := shared_models(descriptor):
@@ -141,8 +161,70 @@ def missing_bytes(descriptor: Descriptor, store: BlobStore) -> int:
         return 0
     if shared_from(descriptor, store, prove=False) is not None:
         return 0
+    if here := _worth_filling(descriptor, store):
+        return max(0, descriptor.size - sum(here.values()))
     begun = store.root / "pulled" / (sha256 or descriptor.digest.removeprefix("sha256:"))
     return max(0, descriptor.size - (begun.stat().st_size if begun.is_file() else 0))
+
+
+def _worth_filling(descriptor: Descriptor, store: BlobStore) -> dict[str, int]:
+    """The models of a shared layer that *store* has (bytes by sha256), where that saves more than the requests for each
+    of the others cost; else none."""
+    listed = shared_models(descriptor)
+    found = {sha256: file.size for sha256 in listed if (file := store.find(sha256)) is not None}
+    return found if sum(found.values()) > _WORTH * (len(listed) - len(found)) else {}
+
+
+def _fill(
+    origin: Ranged,
+    descriptor: Descriptor,
+    store: BlobStore,
+    what: str,
+    moved: Callable[[int], object],
+    waiting: Callable[[], object],
+) -> int:
+    """Receive those models of a shared layer that *store* lacks, each from where it lies in the layer; the bytes that
+    came.
+
+    Where each begins follows from the sizes of those before it, and its own size stands in its header. The layer may
+    turn out to be laid out otherwise, or the registry to give no ranges: then not all come, and the whole is needed.
+    """
+    here = _worth_filling(descriptor, store)
+    count, place = 0, FIRST
+    with suppress(Unranged):
+        for sha256 in shared_models(descriptor) if here else ():
+            begin = data_place(place)
+            size = here.get(sha256)
+            if size is None:
+                head = b"".join(origin.blob(descriptor, start=place, stop=begin, strict=True))
+                count += len(head)
+                size = size_at(head, sha256, place)
+                if size is None or begin + size >= descriptor.size:
+                    break
+                part = _Part(origin, descriptor, begin)
+                own = Descriptor(LAYER, f"sha256:{sha256}", size)
+                name = f"The model {sha256} in {what}"
+                count += _Download(part, own, store, name, moved, waiting, None).run().count
+            place = begin + size + tar.padding(size)
+    return count
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What lies in a blob from *begin* on, as if it were a blob."""
+
+    origin: Ranged
+    whole: Descriptor
+    begin: int
+
+    def blob(
+        self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None, strict: bool = True
+    ) -> Iterator[bytes]:
+        end = self.begin + (descriptor.size if stop is None else stop)
+        return self.origin.blob(self.whole, start=self.begin + start, stop=end, strict=strict)
+
+    def hang_up(self) -> None:
+        self.origin.hang_up()
 
 
 @dataclass(frozen=True)

@@ -253,13 +253,17 @@ def stream_members(layer: Blob) -> Iterator[tuple[tarfile.TarInfo, Callable[[], 
         for number, member in enumerate(_each(archive)):
             if number > ENTRY_LIMIT:
                 raise BadImage(f"Layer {layer.descriptor.digest}", f"has more than {ENTRY_LIMIT} files")
-            yield member, partial(_file_chunks, archive, member)
+            yield member, partial(_file_chunks, archive, member, layer)
 
 
-def _file_chunks(archive: tarfile.TarFile, member: tarfile.TarInfo) -> Iterator[bytes]:
-    file = archive.extractfile(member)
-    while file is not None and (chunk := file.read(CHUNK)):
-        yield chunk
+def _file_chunks(archive: tarfile.TarFile, member: tarfile.TarInfo, layer: Blob) -> Iterator[bytes]:
+    # Whoever reads these is no part of the ``with`` above, which would give the error its name.
+    try:
+        file = archive.extractfile(member)
+        while file is not None and (chunk := file.read(CHUNK)):
+            yield chunk
+    except _TAR_ERRORS as error:
+        raise _unreadable(layer) from error
 
 
 # -- members -----------------------------------------------------------------------------------------------------------
@@ -302,13 +306,13 @@ class _Layer:
                 fileobj=self, mode="r:", tarinfo=BoundedMember, encoding="utf-8"
             )
         except _TAR_ERRORS as error:
-            raise self._broken() from error
+            raise _unreadable(self._layer) from error
         archive: tarfile.TarFile = self._archive
         return archive
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
         if isinstance(error, _TAR_ERRORS) and not isinstance(error, GeneratorExit):
-            raise self._broken() from error
+            raise _unreadable(self._layer) from error
         if error is None:
             for _ in self._chunks:
                 pass
@@ -343,8 +347,9 @@ class _Layer:
         self._position += len(piece)
         return piece
 
-    def _broken(self) -> BadImage:
-        return BadImage(f"Layer {self._layer.descriptor.digest}", "is not a readable tar")
+
+def _unreadable(layer: Blob) -> BadImage:
+    return BadImage(f"Layer {layer.descriptor.digest}", "is not a readable tar")
 
 
 _TAR_ERRORS = (tarfile.TarError, EOFError, ValueError, OverflowError, IndexError, RecursionError)

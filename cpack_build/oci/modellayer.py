@@ -25,9 +25,11 @@ from cpack_build.oci.types import CHUNK, LAYER, Descriptor
 
 __all__ = [
     "DATA_OFFSET",
+    "FIRST",
     "LAYER_MEMO",
     "ModelFile",
     "ModelLayer",
+    "data_place",
     "entries",
     "frame",
     "hash_model",
@@ -36,6 +38,7 @@ __all__ = [
     "model_path",
     "prefix",
     "prove_layer",
+    "size_at",
     "size_in",
     "stamp",
 ]
@@ -44,6 +47,8 @@ DATA_OFFSET = 4096
 LAYER_MEMO = "model-layer-1"
 """Under which the store remembers ``sha256:size`` of a model → the digest of its layer."""
 _DIRECTORIES = (tar.Entry("models", "directory", 0o755), tar.Entry("models/sha256", "directory", 0o755))
+FIRST = 2 * tar.BLOCK
+"""Where the first model's header begins, after those of the folders."""
 
 
 def model_path(sha256: str) -> str:
@@ -86,11 +91,15 @@ class ModelFile:
 def entries(models: Iterable[tuple[str, tar.Content]]) -> Iterator[tar.Entry]:
     """The entries of a layer that holds *models* (sha256 in hex, content), whatever their order."""
     yield from _DIRECTORIES
-    place = sum(len(tar.header(directory)) for directory in _DIRECTORIES)
+    place = FIRST
     for sha256, content in sorted(models, key=lambda model: model[0]):
-        entry = _aligned(tar.Entry(model_path(sha256), "file", 0o444, content=content), place)
+        entry = _entry(sha256, content, place)
         yield entry
         place += len(tar.header(entry)) + entry.size + tar.padding(entry.size)
+
+
+def _entry(sha256: str, content: tar.Content, place: int) -> tar.Entry:
+    return _aligned(tar.Entry(model_path(sha256), "file", 0o444, content=content), place)
 
 
 def _aligned(entry: tar.Entry, place: int) -> tar.Entry:
@@ -127,18 +136,27 @@ def layer_tail(size: int) -> bytes:
 def size_in(head: bytes, sha256: str, length: int) -> int | None:
     """The size of the model *sha256* whose layer of *length* bytes begins with *head* (:data:`DATA_OFFSET` bytes), or
     ``None`` if those are not the first bytes of its universal layer."""
-    if len(head) != DATA_OFFSET:
-        return None
+    size = size_at(head[FIRST:], sha256, FIRST)
+    return size if size is not None and layer_size(size) == length and head == prefix(sha256, size) else None
+
+
+def data_place(place: int) -> int:
+    """Where the data of a model begins whose header begins at byte *place* of a layer."""
+    return place + len(tar.header(_entry("0" * 64, _Announced(0), place)))
+
+
+def size_at(head: bytes, sha256: str, place: int) -> int | None:
+    """The size of the model *sha256* whose header at byte *place* of a layer is *head*, or ``None`` if that is none."""
     # The last block is the file's ustar header (field "size": 11 octal digits at 124); from 8 GiB on a record has it.
     record = re.search(rb"\n?[0-9]+ size=([0-9]{1,19})\n", head)
-    field = head[DATA_OFFSET - tar.BLOCK + 124 :][:11]
+    field = head[-tar.BLOCK :][124:][:11]
     if record is not None:
         size = int(record.group(1))
     elif re.fullmatch(rb"[0-7]{11}", field):
         size = int(field, 8)
     else:
         return None
-    return size if layer_size(size) == length and head == prefix(sha256, size) else None
+    return size if head == tar.header(_entry(sha256, _Announced(size), place)) else None
 
 
 def prove_layer(path: Path, sha256: str, size: int, *, digest: str, on_read: Callable[[int], object]) -> bool:

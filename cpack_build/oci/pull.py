@@ -160,6 +160,7 @@ def _one(
 
         def moved(count: int) -> None:
             nonlocal left
+            count = min(count, left)  # What is read a second time, to be proved, is told once.
             left -= count
             task.advance(count)
             advance(count)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from cpack_build.errors import Cancelled
 from cpack_build.oci.connection import TRIES, Access, Connection
 from cpack_build.oci.documents import DOCUMENT_LIMIT
+from cpack_build.oci.download import Unranged
 from cpack_build.oci.manifests import ACCEPT
 from cpack_build.oci.origins import Document
 from cpack_build.oci.reference import Reference, is_digest
@@ -59,9 +60,11 @@ class RegistryOrigin:
         path = f"manifests/{descriptor.digest}"
         return self._stream(path, descriptor, 0, descriptor.size, accept=descriptor.media_type or ACCEPT)
 
-    def blob(self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None) -> Iterator[bytes]:
+    def blob(
+        self, descriptor: Descriptor, *, start: int = 0, stop: int | None = None, strict: bool = False
+    ) -> Iterator[bytes]:
         end = descriptor.size if stop is None else min(stop, descriptor.size)
-        return self._stream(f"blobs/{descriptor.digest}", descriptor, start, end, accept="*/*")
+        return self._stream(f"blobs/{descriptor.digest}", descriptor, start, end, accept="*/*", strict=strict)
 
     def hang_up(self) -> None:
         """End every answer that is under way, from another thread: who reads one gets :class:`Cancelled`."""
@@ -70,7 +73,9 @@ class RegistryOrigin:
             with suppress(ValueError, RuntimeError, OSError):  # It may just have ended by itself.
                 response.raw.shutdown()
 
-    def _stream(self, path: str, descriptor: Descriptor, start: int, end: int, *, accept: str) -> Iterator[bytes]:
+    def _stream(
+        self, path: str, descriptor: Descriptor, start: int, end: int, *, accept: str, strict: bool = False
+    ) -> Iterator[bytes]:
         """Bytes *start* to *end* of the body at *path*; a connection that breaks is taken up where it broke.
 
         What is sent beyond the end of the whole comes, too, for whoever wants to see that there is more.
@@ -87,6 +92,8 @@ class RegistryOrigin:
                 "GET", connection.base + path, what=what, ok=(200, 206, 416), headers=asked
             ) as response:
                 skip = _unwanted(response, done)
+                if strict and skip != 0:
+                    raise Unranged
                 reason = "it answers with another range than the one asked for"
                 if skip is None:
                     ranges = False

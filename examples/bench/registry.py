@@ -1,7 +1,6 @@
-"""Pushing, pulling and loading, beside skopeo, docker and a raw PUT to the same local docker-registry.
+"""Pushing, pulling and loading, beside skopeo, docker, podman and a raw PUT to the same local docker-registry.
 
-The image has one model of ``CPACK_BENCH_MODEL_MIB`` (2048) and a small layer above it. Memory is measured with a model
-of ``CPACK_BENCH_SPARSE_GB`` (20) that is a hole in a file, pushed to a server that reads and forgets.
+The image has one model of ``CPACK_BENCH_MODEL_MIB`` (2048) and a small layer above it.
 """
 
 from __future__ import annotations
@@ -11,11 +10,8 @@ import json
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -26,7 +22,6 @@ from cpack_build.oci.modellayer import ModelLayer, hash_model
 from cpack_build.oci.types import CONFIG, LAYER, MANIFEST, BytesBlob, Image, canonical_json
 
 MIB = int(os.environ.get("CPACK_BENCH_MODEL_MIB", "2048"))
-SPARSE_GB = int(os.environ.get("CPACK_BENCH_SPARSE_GB", "20"))
 
 
 def rows(place: Path) -> Iterator[Row]:
@@ -44,7 +39,7 @@ def rows(place: Path) -> Iterator[Row]:
         pushed = yield from _pushes(place, registry.host, layout, first)
         yield from _pulls(place, registry.host, first)
         yield from _beside_docker(place, registry.host, pushed)
-    yield _memory(place)
+        yield from _beside_podman(place, registry.host)
 
 
 def _pushes(place: Path, host: str, layout: Path, image: Image) -> Generator[Row, None, float]:
@@ -114,35 +109,26 @@ def _beside_docker(place: Path, host: str, pushed: float) -> Iterator[Row]:
     yield Row("registry", "push, nothing there", pushed, "docker push", push.seconds, 1.0)
 
 
-def _memory(place: Path) -> Row:
-    path = place / "sparse"
-    with path.open("wb") as file:
-        file.truncate(SPARSE_GB * 10**9)
-    size = path.stat().st_size
-    # Under a made-up name, which a push does not prove: the layer's bytes are read once here, and once by the push.
-    sha256 = "0" * 64
-    hasher = hashlib.sha256()
-    for chunk in ModelLayer(path, sha256, size, f"sha256:{sha256}").chunks():
-        hasher.update(chunk)
-    digest = f"sha256:{hasher.hexdigest()}"
-    program = (
-        "import sys; from pathlib import Path; from cpack_build.oci.modellayer import ModelLayer;"
-        "from cpack_build.oci.push import push; from cpack_build.oci.reference import parse_reference;"
-        "from bench.registry import image_of;"
-        "layer = ModelLayer(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4]), sys.argv[5]);"
-        "push(image_of([layer]), [parse_reference(sys.argv[1])])"
-    )
-    with _sink() as host:
-        here = Path(__file__).resolve()
-        environment = {"PYTHONPATH": os.pathsep.join(map(str, (here.parents[2], here.parents[1])))}
-        words = [sys.executable, "-c", program, f"{host}/x:1", path, sha256, str(size), digest]
-        done = run(words, environment=environment)
-    path.unlink()
-    if done.peak_mb > 150:
-        raise BenchError(f"a push of {SPARSE_GB} GB took {done.peak_mb:.0f} MB of memory, and 150 are allowed")
-    return Row(
-        "registry", "push of a sparse model, memory", done.seconds, "", None, None, done.peak_mb, f"{SPARSE_GB} GB"
-    )
+def _beside_podman(place: Path, host: str) -> Iterator[Row]:
+    """The same into podman, whose own pull skips what it has as well."""
+    if shutil.which("podman") is None or os.geteuid():
+        return
+    from tests.engines import run_podman
+
+    ours: dict[str, Run] = {}
+    theirs: dict[str, Run] = {}
+    with run_podman() as podman:
+        for tag in ("one", "two"):
+            words = ("pull", f"{host}/ours:{tag}", "-o", f"podman:bench:{tag}", "-q")
+            ours[tag] = cpack_build(*words, home=place / "loaded", environment=podman.environment)
+        shutil.rmtree(place / "loaded")
+        podman("rmi", "--all", "--force")
+        for tag in ("one", "two"):
+            pull = ["podman", "pull", "-q", "--tls-verify=false", f"{host}/ours:{tag}"]
+            theirs[tag] = run(pull, environment=podman.environment)
+    for tag, what in (("one", "podman empty"), ("two", "podman has all but its top layer")):
+        seconds = theirs[tag].seconds
+        yield Row("registry", f"pull and load, {what}", ours[tag].seconds, "podman pull", seconds)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
@@ -208,42 +194,3 @@ def _put(host: str, name: str, blob: Path) -> None:
     status = connection.getresponse().status
     if status != 201:
         raise BenchError(f"the raw PUT was answered with {status}")
-
-
-@contextmanager
-def _sink() -> Iterator[str]:
-    """A registry that takes everything and keeps nothing."""
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-        def answer(self, status: int, **headers: str) -> None:
-            left = int(self.headers.get("Content-Length", "0"))
-            while left:
-                left -= len(self.rfile.read(min(left, 1 << 20)))
-            self.send_response(status)
-            for key, value in {"Content-Length": "0", **headers}.items():
-                self.send_header(key, value)
-            self.end_headers()
-
-        def do_HEAD(self) -> None:
-            self.answer(404)
-
-        def do_POST(self) -> None:
-            self.answer(202, Location=f"{self.path}1")
-
-        def do_PUT(self) -> None:
-            self.answer(201)
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"localhost:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        server.server_close()

@@ -59,12 +59,13 @@ def get(store: Store, want: Wanted, *places: Place) -> Obtained:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[Callable[[Request], Answer]], Server]]:
-    """A hub of one's own at HF_ENDPOINT, without a token."""
+    """A hub of one's own at HF_ENDPOINT, without a token. Files come from their addresses: test_xet has the rest."""
     from contextlib import ExitStack
 
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_TOKEN_PATH"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
     with ExitStack() as stack:
 
         def start(answer: Callable[[Request], Answer]) -> Server:
@@ -157,20 +158,25 @@ def test_what_the_hub_refuses_is_told_with_the_next_step(
     assert "hf_x" not in str(problem)
 
 
-def test_a_file_that_moved_within_its_repository_is_found_by_its_hash(hub: Callable[..., Server], store: Store) -> None:
+def test_a_file_that_moved_within_its_repository_is_found_by_its_hash(
+    hub: Callable[..., Server], store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where only the user's token may list it, and at the endpoint that is set."""
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
     new = "d" * 40
 
     def answer(request: Request) -> Answer:
         if request.path.startswith("/api/"):
+            if request.headers.get("authorization") != "Bearer hf_secret":
+                return Answer(401)
             files = [{"rfilename": "moved/y.safetensors", "lfs": {"sha256": SHA256}}]
             return Answer(body=json.dumps({"sha": new, "siblings": files}).encode())
         if request.path == f"/org/model/resolve/{new}/moved/y.safetensors":
             return ranged(BODY)(request)
         return Answer(404, headers={"X-Error-Code": "EntryNotFound"})
 
-    server = hub(answer)
-    place = HuggingFace(Mirrors(), HTTP, Asker(Sources(Mirrors({"https://huggingface.co/": f"{server.url}/"}))))
-    assert get(store, wanted(URL), place).file is not None
+    hub(answer)
+    assert get(store, wanted(URL), hugging_face()).file is not None
 
 
 def test_addresses_of_the_endpoint_are_the_hubs_too(hub: Callable[..., Server]) -> None:

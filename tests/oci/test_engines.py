@@ -10,12 +10,15 @@ from pathlib import Path
 import pytest
 
 from cpack_build.errors import EngineFailed, HashMismatch, StorageError, ToolMissing
+from cpack_build.fetch.store import Store
 from cpack_build.oci.archive import stream_archive
+from cpack_build.oci.compressed import compressed_image, parse_compression
 from cpack_build.oci.engines import DockerEngine, PodmanEngine, find_engine, open_engine
 from cpack_build.oci.layout import write_layout
+from cpack_build.oci.push import push
 from cpack_build.oci.reference import EngineName, parse_reference
 from cpack_build.oci.types import Blob
-from tests.engines import Docker, Podman, free_port, run_docker, served_at
+from tests.engines import Docker, Podman, Registry, free_port, run_docker, served_at
 from tests.oci.images import BrokenBlob, image_of, small_image, text_layer, web_image, with_top_layer
 
 NAME = parse_reference("cpack-web:v1")
@@ -83,6 +86,48 @@ def test_layers_that_docker_has_are_not_read_again(docker: Docker) -> None:
     engine.load(image, name)
     assert engine.image_id(name) == image.id
     docker("run", "--rm", "--entrypoint", "id", _with_layers(below, middle))
+
+
+@pytest.mark.podman
+def test_layers_that_podman_has_are_not_read_again_wherever_they_are_in_the_image(podman: Podman) -> None:
+    engine = PodmanEngine()
+    below, middle, top = (text_layer({f"known/{name}": name}) for name in ("below", "middle", "top"))
+    name = parse_reference("cpack-known:v1")
+    engine.load(image_of([below, middle, top]), name)
+    changed = text_layer({"known/top": "changed"})
+    unread = [BrokenBlob(blob.descriptor, b"", AssertionError("read again")) for blob in (below, middle)]
+    for layers in ([*unread, changed], [changed, *unread]):
+        image = image_of(layers)
+        engine.load(image, name)
+        assert engine.image_id(name) == image.id
+    web = web_image()
+    config = json.loads(web.config.data)["config"]
+    engine.load(image_of([*web.layers, *reversed(unread)], config=config), name)
+    said = podman("run", "--rm", "--entrypoint", "cat", "cpack-known:v1", "/known/below", "/known/middle").stdout
+    assert said == "belowmiddle"
+
+
+@pytest.mark.podman
+def test_a_layer_that_podman_lost_meanwhile_is_sent_after_all(podman: Podman, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = PodmanEngine()
+    image = image_of([text_layer({"lost/below": "below"}), text_layer({"lost/top": "top"})])
+    monkeypatch.setattr(engine, "_present", lambda image: frozenset(blob.descriptor.digest for blob in image.layers))
+    name = parse_reference("cpack-lost:v1")
+    engine.load(image, name)
+    assert engine.image_id(name) == image.id
+
+
+@pytest.mark.podman
+def test_a_layer_that_podman_pulled_compressed_is_not_sent(podman: Podman, registry: Registry, tmp_path: Path) -> None:
+    below = text_layer({"pulled/below": "below"})
+    small = compressed_image(image_of([below]), parse_compression("gzip"), store=Store(tmp_path))
+    push(small, [parse_reference(f"{registry.host}/pulled:v1")])
+    podman("pull", "--quiet", "--tls-verify=false", f"{registry.host}/pulled:v1")
+    unread = BrokenBlob(below.descriptor, b"", AssertionError("read again"))
+    image = image_of([unread, text_layer({"pulled/top": "top"})])
+    engine = PodmanEngine()
+    engine.load(image, NAME)
+    assert engine.image_id(NAME) == image.id
 
 
 def _with_layers(*layers: Blob) -> str:
