@@ -88,7 +88,7 @@ def test_what_is_printed_for_an_old_builder_has_no_word_that_it_does_not_know(bu
         assert run.code == 0, run.said
         text = (printed / "Dockerfile").read_text()
         every = {"--link", "--checksum", "--network"}
-        assert {word for word in every if f" {word}" in text} == every - set(unknown), builder
+        assert {word for word in every if re.search(rf" {word}[ =]", text)} == every - set(unknown), builder
         assert (printed / "docker-bake.json").exists() == builder.startswith("buildkit")
 
 
