@@ -109,11 +109,25 @@ def image(
     Locks first when there is no lock. Without --output and --push the image goes to Docker if it answers, else to
     podman, else to NAME.oci/ beside PACK.
     """
+    from cpack_build.errors import UsageError, together
+    from cpack_build.fetch.store import Store
+
+    if backend.print_to is not None and (outputs or pushes):
+        raise UsageError("--print builds nothing that --output and --push could take.", hint="Leave one of them out.")
+    store = Store()
+    if not dry_run:
+        from cpack_build.lock.headstart import begin
+
+        # Before what takes its time to import, as is what would tell where the settings are (`settings_beside`).
+        begin(
+            lock_file or lock_beside(pack),
+            chosen.config or lock_beside(pack).with_suffix(".yaml"),
+            folders=chosen.overrides.get("models", ()),
+            store=store,
+        )
     from cpack_build.backends.protocol import Request
     from cpack_build.cpack.reader import read_pack
     from cpack_build.cpack.settings import settings_beside
-    from cpack_build.errors import UsageError, together
-    from cpack_build.fetch.store import Store
     from cpack_build.lock.form import compression_of, in_form
     from cpack_build.lock.freshness import check_all_fresh
     from cpack_build.lock.schema import read_locks
@@ -121,9 +135,6 @@ def image(
     from cpack_build.oci.reference import EngineName, Reference
     from cpack_build.oci.types import ImageIndex
 
-    if backend.print_to is not None and (outputs or pushes):
-        raise UsageError("--print builds nothing that --output and --push could take.", hint="Leave one of them out.")
-    store = Store()
     beside = [lock_file or lock_beside(pack), chosen.config or settings_beside(pack)]
     recorder = Recorder.of_run(store, [pack, *beside])
     read = read_pack(pack)

@@ -16,7 +16,7 @@ COMFYUI_URL = "https://github.com/comfyanonymous/ComfyUI.git"
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class GitPin(_Document):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Protocol
 
-from cpack_build.errors import CpackError, NetworkError, Unresolvable
+from cpack_build.errors import CpackError, NetworkError, Unresolvable, UnsafeInput
 from cpack_build.fetch.adoption import by_hash
 from cpack_build.fetch.http import HttpTransport, local_file
 from cpack_build.fetch.mirrors import Mirrors, local_path
@@ -32,6 +32,7 @@ __all__ = [
     "Place",
     "Wanted",
     "places_of",
+    "safe_model_path",
 ]
 
 
@@ -50,6 +51,21 @@ class Wanted:
     def name(self) -> str:
         """The file's own name."""
         return PurePosixPath(self.path).name
+
+
+def safe_model_path(name: str) -> str:
+    """*name* as a path below ComfyUI, with ``/``. Raises :class:`UnsafeInput` if it would lead elsewhere."""
+    path = name.replace("\\", "/")
+    parts = path.split("/")
+    if (
+        not path
+        or any(part in ("", ".", "..") for part in parts)
+        or ":" in parts[0]
+        or any(ord(character) < 32 or ord(character) == 127 for character in path)
+        or max(len(part.encode("utf-8", "surrogatepass")) for part in parts) > 255
+    ):
+        raise UnsafeInput(f"The model's name {name!r} leads out of ComfyUI's folder.", hint="Correct it in the pack.")
+    return path
 
 
 @dataclass(frozen=True)

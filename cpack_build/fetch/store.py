@@ -24,11 +24,12 @@ import os
 import re
 import stat as modes
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
+from typing import Protocol
 
 from cpack_build import filesystem
 from cpack_build.errors import HashMismatch, Unresolvable, UnsafeInput, writing
@@ -38,7 +39,8 @@ from cpack_build.fetch.memo import Memo
 from cpack_build.fetch.receipts import root_folder
 
 __all__ = [
-    "CHUNK", "Store", "StoredFile", "default_root", "further_roots", "stamp_at", "stamp_of", "stat_key", "stored_at",
+    "CHUNK", "Begun", "Store", "StoredFile", "default_root", "further_roots", "stamp_at", "stamp_of", "stat_key",
+    "stored_at",
 ]  # fmt: skip
 
 CHUNK = 1 << 20
@@ -93,11 +95,18 @@ class StoredFile:
             raise HashMismatch(self.path, expected=self.sha256, actual=hasher.hexdigest())
 
 
+class Begun(Protocol):
+    """A file whose hash as a layer is being computed (``lock.headstart``)."""
+
+    def digest(self, *, on_read: Callable[[int], object]) -> str:
+        """Wait for it. *on_read* is called with numbers of bytes that were read."""
+
+
 class Store:
     """The store with its main root, and *further* roots that are only read.
 
     Cheap to open; safe to use from several threads and processes. *leased* is false for whoever only looks at it, and
-    does not use what is there.
+    does not use what is there. *begun* are files that are being hashed already, as they are now.
     """
 
     def __init__(self, root: Path | None = None, *, further: Sequence[Path] | None = None, leased: bool = True) -> None:
@@ -106,6 +115,7 @@ class Store:
         self.memo = Memo(self.root)
         self.leases = Leases(self.root, self.memo)
         self.derived = DerivedFolders(self.root)
+        self.begun: Mapping[StoredFile, Begun] = {}
         self._is_leased = leased
         self._lock = threading.Lock()
         self._is_swept = False

@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.image.layer import Recipe, key_of
-from cpack_build.lock.models import fetch_model, is_layer_proved
+from cpack_build.lock.models import fetch_model
+from cpack_build.lock.proof import is_layer_proved
 from cpack_build.lock.schema import Model
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelFile, ModelLayer, entries

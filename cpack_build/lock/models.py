@@ -8,7 +8,6 @@ a model.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -18,16 +17,16 @@ from cpack_build.errors import CpackError, HashMismatch, NetworkError, Unresolva
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.obtain import obtain
 from cpack_build.fetch.pickles import PICKLED
-from cpack_build.fetch.places import Folders, Place, Wanted, places_of
+from cpack_build.fetch.places import Folders, Place, Wanted, places_of, safe_model_path
 from cpack_build.fetch.store import Store, StoredFile, stamp_of
 from cpack_build.fetch.urls import redact, without_credentials
+from cpack_build.lock.proof import candidates, prove, proved
 from cpack_build.lock.schema import Model
-from cpack_build.oci.modellayer import LAYER_MEMO, frame, hash_model, prove_layer
+from cpack_build.oci.modellayer import LAYER_MEMO, frame, hash_model
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["fetch_model", "is_layer_proved", "local_model", "lock_models", "refuse_pickles", "safe_model_path"]
+__all__ = ["fetch_model", "local_model", "lock_models", "refuse_pickles"]
 
-_FILE = "model-file-1"
 _PARALLEL = max(4, os.cpu_count() or 1)
 """Models at once: more than cores, for some wait for a network."""
 
@@ -92,18 +91,14 @@ def fetch_model(
     """The file of a locked model, from *places* (by default all, with *folders*).
 
     Raises :class:`Unresolvable`, :class:`NetworkError`, :class:`HashMismatch`. A file that this machine has not hashed
-    is proved by one hash, that of its layer, which the lock pins as well. What that proves is believed of this lock
-    alone: another's word for the model's sha256 is no fact for the store.
+    is proved by the hash of its layer (:mod:`cpack_build.lock.proof`).
     """
     path = safe_model_path(model.path)
-    if (known := store.find(model.sha256) or _proved_by_layer(model, store=store)) is not None:
+    if (known := store.find(model.sha256) or proved(model, store=store)) is not None:
         return known
-    for offer in Folders(folders).offers(Wanted(path, model.sha256, model.size)):
-        candidate = offer.path
-        if candidate.stat().st_size == model.size and not _is_hashed(model, candidate, store=store):
-            file = _prove_by_layer(model, candidate, store=store, progress=progress)
-            if file is not None:
-                return file
+    for file in candidates(model, folders=folders, store=store):
+        if prove(model, file, store=store, progress=progress):
+            return file
     return _find(
         path,
         ModelEntry(filename=model.path, size=model.size, sha256=model.sha256, urls=model.sources),
@@ -114,44 +109,6 @@ def fetch_model(
         sources=sources,
         progress=progress,
     )
-
-
-def is_layer_proved(model: Model, file: StoredFile, *, store: Store) -> bool:
-    """Whether this machine computed the digest of the model's layer from *file*, and the lock says the same."""
-    if store.recall(LAYER_MEMO, f"{model.sha256}:{model.size}") == model.layer_digest:
-        found = store.find(model.sha256)
-        return found is not None and (found.path, found.stamp) == (file.path, file.stamp)
-    return _proved_by_layer(model, store=store) == file
-
-
-def _proved_by_layer(model: Model, *, store: Store) -> StoredFile | None:
-    """The file that had the model's layer digest, as long as it is unchanged."""
-    known = store.recall(_FILE, f"{model.layer_digest}:{model.sha256}:{model.size}")
-    if known is None:
-        return None
-    place, *stamp = json.loads(known)
-    file = StoredFile(Path(place), model.sha256, model.size, tuple(stamp))
-    try:
-        return file if stamp_of(file.path.stat()) == file.stamp else None
-    except OSError:
-        return None
-
-
-def _prove_by_layer(model: Model, path: Path, *, store: Store, progress: Progress) -> StoredFile | None:
-    file = StoredFile(path.absolute(), model.sha256, model.size, stamp_of(path.stat()))
-    with progress.task(f"Hashing {path.name}", total=model.size) as task:
-        if not prove_layer(path, model.sha256, model.size, digest=model.layer_digest, on_read=task.advance):
-            return None
-    file.require_unchanged()
-    assert file.stamp is not None
-    key = f"{model.layer_digest}:{model.sha256}:{model.size}"
-    store.remember(_FILE, key, json.dumps([str(file.path), *file.stamp]))
-    return file
-
-
-def _is_hashed(model: Model, path: Path, *, store: Store) -> bool:
-    """Whether the store knows the file's hash, which is then another."""
-    return store.known(path) not in (None, model.sha256)
 
 
 def refuse_pickles(paths: Iterable[str]) -> None:
@@ -173,21 +130,6 @@ def local_model(model: Model, folders: Sequence[str]) -> Path | None:
         if offer.path.stat().st_size == model.size:
             return offer.path
     return None
-
-
-def safe_model_path(name: str) -> str:
-    """*name* as a path below ComfyUI, with ``/``. Raises :class:`UnsafeInput` if it would lead elsewhere."""
-    path = name.replace("\\", "/")
-    parts = path.split("/")
-    if (
-        not path
-        or any(part in ("", ".", "..") for part in parts)
-        or ":" in parts[0]
-        or any(ord(character) < 32 or ord(character) == 127 for character in path)
-        or max(len(part.encode("utf-8", "surrogatepass")) for part in parts) > 255
-    ):
-        raise UnsafeInput(f"The model's name {name!r} leads out of ComfyUI's folder.", hint="Correct it in the pack.")
-    return path
 
 
 def _find(

@@ -16,13 +16,12 @@ from cpack_build.errors import CpackError, NeedsTrust, NetworkError, Unresolvabl
 from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.http import Sources, probe
 from cpack_build.fetch.mirrors import local_path
-from cpack_build.fetch.places import LocalFile, Wanted, places_of
+from cpack_build.fetch.places import LocalFile, Wanted, places_of, safe_model_path
 from cpack_build.fetch.remote import Remote, TryLater
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.urls import redact
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.hub import look_at
-from cpack_build.lock.models import safe_model_path
 from cpack_build.lock.nodes import lock_trees, open_tree
 from cpack_build.lock.risks import Risk, risks_of_models, risks_of_tree
 from cpack_build.lock.schema import ArchiveInterpreter, BuiltWheel, Deb, DebInterpreter, Lock, Model, NodeTree

@@ -86,7 +86,7 @@ FolderName = Annotated[str, StringConstraints(pattern=r"^[^/\\\x00-\x1f\x7f]{1,2
 
 
 class _Document(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, defer_build=True)
 
 
 class Inputs(_Document):

@@ -86,11 +86,11 @@ class FolderFiles:
         return self._inside(path).is_file()
 
     def read(self, path: str, limit: int) -> bytes:
-        with self._open(path) as file:
+        with self.open(path) as file:
             return _limited(file.read(limit + 1), limit, self._root, path)
 
     def chunks(self, path: str, offset: int = 0) -> Iterator[bytes]:
-        with self._open(path) as file:
+        with self.open(path) as file:
             file.seek(offset)
             while chunk := file.read(CHUNK):
                 yield chunk
@@ -105,7 +105,8 @@ class FolderFiles:
             )
         return real
 
-    def _open(self, path: str) -> BinaryIO:
+    def open(self, path: str) -> BinaryIO:
+        """The file at *path*. Raises :class:`Unresolvable`, :class:`BadImage`, :class:`UnsafeInput`."""
         if not self._root.is_dir():
             raise Unresolvable(f"There is no folder {self._root}.", hint="Name an existing OCI image layout.")
         real = self._inside(path)

@@ -7,7 +7,8 @@ blobs come first and ``index.json`` last, so at every moment it is a valid layou
 
 A model's layer is the model file between two short pieces, so where the file system can share data between files
 (FICLONERANGE: btrfs, XFS, bcachefs, …) no byte of it is written. Then the bytes are not hashed again either: only a
-layer that carries a proof, and a file that has not changed since, is shared.
+layer that carries a proof, and a file that has not changed since, is shared. A base's layer that lies in a file as it
+is, in the store or a layout, is shared as well, and what has come of that is hashed.
 
 Specification: OCI image-spec v1.1, image-layout.md.
 """
@@ -31,7 +32,16 @@ from cpack_build.oci import modellayer
 from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.reference import Reference
 from cpack_build.oci.storage import PARTIAL, sync_directory, whole_file
-from cpack_build.oci.types import Blob, Descriptor, Image, ImageIndex, canonical_json, platform_document
+from cpack_build.oci.types import (
+    CHUNK,
+    Blob,
+    Descriptor,
+    Filed,
+    Image,
+    ImageIndex,
+    canonical_json,
+    platform_document,
+)
 from cpack_build.progress import SILENT, Progress, Task
 
 __all__ = ["LAYOUT_FILE", "Written", "image_index", "index_entry", "write_layout"]
@@ -45,7 +55,7 @@ _INDEX_LIMIT = 4 << 20
 
 @dataclass(frozen=True)
 class Written:
-    """What a write did, in bytes: *written* to the disk, *shared* with model files, *kept* as they already were."""
+    """What a write did, in bytes: *written* to the disk, *shared* with files from elsewhere, *kept* as they were."""
 
     written: int
     shared: int
@@ -235,27 +245,43 @@ def _is_whole(path: Path, size: int) -> bool:
 
 
 def _write_blob(blob: Blob, path: Path, task: Task, *, aside: Path, place: Path) -> bool:
-    """Write *blob* as *path*; ``True`` when its data is shared with a model file instead."""
+    """Write *blob* as *path*; ``True`` when its data is shared with the file that it comes from instead."""
     with whole_file(path, directory=aside, place=place) as file:
         if isinstance(blob, ModelLayer) and _clone(blob, file):
             task.advance(blob.descriptor.size)
             return True
+        shared = isinstance(blob, Filed) and _shares(blob, file)
         hasher = hashlib.sha256()
         count = 0
-        for chunk in blob.chunks():
+        for chunk in _chunks(file) if shared else blob.chunks():
             hasher.update(chunk)
             count += len(chunk)
             if count > blob.descriptor.size:
                 break
-            with writing(place):
-                file.write(chunk)
+            if not shared:
+                with writing(place):
+                    file.write(chunk)
             task.advance(len(chunk))
         actual = "sha256:" + hasher.hexdigest()
         if actual != blob.descriptor.digest or count != blob.descriptor.size:
             raise HashMismatch(
                 f"{blob.descriptor.shown} ({count} bytes)", expected=blob.descriptor.digest, actual=actual
             )
-    return False
+    return shared
+
+
+def _shares(blob: Filed, file: BinaryIO) -> bool:
+    """Make *file* a copy of the file that *blob* lies in, without its bytes being written, if both can be."""
+    source = blob.opened()
+    if source is None:
+        return False
+    with source:
+        return filesystem.share_blocks(source.fileno(), file.fileno())
+
+
+def _chunks(file: BinaryIO) -> Iterator[bytes]:
+    while chunk := file.read(CHUNK):
+        yield chunk
 
 
 def _clone(layer: ModelLayer, file: BinaryIO) -> bool:

@@ -32,12 +32,12 @@ __all__ = [
     "data_place",
     "entries",
     "frame",
+    "hash_layer",
     "hash_model",
     "layer_size",
     "layer_tail",
     "model_path",
     "prefix",
-    "prove_layer",
     "size_at",
     "size_in",
     "stamp",
@@ -159,17 +159,17 @@ def size_at(head: bytes, sha256: str, place: int) -> int | None:
     return size if head == tar.header(_entry(sha256, _Announced(size), place)) else None
 
 
-def prove_layer(path: Path, sha256: str, size: int, *, digest: str, on_read: Callable[[int], object]) -> bool:
-    """Whether the layer of the model at *path* has that *digest*: one read, one hash.
+def hash_layer(path: Path, sha256: str, size: int, *, on_read: Callable[[int], object]) -> str:
+    """The digest of the layer of the model at *path*: one read, one hash.
 
-    The digest covers the model's name, which is its *sha256* as whoever made *digest* knew it, so the file is proved as
-    far as that one is trusted.
+    It covers the model's name, which is its *sha256* as the caller knows it, so a file whose layer has the digest of a
+    lock is proved as far as that lock is trusted. Raises :class:`Unresolvable` if the file has not *size* bytes.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     hasher = hashlib.sha256(prefix(sha256, size))
     count = 0
-    buffers = [memoryview(bytearray(2 * CHUNK)) for _ in range(2)]
+    buffers = [memoryview(bytearray(4 * CHUNK)) for _ in range(2)]
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as second:
         # What comes next is read, which is a copy at the least, while this is hashed.
         pending = second.submit(file.readinto, buffers[0])
@@ -179,8 +179,9 @@ def prove_layer(path: Path, sha256: str, size: int, *, digest: str, on_read: Cal
             buffers.reverse()
             count += length
             on_read(length)
+    _require_size(path, count, size)
     hasher.update(layer_tail(size))
-    return count == size and f"sha256:{hasher.hexdigest()}" == digest
+    return f"sha256:{hasher.hexdigest()}"
 
 
 def hash_model(path: Path, sha256: str, size: int, *, on_read: Callable[[int], object] | None = None) -> str:
@@ -208,10 +209,14 @@ def hash_model(path: Path, sha256: str, size: int, *, on_read: Callable[[int], o
                 on_read(length)
     if file_hash.hexdigest() != sha256:
         raise HashMismatch(f"Model {path}", expected=sha256, actual=file_hash.hexdigest())
-    if count != size:
-        raise Unresolvable(f"Model {path} has {count} bytes, but {size} were announced.", hint="Lock again.")
+    _require_size(path, count, size)
     layer_hash.update(layer_tail(size))
     return "sha256:" + layer_hash.hexdigest()
+
+
+def _require_size(path: Path, count: int, size: int) -> None:
+    if count != size:
+        raise Unresolvable(f"Model {path} has {count} bytes, but {size} were announced.", hint="Lock again.")
 
 
 def stamp(status: os.stat_result) -> tuple[int, ...]:

@@ -10,11 +10,11 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from cpack_build.errors import BadImage, Unresolvable, UsageError
 from cpack_build.oci.documents import DOCUMENT_LIMIT, parse_json, parse_object, ref_name
-from cpack_build.oci.files import LayoutFiles, TarFiles
+from cpack_build.oci.files import FolderFiles, LayoutFiles, TarFiles
 from cpack_build.oci.types import (
     CONFIG,
     INDEX,
@@ -82,6 +82,10 @@ class LayoutOrigin:
         return self.blob_from(descriptor, 0)
 
     blob = manifest
+
+    def opened(self, descriptor: Descriptor) -> BinaryIO | None:
+        """The file of a blob, in a folder; a tar has none."""
+        return self._files.open(_blob_path(descriptor.digest)) if isinstance(self._files, FolderFiles) else None
 
     def blob_from(self, descriptor: Descriptor, offset: int) -> Iterator[bytes]:
         """The bytes of a blob from *offset* on."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Protocol
 
 from cpack_build.errors import BadImage, Unresolvable, UsageError
 from cpack_build.oci.documents import (
@@ -285,6 +285,10 @@ class LayoutBlob(SourceBlob):
     """A layer that lies in a layout here, so that reading can begin anywhere in it."""
 
     origin: LayoutOrigin
+
+    def opened(self) -> BinaryIO | None:
+        """The file that it lies in, of a layout that is a folder (:class:`~cpack_build.oci.types.Filed`)."""
+        return self.origin.opened(self.descriptor)
 
     def chunks_from(self, offset: int) -> Iterator[bytes]:
         """The bytes from *offset* on, which nobody has proved: whoever takes them must."""

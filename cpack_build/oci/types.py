@@ -14,7 +14,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 __all__ = [
     "CHUNK",
@@ -30,6 +30,7 @@ __all__ = [
     "BytesBlob",
     "Descriptor",
     "FileBlob",
+    "Filed",
     "Image",
     "ImageIndex",
     "Seekable",
@@ -128,12 +129,24 @@ class BytesBlob:
         yield self.data
 
 
+@runtime_checkable
+class Filed(Protocol):
+    """A blob that may lie in a file as it is, whose blocks can be shared with another file."""
+
+    def opened(self) -> BinaryIO | None:
+        """The file with the blob's bytes and no others, if there is one. Nobody has proved it."""
+
+
 @dataclass(frozen=True)
 class FileBlob:
     """A blob whose bytes lie in a file."""
 
     descriptor: Descriptor
     path: Path
+
+    def opened(self) -> BinaryIO:
+        """The file with the blob's bytes and no others: a :class:`Filed`."""
+        return self.path.open("rb")
 
     def chunks(self) -> Iterator[bytes]:
         return self.chunks_from(0)

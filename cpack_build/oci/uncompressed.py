@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 from cpack_build.errors import HashMismatch
 from cpack_build.oci.compression import decompressed_chunks
-from cpack_build.oci.types import LAYER, Blob, Descriptor
+from cpack_build.oci.types import LAYER, Blob, Descriptor, Filed
 
 __all__ = ["Memo", "Uncompressed", "decompressed", "uncompressed"]
 
@@ -59,6 +59,11 @@ class Uncompressed:
 
     stored: Blob
     descriptor: Descriptor
+
+    def opened(self) -> BinaryIO | None:
+        """The file that it lies in, where it is stored as it is (:class:`~cpack_build.oci.types.Filed`)."""
+        is_plain = self.descriptor.digest == self.stored.descriptor.digest
+        return self.stored.opened() if is_plain and isinstance(self.stored, Filed) else None
 
     def chunks(self) -> Iterator[bytes]:
         if self.descriptor.digest == self.stored.descriptor.digest and getattr(self.stored, "proves_itself", False):

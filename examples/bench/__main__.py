@@ -12,6 +12,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 from dataclasses import asdict
 from importlib import import_module
@@ -22,7 +23,7 @@ sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
 
 import demo  # noqa: E402
 
-from bench.measure import BenchError, Row  # noqa: E402
+from bench.measure import BenchError, Row, unmount  # noqa: E402
 
 SUBJECTS = sorted({path.stem for path in HERE.glob("[a-z]*.py")} - {"measure", "scene"})
 
@@ -37,7 +38,10 @@ def main() -> int:
     rows: list[Row] = []
     failed = []
     place = demo.DEMO / "bench"
+    # A polite kill, as of `timeout`, unwinds like Ctrl-C: daemons are stopped and nothing stays mounted.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for subject in chosen or SUBJECTS:
+        unmount(place)
         demo.fresh(place)
         place.mkdir(parents=True)
         try:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["BenchError", "Row", "Run", "cpack_build", "run", "timed"]
+__all__ = ["BenchError", "Row", "Run", "cpack_build", "run", "timed", "unmount"]
 
 
 class BenchError(Exception):
@@ -70,8 +72,13 @@ def run(command: Sequence[str | Path], *, environment: Mapping[str, str] | None 
         text=True,
     )
     assert process.stdout is not None
-    said = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
+    try:
+        said = process.stdout.read()
+        _, status, usage = os.wait4(process.pid, 0)
+    except BaseException:
+        process.terminate()
+        process.wait()
+        raise
     process.returncode = os.waitstatus_to_exitcode(status)
     seconds = time.monotonic() - began
     if process.returncode:
@@ -97,3 +104,13 @@ def timed(work: Callable[[], object]) -> float:
     began = time.monotonic()
     work()
     return time.monotonic() - began
+
+
+def unmount(place: Path) -> None:
+    """Unmount what is mounted below *place*, as a builder that was stopped leaves it; the last mounted first."""
+    with suppress(FileNotFoundError):  # no Linux, no mounts
+        points = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+        for point in reversed(points):
+            path = re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), point)
+            if Path(path).is_relative_to(place.absolute()) and path != str(place.absolute()):
+                subprocess.run(["umount", "--lazy", path], capture_output=True)

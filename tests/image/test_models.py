@@ -15,7 +15,8 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store, StoredFile, stamp_of
 from cpack_build.image.budget import LAYER_BUDGET, allot
 from cpack_build.image.models import model_layer, shared_layer
-from cpack_build.lock.models import fetch_model, is_layer_proved
+from cpack_build.lock.models import fetch_model
+from cpack_build.lock.proof import is_layer_proved
 from cpack_build.lock.schema import Model
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import DATA_OFFSET, hash_model, prefix

@@ -14,7 +14,8 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tuning import Tuning
-from cpack_build.lock.models import fetch_model, is_layer_proved
+from cpack_build.lock.models import fetch_model
+from cpack_build.lock.proof import is_layer_proved
 from cpack_build.lock.pushed import PushedModels
 from cpack_build.lock.schema import Model
 from cpack_build.oci.modellayer import ModelLayer, frame, hash_model

@@ -19,10 +19,13 @@ from cpack_build.errors import HashMismatch, StorageError, UsageError
 from cpack_build.oci import storage
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.modellayer import ModelLayer, hash_model, layer_size, stamp
-from cpack_build.oci.reference import parse_reference
-from cpack_build.oci.types import Image
+from cpack_build.oci.pull import pull
+from cpack_build.oci.reference import parse_image_name, parse_reference
+from cpack_build.oci.sources import open_source
+from cpack_build.oci.types import FileBlob, Image
+from cpack_build.oci.uncompressed import uncompressed
 from tests import need
-from tests.oci.images import image_of, small_image, text_layer, web_image, with_top_layer
+from tests.oci.images import image_of, machine, small_image, text_layer, web_image, with_top_layer
 from tests.oci.specification import check_layout
 
 NAME = parse_reference("upscale:v1")
@@ -167,7 +170,7 @@ def test_a_killed_write_leaves_no_layout_and_the_next_one_goes_on_from_its_blobs
 import time
 from pathlib import Path
 from cpack_build.oci.layout import write_layout
-from tests.oci.images import image_of, small_image
+from tests.oci.images import image_of, machine, small_image
 
 class Slow:
     descriptor = small_image().layers[1].descriptor
@@ -248,6 +251,44 @@ def test_where_files_can_share_data_no_model_byte_is_written(tmp_path: Path, siz
         assert done.shared == layer.descriptor.size
         blob = disk / "out/blobs/sha256" / layer.descriptor.digest[7:]
         assert "sha256:" + hashlib.sha256(blob.read_bytes()).hexdigest() == layer.descriptor.digest
+
+
+def test_where_files_can_share_data_a_base_from_a_layout_or_the_store_is_not_copied(tmp_path: Path) -> None:
+    with _sharing_disk(tmp_path) as disk:
+        first = small_image()
+        write_layout(first, disk / "base")
+        source = open_source(parse_image_name(f"oci:{disk}/base"))
+        pulled = pull(source, f"linux/{machine()}").image
+        layers = [uncompressed(layer, layer.descriptor.digest) for layer in pulled.layers]
+        stored = [
+            FileBlob(layer.descriptor, disk / "base/blobs/sha256" / layer.descriptor.digest[7:])
+            for layer in first.layers
+        ]
+        size = sum(layer.descriptor.size for layer in first.layers)
+        for name, blobs in (("from-a-layout", layers), ("from-the-store", stored)):
+            image = image_of(blobs)
+            assert write_layout(image, disk / name).shared == size
+            for layer in first.layers:
+                blob = disk / name / "blobs/sha256" / layer.descriptor.digest[7:]
+                assert "sha256:" + hashlib.sha256(blob.read_bytes()).hexdigest() == layer.descriptor.digest
+
+
+def test_a_shared_file_with_a_flipped_bit_is_told_by_name(tmp_path: Path) -> None:
+    """Its blocks are shared before anybody has read them, and what came of it is hashed."""
+    with _sharing_disk(tmp_path) as disk:
+        first = small_image()
+        write_layout(first, disk / "base")
+        blobs = [
+            FileBlob(layer.descriptor, disk / "base/blobs/sha256" / layer.descriptor.digest[7:])
+            for layer in first.layers
+        ]
+        data = bytearray(blobs[0].path.read_bytes())
+        data[600] ^= 1
+        blobs[0].path.chmod(0o644)
+        blobs[0].path.write_bytes(data)
+        with pytest.raises(HashMismatch, match=blobs[0].descriptor.digest[7:19]):
+            write_layout(image_of(blobs), disk / "out")
+        assert not (disk / "out").exists()
 
 
 def test_a_model_that_has_changed_since_it_was_hashed_is_not_shared(tmp_path: Path) -> None:

@@ -1,0 +1,244 @@
+"""Hashing begins before the program is imported; what the ordinary path finds is the same with it, without it, and
+whatever the lock, the settings and the files do meanwhile."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from cpack_build.errors import HashMismatch, Unresolvable
+from cpack_build.fetch.http import Sources
+from cpack_build.fetch.store import Store, StoredFile, stamp_of
+from cpack_build.lock.headstart import begin
+from cpack_build.lock.models import fetch_model
+from cpack_build.lock.proof import prove
+from cpack_build.lock.schema import Model
+from cpack_build.oci.modellayer import hash_model
+from cpack_build.progress import SILENT
+
+
+@dataclass
+class Scene:
+    """A folder with models, and a lock and settings that name them."""
+
+    place: Path
+    models: list[Model] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.place / "models"
+
+    @property
+    def lock(self) -> Path:
+        return self.place / "x.cpack.lock"
+
+    @property
+    def settings(self) -> Path:
+        return self.place / "x.cpack.yaml"
+
+    def store(self) -> Store:
+        return Store(self.place / "store")
+
+    def add(self, name: str, data: bytes) -> Model:
+        path = self.folder / "loras" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        sha256 = hashlib.sha256(data).hexdigest()
+        digest = hash_model(path, sha256, len(data))
+        self.models.append(
+            Model(path=f"models/loras/{name}", sha256=sha256, size=len(data), layer_digest=digest, sources=())
+        )
+        self.lock.write_text(json.dumps({"models": [model.model_dump() for model in self.models]}))
+        return self.models[-1]
+
+    def begun(self, *, store: Store | None = None) -> Store:
+        store = store or self.store()
+        begin(self.lock, self.settings, folders=[str(self.folder)], store=store)
+        return store
+
+
+@pytest.fixture
+def scene(tmp_path: Path) -> Scene:
+    return Scene(tmp_path)
+
+
+class Said:
+    """A hash that has begun, of which only the end is known; *meanwhile* happens while it is waited for."""
+
+    def __init__(self, digest: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+        self._digest, self._meanwhile = digest, meanwhile
+
+    def digest(self, *, on_read: Callable[[int], object]) -> str:
+        self._meanwhile()
+        on_read(1)
+        return self._digest
+
+
+def file_of(scene: Scene, model: Model) -> StoredFile:
+    path = scene.place / model.path
+    return StoredFile(path, model.sha256, model.size, stamp_of(path.stat()))
+
+
+def test_every_model_is_begun_once_and_found_as_it_is_without_that(scene: Scene) -> None:
+    models = [scene.add(f"{number}.bin", bytes([number]) * 100_000 * (number + 1)) for number in range(5)]
+    store = scene.begun()
+    assert [file.sha256 for file in store.begun] == [model.sha256 for model in reversed(models)], "the largest first"
+    for model in models:
+        read: list[int] = []
+        assert store.begun[file_of(scene, model)].digest(on_read=read.append) == model.layer_digest
+        assert sum(read) == model.size
+    found = [fetch_model(model, folders=[str(scene.folder)], store=store, sources=Sources()) for model in models]
+    plain = Store(scene.place / "other")
+    assert found == [
+        fetch_model(model, folders=[str(scene.folder)], store=plain, sources=Sources()) for model in models
+    ]
+
+
+def test_what_was_begun_is_not_read_again(scene: Scene) -> None:
+    """What would be read differs from what is said to have been read, and the latter counts."""
+    model = scene.add("a.bin", b"weights" * 1000)
+    file = file_of(scene, model)
+    for said, is_right in ((model.layer_digest, True), ("sha256:" + "0" * 64, False)):
+        store = scene.store()
+        store.begun = {file: Said(said)}
+        assert prove(model, file, store=store, progress=SILENT) is is_right
+
+
+def test_what_is_known_is_not_begun(scene: Scene) -> None:
+    model = scene.add("a.bin", b"weights" * 1000)
+    store = scene.begun()
+    fetch_model(model, folders=[str(scene.folder)], store=store, sources=Sources())
+    assert not scene.begun(store=Store(scene.place / "store")).begun
+
+
+def test_a_file_that_changed_since_it_was_begun_is_read_anew(scene: Scene) -> None:
+    """Also when it is as long as before: what was begun was another file."""
+    model = scene.add("a.bin", b"weights" * 1000)
+    store = scene.begun()
+    (scene.place / model.path).write_bytes(b"WEIGHTS" * 1000)
+    with pytest.raises(HashMismatch):
+        fetch_model(model, folders=[str(scene.folder)], store=store, sources=Sources())
+
+
+def test_a_file_that_changes_while_its_hash_is_waited_for_is_told(scene: Scene) -> None:
+    model = scene.add("a.bin", b"weights" * 1000)
+    store = scene.store()
+    path = scene.place / model.path
+    store.begun = {file_of(scene, model): Said(model.layer_digest, lambda: path.write_bytes(b"WEIGHTS" * 1000))}
+    with pytest.raises(Unresolvable, match="changed while it was read"):
+        fetch_model(model, folders=[str(scene.folder)], store=store, sources=Sources())
+
+
+def test_a_lock_that_lies_gets_the_same_word_as_without(scene: Scene) -> None:
+    model = scene.add("a.bin", b"weights" * 1000)
+    other = model.model_copy(update={"layer_digest": "sha256:" + "0" * 64, "sha256": "1" * 64})
+    scene.lock.write_text(json.dumps({"models": [other.model_dump()]}))
+    said = []
+    for store in (scene.begun(), Store(scene.place / "other")):
+        with pytest.raises(HashMismatch) as caught:
+            fetch_model(other, folders=[str(scene.folder)], store=store, sources=Sources())
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "a.bin" in said[0]
+
+
+def test_folders_of_the_settings_are_meant_from_where_these_lie(scene: Scene) -> None:
+    scene.add("a.bin", b"weights")
+    scene.settings.write_text("models: [./models]\n")
+    store = scene.store()
+    begin(scene.lock, scene.settings, folders=(), store=store)
+    assert [file.path.name for file in store.begun] == ["a.bin"]
+
+
+_PIN = {"path": "models/loras/a.bin", "sha256": "1" * 64, "layer_digest": "sha256:" + "2" * 64, "size": 7}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "no JSON",
+        "[" * 100_000,
+        "[]",
+        "null",
+        '{"models": 7}',
+        '{"models": [7, null, {}, [[]]]}',
+        '{"models": {"path": "x"}}',
+        json.dumps({"models": [{**_PIN, "size": "7"}]}),
+        json.dumps({"models": [{**_PIN, "size": -7}]}),
+        json.dumps({"models": [{**_PIN, "size": 10**30}]}),
+        json.dumps({"models": [{**_PIN, "sha256": "../../x"}]}),
+        json.dumps({"models": [{**_PIN, "path": "../secret"}]}),
+        json.dumps({"models": [{**_PIN, "path": "models/../../secret"}]}),
+        json.dumps({"models": [{**_PIN, "path": "/etc/passwd"}]}),
+        json.dumps({"models": [{**_PIN, "path": "a\0b"}]}),
+        json.dumps({"models": [{**_PIN, "path": "\ud800"}]}),
+        json.dumps({"models": [{**_PIN, "path": ["models"]}]}),
+    ],
+)
+def test_a_broken_lock_is_passed_over_and_leads_nowhere(scene: Scene, text: str) -> None:
+    scene.folder.mkdir()
+    (scene.place / "secret").write_bytes(b"7 bytes")
+    scene.lock.write_text(text)
+    assert not scene.begun().begun
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[", "7", "models: 7", "models: [7, {}]", "models: [no/folder]", "models: [~nobody/x]", 'models: ["a\\0b"]',
+     "models: &a [*a]"],
+)  # fmt: skip
+def test_broken_settings_are_passed_over(scene: Scene, text: str) -> None:
+    scene.add("a.bin", b"weights")
+    scene.settings.write_text(text)
+    store = scene.store()
+    begin(scene.lock, scene.settings, folders=(), store=store)
+    assert not store.begun
+
+
+def test_a_fifo_or_device_in_a_models_place_is_not_opened(scene: Scene) -> None:
+    scene.folder.mkdir()
+    (scene.folder / "loras").mkdir()
+    os.mkfifo(scene.folder / "loras/a.bin")
+    scene.lock.write_text(json.dumps({"models": [{**_PIN, "size": 0}]}))
+    assert not scene.begun().begun
+
+
+def test_a_store_that_cannot_be_used_is_left_to_the_ordinary_path(scene: Scene) -> None:
+    scene.add("a.bin", b"weights")
+    (scene.place / "store").write_text("a file")
+    assert not scene.begun().begun
+
+
+def test_a_program_that_ends_early_does_not_wait_for_it(scene: Scene) -> None:
+    """A hole of 64 GiB takes half a minute to hash: whoever made a mistake is told at once."""
+    path = scene.folder / "loras/a.bin"
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(64 << 30)
+    scene.lock.write_text(json.dumps({"models": [{**_PIN, "size": 64 << 30}]}))
+    program = (
+        "import sys; from pathlib import Path; from cpack_build.fetch.store import Store;"
+        "from cpack_build.lock.headstart import begin; lock, settings, folder, store = map(Path, sys.argv[1:]);"
+        "store = Store(store); begin(lock, settings, folders=[str(folder)], store=store); print(len(store.begun))"
+    )
+    command = [sys.executable, "-c", program, scene.lock, scene.settings, scene.folder, scene.place / "store"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=15)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
+def test_what_begins_early_needs_nothing_heavy() -> None:
+    program = (
+        "import sys; import cpack_build.lock.headstart;"
+        "print(sorted({'pydantic', 'requests', 'rich', 'packaging', 'ssl'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
