@@ -184,15 +184,20 @@ class UnsafeInput(CpackError):
 
 
 class NeedsTrust(UnsafeInput):
-    """Code that somebody else wrote would run on this machine: *runs* says which, one each."""
+    """Code that somebody else wrote would run: *runs* says which, one each; *why* and *question* are for people."""
 
-    def __init__(self, runs: Sequence[str]) -> None:
+    def __init__(
+        self,
+        runs: Sequence[str],
+        *,
+        why: str = "No index has a wheel of these for the image, and building them runs their code on this machine:",
+        hint: str = "Add --trust if you trust it, give wheels with --find-links, or leave them out with "
+        "python.exclude.",
+        question: str = "No index has wheels of these. Build them here, which runs their code?",
+    ) -> None:
         self.runs = tuple(runs)
-        super().__init__(
-            "No index has a wheel of these for the image, and building them runs their code on this machine:"
-            + "".join(f"\n- {run}" for run in runs),
-            hint="Add --trust if you trust it, give wheels with --find-links, or leave them out with python.exclude.",
-        )
+        self.question = question
+        super().__init__(why + "".join(f"\n- {run}" for run in runs), hint=hint)
 
 
 class Occupied(UnsafeInput):

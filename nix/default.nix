@@ -116,8 +116,9 @@ let
 
   # A tree by its NAR hash, which plan.json has for the lock's own: the commit, the archive or the pack's files, unpacked.
   trees = [ lock.comfyui ] ++ lock.nodes ++ (lock.registry_nodes or [ ]) ++ (lock.local_nodes or [ ]);
-  isRegistered = pin: pin ? sha256;
-  isCaptured = pin: pin ? patch_sha256 || !(pin ? commit || isRegistered pin);
+  # what install.py left is in cpack-build's own store, whatever the node was before
+  isRegistered = pin: pin ? sha256 && !(pin ? installed);
+  isCaptured = pin: !(pin ? installed) && (pin ? patch_sha256 || !(pin ? commit || isRegistered pin));
   treeFolder = pin: run "tree-${pin.name}"
     {
       kind = "tree";

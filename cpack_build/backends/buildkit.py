@@ -46,10 +46,10 @@ from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, parse
 from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["BuildKit", "base_context", "cache_arguments", "complete", "pinned_uv", "require_quiet"]
+__all__ = ["BuildKit", "base_context", "cache_arguments", "complete", "pinned_tool", "pinned_uv", "require_quiet"]
 
 _NEWEST = features_of((99, 0))
-_UV_MEMO = "buildkit-uv-1"
+_TOOL_MEMO = "buildkit-tool-1"
 
 
 @dataclass(frozen=True)
@@ -250,18 +250,22 @@ def complete(context: Context, text: str) -> None:
 
 def pinned_uv(lock: Foundation, request: Request) -> PinnedWheels:
     """The wheel of this machine's version of uv for the lock's platform, pinned."""
-    wanted = version("uv")
+    return pinned_tool(f"uv=={version('uv')}", lock, request)
+
+
+def pinned_tool(requirement: str, lock: Foundation, request: Request) -> PinnedWheels:
+    """The wheel of a program that works inside a build, for the lock's platform; pinned the first time."""
     store, places = request.store, request.places[lock.platform]
-    key = f"{wanted} {lock.platform} {lock.interpreter.version}"
-    if (known := store.recall(_UV_MEMO, key)) is not None:
+    key = f"{requirement} {lock.platform} {lock.interpreter.version}"
+    if (known := store.recall(_TOOL_MEMO, key)) is not None:
         return PinnedWheels.model_validate_json(known)
-    index_url, *more = places.index_urls or (None,)
     found = lock_environment(
-        [f"uv=={wanted}"],
+        [requirement],
         target=Target(lock.interpreter.version, lock.platform, UNKNOWN_GLIBC),
-        store=store, sources=request.sources, find_links=places.find_links, index_url=index_url,
-        extra_index_urls=[url for url in more if url], only_wheels=True, progress=request.progress,
+        store=store, sources=request.sources, find_links=places.find_links, index_url=places.index_url,
+        extra_index_urls=[url for url in places.index_urls if url != places.index_url], only_wheels=True,
+        progress=request.progress,
     )  # fmt: skip
     pinned = PinnedWheels(pylock=found.pylock, pylock_sha256=found.pylock_sha256)
-    store.remember(_UV_MEMO, key, pinned.model_dump_json())
+    store.remember(_TOOL_MEMO, key, pinned.model_dump_json())
     return pinned

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from cpack_build.backends.protocol import Backend, Farm
+from cpack_build.backends.protocol import INSTALL_SECONDS, Backend, Farm, Network
 from cpack_build.errors import UsageError
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
     from cpack_build.image.gather import Places
-    from cpack_build.lock.building import Workshop
+    from cpack_build.lock.installing import Installer
 
 __all__ = ["open_backend", "open_workshop"]
 
@@ -24,14 +24,23 @@ def open_backend(name: str, farm: Farm) -> Backend:
 
 
 def open_workshop(
-    name: str, farm: Farm, *, settings: Settings, places: Places, store: Store, sources: Sources
-) -> Workshop | None:
-    """Where the backend called *name* builds wheels while a pack is locked; ``None`` for this machine."""
+    name: str,
+    farm: Farm,
+    *,
+    settings: Settings,
+    places: Places,
+    store: Store,
+    sources: Sources,
+    network: Network = "none",
+    seconds: int = INSTALL_SECONDS,
+) -> Installer | None:
+    """Where the backend called *name* builds wheels and runs ``install.py`` while a pack is locked; ``None`` for this
+    machine. Scripts get *network* and have *seconds*."""
     if name != "buildkit":
         return None
     from cpack_build.backends.workshop import BuildKitWorkshop
 
-    return BuildKitWorkshop(farm, settings, places, store, sources)
+    return BuildKitWorkshop(farm, settings, places, store, sources, network, seconds)
 
 
 def _embedded(farm: Farm) -> Backend:

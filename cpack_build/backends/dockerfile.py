@@ -21,11 +21,11 @@ from cpack_build.errors import UnsafeInput
 from cpack_build.image.budget import allot
 from cpack_build.image.config import COMFYUI, image_config
 from cpack_build.lock.interpreter import is_vouched
-from cpack_build.lock.schema import BaseImage, LocalTree, Model, PinnedWheels
+from cpack_build.lock.schema import BaseImage, DebInterpreter, LocalTree, Model, PinnedWheels
 from cpack_build.lock.wheels import wheels_of
 from cpack_build.oci.reference import parse_reference
 
-__all__ = ["BASE_CONTEXT", "HEAD", "Plan", "Stages", "dockerfile", "text_of"]
+__all__ = ["BASE_CONTEXT", "HEAD", "ImageStages", "Plan", "Stages", "dockerfile", "pinned_base", "text_of"]
 
 BASE_CONTEXT = "cpack-base"
 """The named context that stands for a base image in a local folder."""
@@ -50,7 +50,7 @@ def dockerfile(context: LockContext, features: Features, *, uv: PinnedWheels) ->
 
     *uv* is the pinned wheel of the program that installs the others.
     """
-    return _Writer(context, features).written(uv)
+    return ImageStages(context, features).written(uv)
 
 
 class Stages:
@@ -72,16 +72,19 @@ class Stages:
         """The base with system packages and interpreter: the stage that has them, and the first lines of the image."""
         context, below = self._context, self._foundation
         debs = context.debs()
-        mounts = self._files("debs", debs, "/cpack/debs")
+        mounts = self.files("debs", debs, "/cpack/debs")
         interpreter = context.interpreter()
         if isinstance(below.base, BaseImage):
-            base = BASE_CONTEXT if below.base.reference == "layout" else _pinned(below.base)
+            base = BASE_CONTEXT if below.base.reference == "layout" else pinned_base(below.base)
             lines = [f"FROM {base} AS ground"]
             if debs:
                 lines.append(f"{self._run} {mounts} {_INSTALL}")
             lines.append(f"{self._run} {_ACCOUNT}")
             if interpreter is not None:
                 lines.append(f"ADD{self._link} {interpreter} /")
+            elif self._compiles and isinstance(below.interpreter, DebInterpreter):
+                # what its own scripts compile counts on times, which rewrite-timestamp changes
+                lines.append(self._compiled_interpreter())
             self.stages += [*lines, ""]
             self.final.append("FROM ground")
             return "ground"
@@ -95,16 +98,20 @@ class Stages:
         if interpreter is not None:
             self.stages.append(f"ADD {interpreter} /")
         elif self._compiles:
-            folders = ("/usr/lib/python3", f"/usr/lib/python{below.interpreter.version}")
-            self.stages.append(self.python(below.interpreter.path, "compile", *folders))
+            self.stages.append(self._compiled_interpreter())
         self.stages.append("")
         self.final += ["FROM scratch", f"COPY{self._link} --from=ground / /"]
         return "ground"
 
+    def _compiled_interpreter(self) -> str:
+        python = self._foundation.interpreter
+        folders = ("/usr/lib/python3", f"/usr/lib/python{python.version}")
+        return self.python(python.path, "compile", *folders)
+
     def lay_tools(self, ground: str, uv: PinnedWheels) -> None:
         """A stage with the image's Python and uv, in which the others work."""
         (item,) = self._context.wheels(uv, "uv")
-        mounts = self._files("uv", [item], "/cpack/uv")
+        mounts = self.files("uv", [item], "/cpack/uv")
         place = f"/cpack/uv/00/{item.name}" if item.url else f"/cpack/uv/{item.name}"
         python = self._foundation.interpreter.path
         self.stages += [
@@ -115,7 +122,7 @@ class Stages:
 
     def lay_wheels(self, stage: str, items: Sequence[Item], prefix: str, skeleton: str, *, extra: str = "") -> None:
         """A stage with *items* installed below *prefix*, and the line that lays it on the image."""
-        mounts = self._files(stage, items, "/cpack/wheels")
+        mounts = self.files(stage, items, "/cpack/wheels")
         requirements = self._context.put(f"{stage}.txt", _requirements(items))
         lines = [f"FROM tools AS {stage}", f"ADD {skeleton} /"]
         if items:
@@ -148,7 +155,7 @@ class Stages:
         words = json.dumps([python, "-B", *(() if sites else ("-S",)), "-s", "/cpack/inside.py", *arguments])
         return " ".join(filter(None, (run or self._run, _INSIDE, mounts, words)))
 
-    def _files(self, stage: str, items: Sequence[Item], place: str) -> str:
+    def files(self, stage: str, items: Sequence[Item], place: str) -> str:
         """Stages that fetch *items*, and the mounts that show them below *place*."""
         remote = [item for item in items if item.url is not None]
         mounts = []
@@ -167,7 +174,7 @@ class Stages:
         return " ".join(mounts)
 
 
-class _Writer(Stages):
+class ImageStages(Stages):
     """The stages of an image, and the image."""
 
     def __init__(self, context: LockContext, features: Features) -> None:
@@ -177,6 +184,12 @@ class _Writer(Stages):
         self._secrets: set[str] = set()
 
     def written(self, uv: PinnedWheels) -> Plan:
+        """The Dockerfile of the image."""
+        self.lay_image(uv)
+        return Plan(text_of([*HEAD, *self.stages, *self.final]), tuple(sorted(self._secrets)))
+
+    def lay_image(self, uv: PinnedWheels) -> None:
+        """All stages, and the lines of the image."""
         lock, context = self._lock, self._contents
         python = lock.interpreter.path
         ground = self.lay_ground()
@@ -209,7 +222,6 @@ class _Writer(Stages):
         self.final += self._config()
         if context.stays:
             self._scanner(ground)
-        return Plan(text_of([*HEAD, *self.stages, *self.final]), tuple(sorted(self._secrets)))
 
     @property
     def _has_our_python(self) -> bool:
@@ -320,7 +332,8 @@ def is_guarded(model: Model) -> bool:
     return model.access in ("gated", "private")
 
 
-def _pinned(base: BaseImage) -> str:
+def pinned_base(base: BaseImage) -> str:
+    """The base as ``FROM`` names it: by its digest."""
     return f"{parse_reference(base.reference).name}@{base.digest}"
 
 

@@ -271,7 +271,7 @@ class LockContext(Context):
 
     def tree(self, pin: NodeTree, place: str, *, number: int) -> TreeItem:
         """ComfyUI or a node; what is patched, local or from an archive lies in the context as a tar."""
-        if isinstance(pin, GitTree) and pin.patch_sha256 is None and self.fetches:
+        if isinstance(pin, GitTree) and pin.patch_sha256 is None and pin.installed is None and self.fetches:
             url = self._remote(pin.url)
             if url is not None:
                 repository = url if url.endswith(".git") else f"{url}.git"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from cpack_build.errors import CpackError
 from cpack_build.fetch.http import Sources
@@ -21,7 +21,12 @@ from cpack_build.lock.schema import Lock
 from cpack_build.oci.types import Image, ImageIndex
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Backend", "Farm", "Request"]
+__all__ = ["INSTALL_SECONDS", "Backend", "Farm", "Network", "Request"]
+
+Network = Literal["none", "default", "host"]
+"""What a step of a build is given: nothing, the builder's own network, or its machine's."""
+INSTALL_SECONDS = 1800
+"""How long the ``install.py`` of a node may take."""
 
 
 @dataclass(frozen=True)

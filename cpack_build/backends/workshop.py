@@ -14,19 +14,34 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from cpack_build.backends.baseapt import BaseApt
 from cpack_build.backends.builder import Builder, find_builder
 from cpack_build.backends.buildkit import base_context, complete, pinned_uv, require_quiet
 from cpack_build.backends.dockerfile import BASE_CONTEXT, HEAD, Stages, text_of
 from cpack_build.backends.ingredients import Context
-from cpack_build.backends.protocol import Farm, Request
+from cpack_build.backends.installation import run_install
+from cpack_build.backends.protocol import INSTALL_SECONDS, Farm, Network, Request
 from cpack_build.cpack.settings import Settings
 from cpack_build.errors import CpackError, EngineFailed, ToolMissing, Unresolvable, UnsafeInput
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.image.gather import Places
 from cpack_build.image.wheels import Environment
+from cpack_build.lock.apt import Apt
 from cpack_build.lock.building import DATE, Project, Resolve, image_platform
-from cpack_build.lock.schema import BaseImage, Deb, Interpreter, PinnedWheels, Platform, ScratchBase
+from cpack_build.lock.captured import Captured
+from cpack_build.lock.installing import Outcome
+from cpack_build.lock.schema import (
+    BaseImage,
+    Deb,
+    HostInterpreter,
+    Interpreter,
+    Lock,
+    NodeTree,
+    PinnedWheels,
+    Platform,
+    ScratchBase,
+)
 from cpack_build.lock.sourcetree import build_requires
 from cpack_build.lock.system import lock_system
 from cpack_build.lock.tags import Target
@@ -59,17 +74,13 @@ class BuildKitWorkshop:
     places: Places
     store: Store
     sources: Sources
+    network: Network = "none"
+    seconds: int = INSTALL_SECONDS
 
     def built(
         self, project: Project, place: Path, out: Path, *, target: Target, resolve: Resolve, progress: Progress
     ) -> tuple[str, PinnedWheels]:
-        builder = find_builder(self.farm.builder)
-        if not builder.features.isolates:
-            raise ToolMissing(
-                f"The builder has BuildKit {'.'.join(map(str, builder.features.version))}, which cannot keep what it "
-                "runs from the network, and packages are built without one.",
-                hint="Use BuildKit 0.10 (Docker 23) or newer, or give wheels with --find-links.",
-            )
+        builder = self._builder()
         builder.require_platform(image_platform(target))
         bench = self._bench(target, progress)
         wanted = {f"build=={version('build')}", *build_requires(place)}
@@ -91,6 +102,38 @@ class BuildKitWorkshop:
             hint="Give its wheel with --find-links.",
         )
 
+    def installed(self, lock: Lock, pin: NodeTree, pack: Captured | None, out: Path, *, progress: Progress) -> Outcome:
+        builder = self._builder()
+        bench = self._bench(Target(lock.interpreter.version, lock.platform), progress)
+        python = self.settings.python
+        ground = {"base": bench.base, "system": bench.system, "interpreter": bench.interpreter}
+        request = Request(
+            (), documents={}, pack=pack, places={lock.platform: self.places}, store=self.store, sources=self.sources,
+            trust=True, progress=progress,
+        )  # fmt: skip
+        return run_install(
+            lock.model_copy(update=ground), pin, out, builder=builder, network=self.network, seconds=self.seconds,
+            index_url=python.index_url, extra_index_urls=python.extra_index_urls, request=request,
+        )  # fmt: skip
+
+    def apt(self, base: BaseImage, platform: Platform) -> Apt:
+        below = _Bench(platform, base, (), HostInterpreter(version="3.0"))
+        request = Request(
+            (), documents={}, pack=None, places={platform: self.places}, store=self.store, sources=self.sources
+        )
+        return BaseApt(below, base, find_builder(self.farm.builder), request, self.network)
+
+    def _builder(self) -> Builder:
+        builder = find_builder(self.farm.builder)
+        if not builder.features.isolates:
+            raise ToolMissing(
+                f"The builder has BuildKit {'.'.join(map(str, builder.features.version))}, which cannot keep what it "
+                "runs from the network, and what others wrote runs without one.",
+                hint="Use BuildKit 0.10 (Docker 23) or newer, give wheels with --find-links, and leave nodes.install "
+                "out.",
+            )
+        return builder
+
     def _bench(self, target: Target, progress: Progress) -> _Bench:
         system = self.settings.system
         packages = dict.fromkeys([*system.wanted(), *_COMPILERS, f"python{target.python_version}-dev"])
@@ -100,7 +143,7 @@ class BuildKitWorkshop:
         platform = image_platform(target)
         found = lock_system(
             settings, python=target.python_version, platform=platform, target="cpu", store=self.store,
-            sources=self.sources, progress=progress,
+            sources=self.sources, elsewhere=self.apt, progress=progress,
         )  # fmt: skip
         return _Bench(platform, found.base, found.debs, found.interpreter)
 

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 if TYPE_CHECKING:
-    from cpack_build.backends.protocol import Backend
+    from cpack_build.backends.protocol import Backend, Network
     from cpack_build.cpack.settings import Settings
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
-    from cpack_build.lock.building import Workshop
+    from cpack_build.lock.installing import Installer
 
 __all__ = ["BackendChoice", "backend_options", "workshop_options"]
 
@@ -32,6 +32,9 @@ class BackendChoice:
     cache_to: tuple[str, ...] = ()
     print_to: Path | None = None
     """The folder to write the build into, instead of building."""
+    network: Network = "none"
+    """What ``install.py`` of a node is given."""
+    install_seconds: int = 1800
 
     def opened(self, *, dry_run: bool) -> Backend:
         """The backend, which answers unless it is a *dry_run* or the build is only printed.
@@ -46,7 +49,7 @@ class BackendChoice:
             backend.require()
         return backend
 
-    def workshop(self, settings: Settings, *, store: Store, sources: Sources) -> Workshop | None:
+    def workshop(self, settings: Settings, *, store: Store, sources: Sources) -> Installer | None:
         """Where packages without a wheel are built while a pack is locked; ``None`` for this machine."""
         from cpack_build.backends.choice import open_workshop
         from cpack_build.backends.protocol import Farm
@@ -54,16 +57,20 @@ class BackendChoice:
 
         farm = Farm(self.builder)
         return open_workshop(
-            self.name, farm, settings=settings, places=places_of(settings), store=store, sources=sources
-        )
+            self.name, farm, settings=settings, places=places_of(settings), store=store, sources=sources,
+            network=self.network, seconds=self.install_seconds,
+        )  # fmt: skip
 
 
 def workshop_options(function: F) -> F:
-    """``--backend`` and ``--builder`` of a verb that only locks, passed as *backend*."""
+    """The options of a verb that only locks, passed as *backend*."""
 
     @functools.wraps(function)
-    def wrapped(*args: Any, backend: str, builder: str | None, **kwargs: Any) -> Any:
-        return function(*args, backend=BackendChoice(backend, builder), **kwargs)
+    def wrapped(
+        *args: Any, backend: str, builder: str | None, build_network: Network, install_timeout: int, **kwargs: Any
+    ) -> Any:
+        choice = BackendChoice(backend, builder, network=build_network, install_seconds=install_timeout)
+        return function(*args, backend=choice, **kwargs)
 
     options = (
         click.option(
@@ -74,6 +81,22 @@ def workshop_options(function: F) -> F:
             help="Where packages without a wheel are built: on this machine, or by a builder of the image's platform.",
         ),
         click.option("--builder", metavar="NAME", help="The backend's builder; by default the one in use."),
+        click.option(
+            "--build-network",
+            type=click.Choice(["none", "default", "host"]),
+            default="none",
+            show_default=True,
+            help="What install.py of the nodes in nodes.install (cpack.yaml) is given on the builder. Lists of apt, "
+            "where this machine has none, are fetched with its default, or host.",
+        ),
+        click.option(
+            "--install-timeout",
+            type=click.IntRange(1),
+            default=1800,
+            show_default=True,
+            metavar="SECONDS",
+            help="How long one of them may take.",
+        ),
     )
     for option in reversed(options):
         wrapped = option(wrapped)

@@ -73,7 +73,8 @@ def _inspect_model(path: Path, terminal: Terminal) -> None:
     found = {"model": str(path), **describe(path, name=path.name)}
     terminal.result(found)
     terminal.say(f"{path}  {amount(found['size'], None, 'B')}")
-    terminal.say(f"  {found['format']}, {found['kind'] or 'kind not known'}")
+    quantised = f", {found['quantisation']}" if found.get("quantisation") else ""
+    terminal.say(f"  {found['format']}, {found['kind'] or 'kind not known'}{quantised}")
     if "tensors" in found:
         types = ", ".join(found["dtypes"])
         terminal.say(f"  {found['tensors']} tensors, {found['parameters'] / 1e6:,.1f} M parameters, {types}")

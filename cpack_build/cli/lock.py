@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cpack_build.errors import NeedsTrust
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
-    from cpack_build.lock.building import Workshop
+    from cpack_build.lock.installing import Installer
     from cpack_build.lock.schema import Lock
 
 __all__ = ["counted_in", "lock", "make_locks", "told"]
@@ -210,7 +210,7 @@ def make_locks(
     update: tuple[str, ...] = (),
     served: bool = True,
     trust: bool = False,
-    workshop: Workshop | None = None,
+    workshop: Installer | None = None,
     workspace: bool = False,
     terminal: Terminal,
 ) -> tuple[Lock, ...]:
@@ -259,6 +259,9 @@ def _agreed(needs: Sequence[NeedsTrust], terminal: Terminal) -> bool:
     """Whether somebody sits at the terminal and says yes."""
     if terminal.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    for run in dict.fromkeys(run for need in needs for run in need.runs):
-        click.echo(printable(f"  {run}"), err=True)
-    return click.confirm("No index has wheels of these. Build them here, which runs their code?", err=True)
+    for question in dict.fromkeys(need.question for need in needs):
+        for run in dict.fromkeys(run for need in needs for run in need.runs if need.question == question):
+            click.echo(printable(f"  {run}"), err=True)
+        if not click.confirm(question, err=True):
+            return False
+    return True

@@ -123,6 +123,7 @@ def places_of(settings: Settings) -> Places:
         models=settings.models,
         find_links=python.find_links,
         index_urls=tuple(url for url in (python.index_url, *python.extra_index_urls) if url),
+        index_url=python.index_url,
     )
 
 

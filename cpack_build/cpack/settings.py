@@ -105,6 +105,9 @@ class NodeSettings(_Section):
 
     exclude: tuple[str, ...] = ()
     """Folder names or URLs of custom nodes not to take."""
+    install: tuple[str, ...] = ()
+    """Folder names of custom nodes whose ``install.py`` runs once, on a builder, when the pack is locked
+    (``lock --backend buildkit --trust``); what it changes is pinned in the lock."""
 
 
 def _platforms(value: object) -> object:
@@ -152,6 +155,8 @@ class Settings(_Section):
             "compression": True, "platform": True, "mirrors": True, "models": True, "pickles": True,
             "python": {"find_links"},
         }  # fmt: skip
+        if not self.nodes.install:  # so that locks made before there was this setting stay fresh
+            left_out["nodes"] = {"install"}
         shaping = self.model_dump(mode="json", exclude=left_out)
         return hashlib.sha256(json.dumps(shaping, sort_keys=True).encode()).hexdigest()
 

@@ -11,6 +11,7 @@ import hashlib
 import re
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from cpack_build.errors import HashMismatch, NetworkError, Unresolvable, UnsafeInput, writing
@@ -29,12 +30,12 @@ from cpack_build.fetch.repository import (
     locked,
 )
 from cpack_build.fetch.store import Store
-from cpack_build.fetch.submodules import submodule_urls
+from cpack_build.fetch.submodules import Submodule, submodules_of
 from cpack_build.fetch.tree import SUBMODULE_DEPTH, Tree
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["canonical_url", "fetch_tree", "named_commit", "open_locked"]
+__all__ = ["canonical_url", "fetch_submodule", "fetch_tree", "named_commit", "open_locked"]
 
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 _REFERENCE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/+-]{0,199}")
@@ -62,9 +63,16 @@ def canonical_url(url: str) -> str:
 
 
 def fetch_tree(
-    url: str, commit: str, *, store: Store, mirrors: Mirrors, name: str = "", progress: Progress = SILENT
+    url: str,
+    commit: str,
+    *,
+    store: Store,
+    mirrors: Mirrors,
+    name: str = "",
+    submodules: bool = True,
+    progress: Progress = SILENT,
 ) -> Tree:
-    """The tree of *commit*, fetched into the store unless it is there already.
+    """The tree of *commit*, fetched into the store unless it is there already, with its *submodules* or without.
 
     Raises :class:`UnsafeInput`, :class:`Unresolvable` (no such commit or repository), :class:`NetworkError`,
     :class:`ToolMissing` (no git).
@@ -81,8 +89,19 @@ def fetch_tree(
         if not has_commit(repository, commit):
             with progress.task(f"Fetching {name or redact(canonical)}", unit="commits"):
                 _fetch(repository, url.strip(), canonical, commit, mirrors)
-        _fetch_submodules(repository, canonical, commit, mirrors, progress=progress, name=name or redact(canonical))
-    return Tree(repository, canonical, commit, store)
+        tree = Tree(repository, canonical, commit, store)
+        if submodules:
+            _fetch_submodules(tree, mirrors, progress=progress, name=name or redact(canonical))
+    return tree
+
+
+def fetch_submodule(
+    tree: Tree, submodule: Submodule, *, mirrors: Mirrors, name: str, progress: Progress = SILENT
+) -> Tree:
+    """The tree of *submodule* of *tree*, without its own submodules, fetched into the same repository. Raises what
+    :func:`fetch_tree` raises."""
+    with locked(tree.repository):
+        return _fetch_submodule(tree, submodule, mirrors, progress=progress, name=name)
 
 
 def open_locked(
@@ -206,37 +225,28 @@ def _fetch(repository: Path, url: str, canonical: str, commit: str, mirrors: Mir
     raise _explained(canonical, commit, problems)
 
 
-def _fetch_submodules(
-    repository: Path, url: str, commit: str, mirrors: Mirrors, *, progress: Progress, name: str, depth: int = 0
-) -> None:
-    """Bring the commits of the submodules of *commit* into the same *repository*, and theirs.
+def _fetch_submodules(tree: Tree, mirrors: Mirrors, *, progress: Progress, name: str, depth: int = 0) -> None:
+    """Bring the commits of the submodules of *tree* into the same repository, and theirs.
 
     Which commit it is the tree says; ``.gitmodules`` says only where (gitmodules(5)), by the same rules as for nodes.
     """
     if depth == SUBMODULE_DEPTH:
         raise Unresolvable(
-            f"{redact(url)} has submodules nested deeper than {SUBMODULE_DEPTH}.",
+            f"{redact(tree.url)} has submodules nested deeper than {SUBMODULE_DEPTH}.",
             hint="Leave the node out with nodes.exclude in cpack.yaml.",
         )
-    # one listing of the top tells whether there is anything to do
-    if not git_output(repository, "ls-tree", "--full-tree", commit, "--", ".gitmodules", what=url):
-        return
-    urls = submodule_urls(repository, f"{commit}:.gitmodules", parent=url)
-    listing = git_output(repository, "ls-tree", "-r", "-z", "--full-tree", commit, what=url)
-    for line in listing.split(b"\0")[:-1]:
-        head, _, raw = line.partition(b"\t")
-        _, kind, oid = head.decode("ascii").split()
-        path = raw.decode("utf-8", "replace")
-        if kind != "commit" or path not in urls:
-            continue
-        inner = urls[path]
-        canonical = canonical_url(inner)
-        if not has_commit(repository, oid):
-            with progress.task(f"Fetching {name}/{path}", unit="commits"):
-                _fetch(repository, inner, canonical, oid, mirrors)
-        _fetch_submodules(
-            repository, canonical, oid, mirrors, progress=progress, name=f"{name}/{path}", depth=depth + 1
-        )
+    for submodule in submodules_of(tree.repository, tree.commit, parent=tree.url):
+        below = f"{name}/{submodule.path}"
+        inner = _fetch_submodule(tree, submodule, mirrors, progress=progress, name=below)
+        _fetch_submodules(inner, mirrors, progress=progress, name=below, depth=depth + 1)
+
+
+def _fetch_submodule(tree: Tree, submodule: Submodule, mirrors: Mirrors, *, progress: Progress, name: str) -> Tree:
+    canonical = canonical_url(submodule.url)
+    if not has_commit(tree.repository, submodule.commit):
+        with progress.task(f"Fetching {name}", unit="commits"):
+            _fetch(tree.repository, submodule.url, canonical, submodule.commit, mirrors)
+    return replace(tree, url=canonical, commit=submodule.commit)
 
 
 def _explained(url: str, commit: str, problems: Sequence[str]) -> NetworkError | Unresolvable:

@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 
 from cpack_build.errors import CpackError
 from cpack_build.fetch.asking import Asker
+from cpack_build.fetch.gguf import read_gguf
 from cpack_build.fetch.huggingface import parse_address, terms_of
 from cpack_build.fetch.pickles import PICKLED, scan_file
 from cpack_build.fetch.places import LocalFile, Place, Wanted
@@ -43,7 +44,8 @@ class Row:
     """One line of the table.
 
     *where* is a path for what is here, a host for what can be had, and else empty; *hosts* are all that are known;
-    *verdict* is that on a pickle, or what is wrong with a file; *gated* and *licence* are ``None`` where nobody said.
+    *verdict* is that on a pickle, what a GGUF file is, or what is wrong with a file; *gated* and *licence* are ``None``
+    where nobody said.
     """
 
     path: str
@@ -152,11 +154,22 @@ def _verdict(file: Path | None, path: str) -> str | None:
             return f"pickle, {found.level}" + (f": {', '.join(found.dangerous)}" if found.dangerous else "")
         if suffix in (".safetensors", ".sft"):
             read_header(file, name=path)
+        elif _is_gguf(file, path):
+            header = read_gguf(file, name=path)
+            return f"gguf, {header.architecture or 'of unknown kind'}, {header.quantisation or '/'.join(header.dtypes)}"
     except CpackError as error:
         return f"broken: {error.message}"
     except OSError as error:
         return f"unreadable: {(error.strerror or str(error)).lower()}"
     return None
+
+
+def _is_gguf(file: Path, name: str) -> bool:
+    """By its name, or by its beginning, whatever it is called."""
+    if PurePosixPath(name).suffix.lower() == ".gguf":
+        return True
+    with file.open("rb") as content:
+        return content.read(4) == b"GGUF"
 
 
 def describe(file: Path, *, name: str) -> dict[str, Any]:
@@ -170,9 +183,14 @@ def describe(file: Path, *, name: str) -> dict[str, Any]:
             "format": "pickle", "size": size, "kind": guess(found.names), "verdict": found.level,
             "dangerous": list(found.dangerous), "unknown": list(found.unknown),
         }  # fmt: skip
-    with file.open("rb") as content:
-        if content.read(4) == b"GGUF":
-            return {"format": "gguf", "size": size, "kind": None}
+    if _is_gguf(file, name):
+        gguf = read_gguf(file, name=name)
+        return {
+            "format": "gguf", "size": size, "kind": guess(gguf.tensors) or gguf.architecture,
+            "architecture": gguf.architecture, "quantisation": gguf.quantisation, "tensors": len(gguf.tensors),
+            "parameters": gguf.parameters, "dtypes": list(gguf.dtypes),
+            "metadata": {key: value for key, value in gguf.keys.items() if isinstance(value, str)},
+        }  # fmt: skip
     header = read_header(file, name=name)
     return {
         "format": "safetensors", "size": size, "kind": guess(header.tensors), "tensors": len(header.tensors),

@@ -179,20 +179,30 @@ class BucketFile:
             raise NetworkError(
                 f"{self.shown} refuses access.", hint="Give the bucket's usual credentials to this user."
             ) from error
-        except (TimeoutError, OSError) as error:
-            raise ConnectionError(redact(str(error))) from error
+        except Exception as error:
+            raise self._failed(error) from error
         yield Piece(start, total, self._chunks(files, path, start, total if stop is None else min(stop, total)))
 
     def _chunks(self, files: Any, path: str, start: int, stop: int) -> Iterator[bytes]:
         while start < stop:
             try:
                 chunk = files.cat_file(path, start=start, end=min(start + _PIECE, stop))
-            except (TimeoutError, OSError) as error:
-                raise ConnectionError(redact(str(error))) from error
+            except Exception as error:
+                raise self._failed(error) from error
             if not chunk:
                 return
             start += len(chunk)
             yield chunk
+
+    def _failed(self, error: Exception) -> Exception:
+        """What a cloud's library raised: a connection that broke, or something of its own, of no common class, after
+        it has tried again itself."""
+        if isinstance(error, OSError):
+            return ConnectionError(redact(str(error)))
+        return NetworkError(
+            f"{self.shown} cannot be read: {redact(str(error)) or type(error).__name__}.",
+            hint="Check the network, and that this user has the bucket's usual credentials.",
+        )
 
     def _missing(self, why: str) -> ToolMissing:
         return ToolMissing(

@@ -1,30 +1,88 @@
-"""Where the submodules of a tree come from: ``.gitmodules`` says it (gitmodules(5)), the tree says which commit."""
+"""The submodules of a commit: the tree says where and which commit, ``.gitmodules`` what each is called and whence it
+comes (gitmodules(5)).
+
+A name becomes a folder of git's, ``.git/modules/NAME``, for whoever makes a checkout: so a name that would leave it, or
+lie in another's, is refused here, as git refuses it (CVE-2018-11235, CVE-2019-1387)."""
 
 from __future__ import annotations
 
 import subprocess
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cpack_build.errors import UnsafeInput
-from cpack_build.fetch.repository import git_command, git_environment
+from cpack_build.fetch.repository import git_command, git_environment, git_output
+from cpack_build.fetch.tree import checked_path
 from cpack_build.fetch.urls import redact
 
-__all__ = ["submodule_urls"]
+__all__ = ["Submodule", "submodule_urls", "submodules_of"]
+
+_HINT = "Leave the node out with nodes.exclude in cpack.yaml, or use a fork without it."
+
+
+@dataclass(frozen=True)
+class Submodule:
+    """The *commit* of the repository *url* at *path* of the tree; git calls it *name*."""
+
+    path: str
+    name: str
+    url: str
+    commit: str
+
+
+def submodules_of(repository: Path, commit: str, *, parent: str) -> tuple[Submodule, ...]:
+    """The submodules of *commit* (not theirs) that its ``.gitmodules`` explains; *parent* is the URL that it has.
+
+    Raises :class:`UnsafeInput` for a name, path or URL that leads elsewhere.
+    """
+    # one listing of the top tells whether there is anything to do
+    if not git_output(repository, "ls-tree", "--full-tree", commit, "--", ".gitmodules", what=parent):
+        return ()
+    said = _said(repository, f"{commit}:.gitmodules")
+    listing = git_output(repository, "ls-tree", "-r", "-z", "--full-tree", commit, what=parent)
+    found = []
+    for line in listing.split(b"\0")[:-1]:
+        head, _, raw = line.partition(b"\t")
+        _, kind, oid = head.decode("ascii").split()
+        if kind == "commit" and (path := checked_path(raw, parent)) in said:
+            name, url = said[path]
+            found.append(Submodule(path, name, _absolute(url, parent), oid))
+    _check_names([submodule.name for submodule in found], parent)
+    return tuple(found)
 
 
 def submodule_urls(repository: Path, blob: str, *, parent: str) -> dict[str, str]:
     """Path → URL, as the ``.gitmodules`` named *blob* (``COMMIT:.gitmodules`` or an object) in the tree of *parent*
     says. Raises :class:`UnsafeInput` for a URL that leads above the parent's server."""
+    return {path: _absolute(url, parent) for path, (_, url) in _said(repository, blob).items()}
+
+
+def _said(repository: Path, blob: str) -> dict[str, tuple[str, str]]:
+    """Path → name and URL."""
     command = [*git_command(repository), "config", "--null", f"--blob={blob}", "--get-regexp"]
     said = subprocess.run([*command, r"^submodule\..*\.(path|url)$"], capture_output=True, env=git_environment())
     places: dict[str, dict[str, str]] = {}
     for item in said.stdout.decode("utf-8", "replace").split("\0")[:-1]:
         key, _, value = item.partition("\n")
         section, _, field_name = key.rpartition(".")
-        places.setdefault(section, {})[field_name] = value
-    return {
-        place["path"]: _absolute(place["url"], parent) for place in places.values() if {"path", "url"} <= place.keys()
-    }
+        places.setdefault(section.removeprefix("submodule."), {})[field_name] = value
+    return {place["path"]: (name, place["url"]) for name, place in places.items() if {"path", "url"} <= place.keys()}
+
+
+def _check_names(names: Iterable[str], parent: str) -> None:
+    seen = set[str]()
+    for name in sorted(names, key=lambda name: name.casefold().split("/")):
+        parts = name.casefold().split("/")
+        odd = "\\" in name or any(unicodedata.category(character) == "Cc" for character in name)
+        if odd or any(part in ("", ".", "..") for part in parts):
+            raise UnsafeInput(f"{redact(parent)} has a submodule with the name {name!r}, which is no name.", hint=_HINT)
+        if any("/".join(parts[:end]) in seen for end in range(1, len(parts) + 1)):
+            raise UnsafeInput(
+                f"{redact(parent)} has a submodule with the name {name!r}, whose folder is another's.", hint=_HINT
+            )
+        seen.add("/".join(parts))
 
 
 def _absolute(url: str, parent: str) -> str:

@@ -24,7 +24,7 @@ from cpack_build.fetch.repository import git_command, git_environment, git_outpu
 from cpack_build.fetch.store import CHUNK, Store, StoredFile, stamp_at
 from cpack_build.fetch.urls import redact
 
-__all__ = ["SUBMODULE_DEPTH", "Tree", "TreeFile", "files_digest", "import_tree", "imported_tree"]
+__all__ = ["SUBMODULE_DEPTH", "Tree", "TreeFile", "checked_path", "files_digest", "import_tree", "imported_tree"]
 
 SUBMODULE_DEPTH = 8
 """Submodules within submodules."""
@@ -84,7 +84,7 @@ class Tree:
         for line in listing.split(b"\0")[:-1]:
             head, _, raw = line.partition(b"\t")
             mode, kind, oid, size = head.decode("ascii").split()
-            path = prefix + _checked_path(raw, self.url)
+            path = prefix + checked_path(raw, self.url)
             if kind == "commit":
                 if depth == SUBMODULE_DEPTH or not has_commit(self.repository, oid):
                     raise Unresolvable(
@@ -271,7 +271,7 @@ def _import(
 ) -> None:
     """One commit with these files (git-fast-import(1)): the same files give the same commit everywhere."""
     for path in sizes:
-        _checked_path(path.encode("utf-8", "surrogateescape"), name)
+        checked_path(path.encode("utf-8", "surrogateescape"), name)
     command = [*git_command(repository), "fast-import", "--quiet", "--done"]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=git_environment()
@@ -339,7 +339,8 @@ def _exactly(file: IO[bytes], count: int) -> bytes:
     return data
 
 
-def _checked_path(raw: bytes, url: str) -> str:
+def checked_path(raw: bytes, url: str) -> str:
+    """The path *raw* of a tree of *url*. Raises :class:`UnsafeInput` for one that leaves the tree or is git's own."""
     try:
         path = raw.decode("utf-8")
     except UnicodeDecodeError:

@@ -13,7 +13,7 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -91,7 +91,7 @@ class Xet:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._session: Any = None
-        self._pool = ThreadPoolExecutor(_STREAMS, thread_name_prefix="xet")
+        self._turns = threading.Semaphore(_STREAMS)
 
     def group(self, grant: Grant) -> Any:
         """``hf_xet``'s streams with that grant."""
@@ -110,9 +110,18 @@ class Xet:
         """What comes of those bytes: fewer if the stream breaks off, which it may do without a word."""
         import hf_xet
 
-        stream = group.download_stream(hf_xet.XetFileInfo(xet_hash, size), start, stop)
-        # The stream does not wake for Ctrl-C, so it is waited for from another thread.
-        return self._pool.submit(lambda: b"".join(stream)).result()
+        info, coming = hf_xet.XetFileInfo(xet_hash, size), Future[bytes]()
+
+        def read() -> None:
+            try:
+                coming.set_result(b"".join(group.download_stream(info, start, stop)))
+            except BaseException as error:
+                coming.set_exception(error)
+
+        with self._turns:
+            # A stream does not wake for Ctrl-C, so it is read in a thread of its own, for which no exit waits.
+            threading.Thread(target=read, name="xet", daemon=True).start()
+            return coming.result()
 
 
 class XetFile:
@@ -137,7 +146,11 @@ class XetFile:
 
     @contextmanager
     def _reading(self, start: int, stop: int) -> Iterator[Piece]:
-        yield Piece(start, self._size, self._chunks(start, stop))
+        try:
+            yield Piece(start, self._size, self._chunks(start, stop))
+        except KeyboardInterrupt:
+            self._end()
+            raise
 
     def _chunks(self, start: int, stop: int) -> Iterator[bytes]:
         while start < stop:
@@ -156,9 +169,6 @@ class XetFile:
                 problem = f"{len(data)} bytes came of {stop - start}"
             except (OSError, RuntimeError, ValueError) as error:
                 problem = redact(str(error))
-            except BaseException:
-                self._end()
-                raise
         raise NetworkError(
             f"{self.shown} cannot be read from Xet storage: {problem}.",
             hint="Run it again, or without it: HF_HUB_DISABLE_XET=1.",

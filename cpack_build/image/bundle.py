@@ -179,10 +179,11 @@ def blobs_of(lock: Lock, materials: Materials, store: Store) -> dict[str, Path]:
     for tree in (materials.comfyui, *materials.nodes):
         found |= {file.sha256: file.path for file in tree.lfs.values()}
     for node in lock.custom_nodes:
-        if isinstance(node, RegistryNode):
-            file = store.find(node.sha256)
+        archive = node.installed or (node if isinstance(node, RegistryNode) else None)
+        if archive is not None:
+            file = store.find(archive.sha256)
             assert file is not None, "gathered before"
-            found[node.sha256] = file.path
+            found[archive.sha256] = file.path
     return found
 
 

@@ -57,6 +57,8 @@ class Places:
     models: Sequence[str] = ()
     find_links: Sequence[str] = ()
     index_urls: Sequence[str] = ()
+    index_url: str | None = None
+    """The one of them that takes the place of PyPI."""
 
 
 def gather(
@@ -235,7 +237,7 @@ def to_fetch(lock: Lock, *, places: Places, store: Store, held: Collection[str] 
     if isinstance(lock.interpreter, ArchiveInterpreter):
         wanted[lock.interpreter.sha256] = (f"Python {lock.interpreter.version}", lock.interpreter.size)
     for node in lock.custom_nodes:
-        if isinstance(node, RegistryNode):
+        if isinstance(node, RegistryNode) and node.installed is None:
             wanted[node.sha256] = (f"{node.name} {node.version}", node.size)
     for model in lock.models:
         if local_model(model, places.models) is None:

@@ -131,6 +131,8 @@ def _above(lock: Lock) -> Iterator[Part]:
 
 def _tree(tree: NodeTree, place: str) -> Part:
     facts = {"place": place, "tree-sha256": tree.tree_sha256}
+    if tree.installed is not None:
+        facts["install-script-sha256"] = tree.installed.script_sha256
     if isinstance(tree, GitTree):
         address = without_credentials(tree.url)
         if tree.patch_sha256 is not None:

@@ -26,8 +26,9 @@ from cpack_build.cpack.settings import AnyPlatform
 from cpack_build.errors import BadInput, CpackError, HashMismatch, NeedsTrust, Unresolvable
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
+from cpack_build.lock.apt import Apt
 from cpack_build.lock.canonicalwheel import needed_glibc, normalised
-from cpack_build.lock.schema import BuiltWheel, PinnedWheels, Platform, SourceArchive, SourceTree
+from cpack_build.lock.schema import BaseImage, BuiltWheel, PinnedWheels, Platform, SourceArchive, SourceTree
 from cpack_build.lock.sourcetree import build_system, lay_out, shown
 from cpack_build.lock.tags import Target, host_glibc
 from cpack_build.lock.uv import found_python, program
@@ -61,6 +62,10 @@ class Project:
 
 class Workshop(Protocol):
     """Somewhere else to build than this machine, for any platform that it serves."""
+
+    def apt(self, base: BaseImage, platform: Platform) -> Apt:
+        """The apt of *base*, for a machine that has none."""
+        ...
 
     def built(
         self, project: Project, place: Path, out: Path, *, target: Target, resolve: Resolve, progress: Progress

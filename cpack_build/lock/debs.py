@@ -1,9 +1,9 @@
 """System packages: names → the .deb files that apt would install, by sha256, with nothing installed and nothing run.
 
-The host's own ``apt-get`` resolves, in a state of its own below the store: its own lists, caches and status file, no
-locks, no hooks, any user. apt checks the signatures; nothing here ever waives that. On ``scratch`` the sources are the
-host's and the status file is empty; over a base image both are the base's. apt's ``--print-uris`` says which files, the
-signed Packages lists say their sha256.
+The host's own ``apt-get`` resolves (or another's, :mod:`.apt`), in a state of its own below the store: its own lists,
+caches and status file, no locks, no hooks, any user. apt checks the signatures; nothing here ever waives that. On
+``scratch`` the sources are the host's and the status file is empty; over a base image both are the base's. apt's
+``--print-uris`` says which files, the signed Packages lists say their sha256.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from shutil import which
 from urllib.parse import unquote
 
 from cpack_build import filesystem
@@ -26,6 +25,7 @@ from cpack_build.fetch.http import Sources, download
 from cpack_build.fetch.mirrors import Mirrors, local_path
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.urls import redact, without_credentials
+from cpack_build.lock.apt import Apt, HostApt, has_apt
 from cpack_build.lock.schema import Deb
 from cpack_build.progress import SILENT, Progress
 
@@ -103,10 +103,10 @@ class AptSources:
 
 def host_sources() -> AptSources:
     """This machine's own. Raises :class:`ToolMissing` where it is neither Debian nor Ubuntu nor anything with apt."""
-    if which("apt-get") is None or which("apt-cache") is None:
+    if not has_apt():
         raise ToolMissing(
             "There is no apt on this machine, and system packages on `scratch` come from the host's own sources.",
-            hint="Run it on Debian or Ubuntu, or name a base with --base, and system: {defaults: none} in cpack.yaml.",
+            hint="Run it on Debian or Ubuntu, or name a base with apt: `lock --backend buildkit --base REF`.",
         )
     etc = Path("/etc/apt")
     files = {}
@@ -130,11 +130,6 @@ def base_sources(files: Mapping[str, bytes]) -> AptSources:
         raise Unresolvable(
             "The base image has no dpkg, so no system packages can be added to it.",
             hint="Set system: {defaults: none} in cpack.yaml, or choose a Debian or Ubuntu base.",
-        )
-    if which("apt-get") is None or which("apt-cache") is None:
-        raise ToolMissing(
-            "There is no apt on this machine to resolve system packages with.",
-            hint="Install apt, or set system: {defaults: none} in cpack.yaml.",
         )
     kept = {}
     for path, content in files.items():
@@ -161,6 +156,7 @@ class Archive:
     problems: str
     """What apt said against single sources; it matters only if something cannot be found."""
     _original: Mapping[str, str]
+    _apt: Apt = field(default_factory=HostApt)
 
     def resolve(self, packages: Sequence[str]) -> tuple[Deb, ...]:
         """*packages* and all that they depend on and that is not installed, by name. Raises :class:`Unresolvable`."""
@@ -219,7 +215,7 @@ class Archive:
         return without_credentials(url)
 
     def _run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        return _apt(self.root, *command)
+        return self._apt.run(self.root, *command)
 
     def _explained(self, said: str) -> Unresolvable:
         lines = [line.strip() for line in redact(said).splitlines()]
@@ -235,17 +231,24 @@ class Archive:
 
 
 def open_archive(
-    apt: AptSources, *, architecture: str, store: Store, mirrors: Mirrors, progress: Progress = SILENT
+    apt: AptSources,
+    *,
+    architecture: str,
+    store: Store,
+    mirrors: Mirrors,
+    program: Apt | None = None,
+    progress: Progress = SILENT,
 ) -> Archive:
     """apt's lists for *apt*'s sources, updated unless that was done within the hour. *architecture* as Debian's names.
 
     A source that fails is a note; whether it is missed shows in :meth:`Archive.resolve`.
     """
-    texts, original = _mapped(apt, mirrors)
+    program = program or HostApt()
+    texts, original = _mapped(apt, mirrors, reads_files=program.reads_files)
     identity = hashlib.sha256(architecture.encode())
     for path, content in sorted(texts.items()):
         identity.update(f"\0{path}\0{len(content)}\0".encode() + content)
-    identity.update(b"\0" + apt.status)
+    identity.update(b"\0" + apt.status + b"\0" + os.fsencode(program.seen_at(Path())))
     root = store.root.absolute() / "apt" / identity.hexdigest()[:32]
     stamp = root / "updated"
     with _locked(root):
@@ -257,9 +260,9 @@ def open_archive(
             )
         if not is_fresh:
             with writing(root):
-                _lay_out(root, texts, apt=apt, architecture=architecture)
+                _lay_out(root, texts, apt=apt, architecture=architecture, program=program)
             with progress.task("Updating apt's lists", unit="lists"):
-                result = _apt(root, "apt-get", "update", "-qq")
+                result = program.run(root, "apt-get", "update", "-qq", fetches=True)
             problems = _complaints(result.stderr)
             if not any((root / "lists").glob("*_Packages*")):
                 raise Unresolvable(
@@ -271,7 +274,7 @@ def open_archive(
         problems = stamp.read_text("utf-8")
     if problems:
         progress.note(f"Some apt sources cannot be used and are left out: {problems}")
-    return Archive(root, problems, original)
+    return Archive(root, problems, original, program)
 
 
 def fetch_deb(deb: Deb, *, store: Store, sources: Sources, progress: Progress = SILENT) -> StoredFile:
@@ -305,7 +308,7 @@ def glibc_minor(versions: Mapping[str, str]) -> int | None:
 # -- apt's state -------------------------------------------------------------------------------------------------------
 
 
-def _mapped(apt: AptSources, mirrors: Mirrors) -> tuple[dict[str, bytes], dict[str, str]]:
+def _mapped(apt: AptSources, mirrors: Mirrors, *, reads_files: bool) -> tuple[dict[str, bytes], dict[str, str]]:
     """The files with mirrored URLs in the sources, and the way back."""
     original: dict[str, str] = {}
 
@@ -315,6 +318,11 @@ def _mapped(apt: AptSources, mirrors: Mirrors) -> tuple[dict[str, bytes], dict[s
         if target == url:
             return url
         path = local_path(target)
+        if path is not None and not reads_files:
+            raise Unresolvable(
+                f"--mirror maps {redact(url)} to a folder of this machine, where the builder that runs apt is not.",
+                hint="Map it to an address.",
+            )
         if path is not None:
             target = path.absolute().as_uri()
         original[target.rstrip("/")] = url.rstrip("/")
@@ -330,8 +338,9 @@ def _mapped(apt: AptSources, mirrors: Mirrors) -> tuple[dict[str, bytes], dict[s
     return texts, original
 
 
-def _lay_out(root: Path, texts: Mapping[str, bytes], *, apt: AptSources, architecture: str) -> None:
-    etc = root / "root" / "etc" / "apt"
+def _lay_out(root: Path, texts: Mapping[str, bytes], *, apt: AptSources, architecture: str, program: Apt) -> None:
+    seen = program.seen_at(root)
+    etc = seen / "root" / "etc" / "apt"
     for folder in ("lists/partial", "cache/archives/partial", "root/etc/apt/sources.list.d", "empty",
                    "root/etc/apt/preferences.d", "root/etc/apt/trusted.gpg.d"):  # fmt: skip
         (root / folder).mkdir(parents=True, exist_ok=True)
@@ -341,7 +350,7 @@ def _lay_out(root: Path, texts: Mapping[str, bytes], *, apt: AptSources, archite
             raise UnsafeInput(f"The base image's file name {path!r} leaves its place.")
         if not apt.is_host and "sources.list" in path:
             # the keys that the base's sources name are the base's, not the host's
-            content = re.sub(rb"(?<![\w.])/((?:etc/apt|usr/share)/[\w./-]+)", _rebased(root), content)
+            content = re.sub(rb"(?<![\w.])/((?:etc/apt|usr/share)/[\w./-]+)", _rebased(seen), content)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.write_bytes(content)
     (root / "status").write_bytes(apt.status)
@@ -353,24 +362,24 @@ def _lay_out(root: Path, texts: Mapping[str, bytes], *, apt: AptSources, archite
         "Acquire::GzipIndexes": "true",
         "Acquire::Retries": "2",
         "Debug::NoLocking": "true",
-        "Dir::Cache": root / "cache",
-        "Dir::Cache::archives": root / "cache" / "archives",
+        "Dir::Cache": seen / "cache",
+        "Dir::Cache::archives": seen / "cache" / "archives",
         "Dir::Cache::pkgcache": "pkgcache.bin",
         "Dir::Cache::srcpkgcache": "srcpkgcache.bin",
-        "Dir::Etc::main": root / "empty" / "none",
-        "Dir::Etc::parts": root / "empty",
+        "Dir::Etc::main": seen / "empty" / "none",
+        "Dir::Etc::parts": seen / "empty",
         "Dir::Etc::preferences": etc / "preferences",
         "Dir::Etc::preferencesparts": etc / "preferences.d",
         "Dir::Etc::sourcelist": etc / "sources.list",
         "Dir::Etc::sourceparts": etc / "sources.list.d",
         "Dir::Etc::trusted": trusted / "trusted.gpg",
         "Dir::Etc::trustedparts": trusted / "trusted.gpg.d",
-        "Dir::State": root,
-        "Dir::State::lists": root / "lists",
-        "Dir::State::status": root / "status",
+        "Dir::State": seen,
+        "Dir::State::lists": seen / "lists",
+        "Dir::State::status": seen / "status",
     }
     lines = [f'{key} "{value}";' for key, value in configuration.items()]
-    lines += [f'APT::Architectures {{ "{architecture}"; }};', *_host_network()]
+    lines += [f'APT::Architectures {{ "{architecture}"; }};', *program.network()]
     (root / "apt.conf").write_text("\n".join(lines) + "\n", "utf-8")
 
 
@@ -379,32 +388,6 @@ def _rebased(root: Path) -> Callable[[re.Match[bytes]], bytes]:
         return os.fsencode(root / "root") + b"/" + match[1]
 
     return replaced
-
-
-def _host_network() -> Iterator[str]:
-    """The host's own proxies, certificates and clock rules; nothing that waives a signature or runs a hook."""
-    dump = subprocess.run(["apt-config", "dump"], capture_output=True, text=True, env=_environment(None)).stdout
-    for line in dump.splitlines():
-        key = line.partition(" ")[0]
-        if not re.match(r"Acquire::(http|https|ForceIPv4|ForceIPv6|Check-|Max-|Min-|Retries|Queue)", key):
-            continue
-        if not re.search(r"Allow|Weak|Insecure", key) and re.fullmatch(r'[A-Za-z0-9:_.-]+ "[^"]*";', line):
-            yield line
-
-
-def _apt(root: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        list(command), stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=root,
-        encoding="utf-8", errors="replace", env=_environment(root / "apt.conf"),
-    )  # fmt: skip
-
-
-def _environment(configuration: Path | None) -> dict[str, str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("APT_", "DEB"))}
-    environment |= {"LC_ALL": "C", "TZ": "UTC", "DEBIAN_FRONTEND": "noninteractive"}
-    if configuration is not None:
-        environment["APT_CONFIG"] = str(configuration)
-    return environment
 
 
 def _complaints(said: str) -> str:

@@ -9,7 +9,7 @@ a model.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from cpack_build.cpack.schema import ModelEntry
@@ -18,14 +18,14 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.obtain import obtain
 from cpack_build.fetch.pickles import PICKLED
 from cpack_build.fetch.places import Folders, Place, Wanted, places_of, safe_model_path
-from cpack_build.fetch.store import Store, StoredFile, stamp_of
+from cpack_build.fetch.store import CHUNK, Store, StoredFile, stamp_of
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.lock.proof import candidates, prove, proved
 from cpack_build.lock.schema import Model
 from cpack_build.oci.modellayer import LAYER_MEMO, frame, hash_model
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["fetch_model", "local_model", "lock_models", "refuse_pickles"]
+__all__ = ["fetch_model", "local_model", "lock_models", "pin_local_model", "refuse_pickles"]
 
 _PARALLEL = max(4, os.cpu_count() or 1)
 """Models at once: more than cores, for some wait for a network."""
@@ -72,6 +72,23 @@ def lock_models(
                     f"The pack has two models at {path}, {twin.sha256} and {model.sha256}.", hint="Disable one of them."
                 )
     return sorted(locked.values(), key=lambda model: model.path), missing
+
+
+def pin_local_model(path: str, file: Path, *, store: Store, progress: Progress = SILENT) -> Model:
+    """*file* as the model at *path* (relative to ComfyUI), which nobody else has: its bytes are put into the store.
+
+    Raises :class:`UnsafeInput` for a path that leads elsewhere.
+    """
+
+    def chunks() -> Iterator[bytes]:
+        with file.open("rb") as content:
+            while chunk := content.read(CHUNK):
+                yield chunk
+
+    path = safe_model_path(path)
+    stored = store.put(chunks(), what=path)
+    digest = _layer_digest(stored, store=store, progress=progress)
+    return Model(path=path, sha256=stored.sha256, size=stored.size, layer_digest=digest, sources=())
 
 
 def _largest_first(wanted: list[tuple[str, ModelEntry]]) -> list[tuple[str, ModelEntry]]:

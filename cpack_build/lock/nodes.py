@@ -24,6 +24,7 @@ from cpack_build.lock.captured import (
     patch_names,
     patch_of,
 )
+from cpack_build.lock.installed import open_installed
 from cpack_build.lock.registry import lock_registry_node, open_registry_node
 from cpack_build.lock.schema import GitTree, LocalTree, Lock, NodeTree, RegistryNode
 from cpack_build.progress import SILENT, Progress, working
@@ -167,6 +168,8 @@ def open_tree(
 
     Raises :class:`HashMismatch`, :class:`Unresolvable`, :class:`NetworkError`, :class:`UnsafeInput`.
     """
+    if pin.installed is not None:
+        return open_installed(pin, pin.installed, store=store)
     if isinstance(pin, LocalTree):
         return open_local(pin, pack, store=store)
     if isinstance(pin, RegistryNode):

@@ -21,10 +21,10 @@ from cpack_build.errors import BadInput, CpackError, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.asked import Asked, asked_by_tree, left_out
-from cpack_build.lock.building import Workshop
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.form import in_form
 from cpack_build.lock.hub import confirmed
+from cpack_build.lock.installing import Installer, Script, install, refused, require_alike, scripts_of
 from cpack_build.lock.interpreter import compiles_alike, vouch
 from cpack_build.lock.machine import host_platform, image_platform, this_platform
 from cpack_build.lock.models import lock_models, refuse_pickles
@@ -35,6 +35,7 @@ from cpack_build.lock.schema import (
     Inputs,
     Lock,
     Model,
+    NodeTree,
     PythonEnvironment,
 )
 from cpack_build.lock.service import service_code, service_requirements
@@ -70,7 +71,7 @@ def resolve_all(
     previous: Sequence[Lock] = (),
     update: Collection[str] = (),
     trust: bool = False,
-    workshop: Workshop | None = None,
+    workshop: Installer | None = None,
     workspace: bool = False,
     progress: Progress = SILENT,
 ) -> tuple[Lock, ...]:
@@ -90,6 +91,7 @@ def resolve_all(
             errors.append(error)
     if errors:
         raise _distinct(errors)
+    require_alike(locks)
     # a model's host may have answered for one platform and not for the next, but they share one lock
     models = max(locks, key=lambda lock: sum(model.access is not None for model in lock.models)).models
     return tuple(_compiled(lock.model_copy(update={"models": models}), locks, settings) for lock in locks)
@@ -119,14 +121,15 @@ def resolve(
     previous: Lock | None = None,
     update: Collection[str] = (),
     trust: bool = False,
-    workshop: Workshop | None = None,
+    workshop: Installer | None = None,
     workspace: bool = False,
     progress: Progress = SILENT,
 ) -> Lock:
     """Resolve *pack* to its lock for *platform*, by default the one that *settings* name, else this machine's.
 
     *sources* holds the mirrors (flags and settings) and transports. With *trust* packages that have no
-    wheel are built, in the *workshop* where there is one.
+    wheel are built, in the *workshop* where there is one, and ``install.py`` of the nodes that *settings* name runs
+    there.
 
     The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
     *update*; ``python`` there means every one of them. Other parts (``system``, ``nodes``, ``models``, ``service``)
@@ -187,6 +190,7 @@ def resolve(
                         ),
                         store=store,
                         sources=sources,
+                        elsewhere=workshop.apt if workshop is not None else None,
                         progress=reports,
                     ),
                     errors,
@@ -214,16 +218,16 @@ def resolve(
                 )
             ),
         )
-        python_work = work(
-            "python",
-            lambda lock: lock.python,
-            lambda: _environment(
+
+        def environment(more: Sequence[str] = ()) -> PythonEnvironment:
+            own = {canonicalize_name(requirement.name) for requirement in parse_requirements(settings.python.packages)}
+            return _environment(
                 snapshot.requirements,
                 accelerator=settings.target or elsewhere(snapshot.requirements, platform=target_platform),
                 target=target,
                 store=store,
                 sources=sources,
-                packages=settings.python.packages,
+                packages=(*settings.python.packages, *(one for one in more if name_of(one) not in own)),
                 exclude=settings.python.exclude,
                 find_links=find_links,
                 index_url=index_url,
@@ -233,8 +237,9 @@ def resolve(
                 trust=trust,
                 workshop=workshop,
                 progress=reports,
-            ),
-        )
+            )
+
+        python_work = work("python", lambda lock: lock.python, environment)
         trees, models, service, python = (
             _done(trees_work, errors),
             _done(models_work, errors),
@@ -242,6 +247,13 @@ def resolve(
             _done(python_work, errors),
         )
     errors += [*(trees.missing if trees else ()), *(models[1] if models else ())]
+    scripts: tuple[Script, ...] = ()
+    if trees is not None and not workspace:
+        pins: list[NodeTree] = [*trees.nodes, *trees.registry_nodes, *trees.local_nodes]
+        names = settings.nodes.install
+        scripts = _caught(lambda: scripts_of(names, pins, pack, store=store, sources=sources), errors) or ()
+    if errors and scripts and (error := refused(scripts, installer=workshop, trust=trust)) is not None:
+        errors.append(error)  # whoever agrees to one thing agrees to all, so all of it is shown
     if errors:
         raise together(errors)
     assert system is not None
@@ -278,6 +290,11 @@ def resolve(
     # an earlier lock's Python may be somebody else's; and without bytecode nobody has said that it may run here
     if lock.bytecode == "compiled" and not is_kept:
         vouch(lock, store=store)
+    if scripts:
+        lock = install(
+            lock, scripts, pack=pack, installer=workshop, trust=trust, again=environment, pickles=settings.pickles,
+            store=store, progress=progress,
+        )  # fmt: skip
     return in_form(lock, compression=settings.compression)
 
 
@@ -303,6 +320,7 @@ def _keeps(previous: Lock | None, update: Collection[str], pack: PackInput, sett
         return frozenset()
     # wheels may ask for no newer glibc than the system has
     moved = names & _PARTS | ({"python"} if names & packages or "system" in names else set())
+    moved |= {"nodes", "models", "python"} if settings.nodes.install else set()  # a script may have changed them
     moved |= {"service"} if "system" in names or previous.service_code != service_code() else set()
     return _PARTS - moved
 

@@ -76,7 +76,8 @@ def risks_of_tree(name: str, tree: Tree) -> list[Risk]:
 
 def _risks_of_name(name: str, path: str) -> Iterator[Risk]:
     if path == "install.py":
-        yield Risk(name, path, 0, "install", "an install script; it is not run, so what it would install is missing")
+        what = "an install script; unless nodes.install names the node, it is not run, and what it would do is missing"
+        yield Risk(name, path, 0, "install", what)
     elif path == "prestartup_script.py":
         yield Risk(name, path, 0, "startup", "ComfyUI runs it before anything else")
     elif PurePosixPath(path).suffix.lower() in _PICKLED:

@@ -42,6 +42,7 @@ __all__ = [
     "DebInterpreter",
     "GitTree",
     "Inputs",
+    "Installed",
     "Interpreter",
     "LocalTree",
     "Lock",
@@ -237,6 +238,23 @@ class ServiceCode(_Document):
     tree_sha256: Sha256
 
 
+class Installed(_Document):
+    """A node's ``install.py`` has run, once, when the lock was made (``nodes.install`` in ``cpack.yaml``). The node's
+    own ``tree_sha256`` is then of what it left; *sha256* and *size* are of the tar that holds that."""
+
+    sha256: Sha256
+    size: Size
+    script_sha256: Sha256
+    from_tree_sha256: Sha256
+    """Of the tree that the script was given."""
+    platform: AnyPlatform
+    """On which it ran."""
+    packages: tuple[str, ...] = ()
+    """The Python packages that it installed, as requirements; the lock's environment has them."""
+    models: tuple[str, ...] = ()
+    """The paths of the models that it fetched; they are among the lock's."""
+
+
 class GitTree(_Document):
     """A repository at one commit. *tree_sha256* is of the exported tree (``fetch.tree.Tree.tree_digest``), with the
     patch applied where there is one."""
@@ -250,6 +268,7 @@ class GitTree(_Document):
     """Committer date, seconds since 1970."""
     patch_sha256: Sha256 | None = None
     """Of the pack's ``patches/<name>.patch``: changes that were never committed."""
+    installed: Installed | None = None
 
 
 class LocalTree(_Document):
@@ -259,6 +278,7 @@ class LocalTree(_Document):
     """Folder or file name below ``custom_nodes``; ``ComfyUI`` for ComfyUI itself."""
     kind: Literal["comfyui", "folder", "file"] = "folder"
     tree_sha256: Sha256
+    installed: Installed | None = None
 
 
 class RegistryNode(_Document):
@@ -271,6 +291,7 @@ class RegistryNode(_Document):
     sha256: Sha256
     size: Size
     tree_sha256: Sha256
+    installed: Installed | None = None
 
 
 NodeTree = GitTree | RegistryNode | LocalTree

@@ -5,12 +5,14 @@ Wheels may ask for no newer glibc than that one, so the Python packages wait for
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cpack_build.cpack.settings import InterpreterArchive, Settings
-from cpack_build.errors import BadSettings, Unresolvable
+from cpack_build.errors import BadSettings, ToolMissing, Unresolvable
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
+from cpack_build.lock.apt import Apt, has_apt
 from cpack_build.lock.base import Base, open_base, recalled_base
 from cpack_build.lock.cuda import FAMILIES, base_of
 from cpack_build.lock.debs import FLOOR, base_sources, glibc_minor, host_sources, installed, open_archive
@@ -57,9 +59,12 @@ def lock_system(
     target: str,
     store: Store,
     sources: Sources,
+    elsewhere: Callable[[BaseImage, Platform], Apt] | None = None,
     progress: Progress,
 ) -> System:
     """Base image, system packages and interpreter. A base that is named by its family is the one that fits *target*.
+
+    Where this machine has no apt, that of the base image runs *elsewhere*.
 
     The interpreter's own packages (those built from source package ``python3.X``) are kept apart, so that images that
     differ in system packages share its layer.
@@ -92,11 +97,21 @@ def lock_system(
     if base is not None and interpreter is not None and not wanted:
         return System(base.record, (), interpreter, glibc_minor(installed(base.files)) or UNKNOWN_GLIBC)
     apt = host_sources() if base is None else base_sources(base.files)
+    program: Apt | None = None
+    if base is not None and not has_apt():
+        if elsewhere is None:
+            raise ToolMissing(
+                "There is no apt on this machine to resolve system packages with.",
+                hint="Let the base's own apt do it with --backend buildkit, or set system: {defaults: none} in "
+                "cpack.yaml.",
+            )
+        program = elsewhere(base.record, platform)
     if settings.system.sources:
         apt = apt.replaced(settings.system.sources)
     archive = open_archive(
-        apt, architecture=platform.partition("/")[2], store=store, mirrors=sources.mirrors, progress=progress
-    )
+        apt, architecture=platform.partition("/")[2], store=store, mirrors=sources.mirrors,
+        program=program, progress=progress,
+    )  # fmt: skip
     package = f"python{python}"
     if interpreter is None:
         if not archive.has(package):

@@ -38,10 +38,10 @@ from cpack_build.oci.modellayer import (
 )
 from cpack_build.oci.partial import Partial, PartialStore, held_partial
 from cpack_build.oci.reference import is_digest
-from cpack_build.oci.sharedlayer import shared_from, shared_models, take_out
+from cpack_build.oci.sharedlayer import SharedLayer, shared_from, shared_models, take_out
 from cpack_build.oci.types import LAYER, Blob, Descriptor, FileBlob
 
-__all__ = ["BlobStore", "Ranged", "Received", "Unranged", "download", "missing_bytes"]
+__all__ = ["BlobStore", "Ranged", "Received", "Unranged", "download", "missing_bytes", "stored"]
 
 _WORTH = 1 << 20
 """Bytes that the two requests for one model out of a shared layer must save."""
@@ -94,7 +94,9 @@ class Received:
     count: int = 0
 
 
-def _stored(descriptor: Descriptor, store: BlobStore, *, on_read: Callable[[int], object] | None = None) -> Blob | None:
+def stored(
+    descriptor: Descriptor, store: BlobStore, *, on_read: Callable[[int], object] | None = None
+) -> FileBlob | ModelLayer | SharedLayer | None:
     """The blob as the store has it: a file, or the recipe over a model; ``None`` if it has neither.
 
     A model whose layer's digest is not known yet is read for it; *on_read* is told of its bytes.
@@ -132,7 +134,7 @@ def download(
     receives the same blob. Raises :class:`HashMismatch` (nothing is used), :class:`BadImage`, :class:`StorageError` and
     what *origin* raises; what is here by then stays for the next run.
     """
-    if (blob := _stored(descriptor, store, on_read=moved)) is not None:
+    if (blob := stored(descriptor, store, on_read=moved)) is not None:
         return Received(blob)
     sha256 = _model_of(descriptor)
     if sha256 is not None:
@@ -262,7 +264,7 @@ class _Download:
 
     def run(self) -> Received:
         with held_partial(self._store, self._target, waiting=self._waiting) as partial:
-            if (blob := _stored(self._own, self._store)) is not None:
+            if (blob := stored(self._own, self._store)) is not None:
                 return Received(blob)  # Another program has just finished it.
             if partial.size > self._size:
                 partial.clear()

@@ -54,7 +54,15 @@ class SharedLayer:
     models: tuple[tuple[str, ModelFile], ...]
 
     def chunks(self) -> Iterator[bytes]:
-        return tar.stream(entries(self.models))
+        return self.chunks_from(0)
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]:
+        """The bytes from *offset* on."""
+        for chunk in tar.stream(entries(self.models)):
+            rest = chunk[offset:]
+            offset -= len(chunk) - len(rest)
+            if rest:
+                yield rest
 
 
 def shared_models(descriptor: Descriptor) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ from cpack_build.oci.documents import (
     prove,
     proved,
 )
-from cpack_build.oci.download import BlobStore, Ranged, download
+from cpack_build.oci.download import BlobStore, Ranged, download, stored
 from cpack_build.oci.files import FolderFiles
 from cpack_build.oci.origins import Document, LayoutOrigin, Origin, open_archive
 from cpack_build.oci.reference import (
@@ -196,6 +196,8 @@ class ImageSource:
     def _blobs(self, layers: Iterable[Descriptor]) -> tuple[Blob, ...]:
         if isinstance(self._origin, LayoutOrigin):
             return tuple(LayoutBlob(layer, self, self._origin) for layer in layers)
+        if self.kept is not None:
+            return tuple(RegistryBlob(layer, self, self.kept) for layer in layers)
         return tuple(SourceBlob(layer, self) for layer in layers)
 
     def read_blob(self, descriptor: Descriptor) -> Iterator[bytes]:
@@ -293,3 +295,19 @@ class LayoutBlob(SourceBlob):
     def chunks_from(self, offset: int) -> Iterator[bytes]:
         """The bytes from *offset* on, which nobody has proved: whoever takes them must."""
         return self.origin.blob_from(self.descriptor, offset)
+
+
+@dataclass(frozen=True)
+class RegistryBlob(SourceBlob):
+    """A registry's layer. Who reads it whole has it in the store then; who reads from some place on, to send it
+    elsewhere, is given it past the store."""
+
+    through: Kept
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]:
+        """The bytes from *offset* on, from the store if it has them, else as they come; nobody has proved them: whoever
+        takes them must."""
+        here = stored(self.descriptor, self.through.store)
+        if here is not None:
+            return here.chunks_from(offset)
+        return self.through.origin.blob(self.descriptor, start=offset)

@@ -13,10 +13,11 @@ from typing import Literal
 
 from cpack_build.cpack.reader import Pack
 from cpack_build.errors import NetworkError, ToolMissing, Unresolvable
-from cpack_build.fetch.git import fetch_tree
+from cpack_build.fetch.git import fetch_submodule, fetch_tree
 from cpack_build.fetch.http import Offline, Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.fetch.submodules import Submodule
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.config import COMFYUI, COMFYUI_ENV
 from cpack_build.lock.captured import Captured
@@ -64,9 +65,19 @@ class Origins:
         return opened(self.opened.enter_context(from_git(tree, origin=origin)), pin.tree_sha256, name=pin.name)
 
     def commit(self, pin: GitTree) -> Tree | None:
-        """*pin*'s commit as git has it, without its patch, or ``None`` where it cannot be had."""
+        """*pin*'s commit as git has it, without its patch and submodules, or ``None`` where it cannot be had."""
         try:
-            return fetch_tree(pin.url, pin.commit, store=self.store, mirrors=self.outside.mirrors, name=pin.name)
+            return fetch_tree(
+                pin.url, pin.commit, store=self.store, mirrors=self.outside.mirrors, name=pin.name, submodules=False,
+                progress=self.progress,
+            )  # fmt: skip
+        except _CANNOT:
+            return None
+
+    def submodule(self, tree: Tree, submodule: Submodule, name: str) -> Tree | None:
+        """The commit of *submodule* of *tree*, or ``None`` where it cannot be had."""
+        try:
+            return fetch_submodule(tree, submodule, mirrors=self.outside.mirrors, name=name, progress=self.progress)
         except _CANNOT:
             return None
 

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from cpack_build.errors import HashMismatch, Occupied, StorageError
 from cpack_build.fetch.http import Sources
@@ -50,6 +52,7 @@ from cpack_build.restore.state import (
     save_state,
     take_over,
 )
+from cpack_build.restore.submodules import check_out_submodules
 from cpack_build.restore.trees import File, Manifest, Source
 
 __all__ = ["restore"]
@@ -273,27 +276,46 @@ class _Work:
         self._save()  # before it is there: a run that is killed must not take it for something else
         self.folder.write(path, _proved(tree.source.read(meant.path), meant, tree.name), mode=meant.permissions)
 
-    def _check_out(self, tree: _Tree, said: dict[str, object]) -> None:
-        """A ``.git`` at the commit, where git has it; one that is there stays."""
+    def _check_out(self, tree: _Tree, said: dict[str, Any]) -> None:
+        """A ``.git`` at the commit, where git has it; one that is there stays. Submodules get theirs likewise."""
         assert isinstance(tree.pin, GitTree)
-        work_tree = self.folder.root / tree.prefix if tree.prefix else self.folder.root
-        if self.folder.status(f"{tree.prefix}.git") is not None:
-            head = head_of(work_tree)
-            if head != tree.pin.commit:
-                self.notes.append(f"{tree.name} has a .git of its own, at {head}; it was left alone.")
+        work_tree = self.folder.root / tree.prefix
+        there = self.folder.status(f"{tree.prefix}.git")
+        is_here = there is not None
+        if is_here and (head := head_of(work_tree / ".git")) != tree.pin.commit:
+            self.notes.append(f"{tree.name} has a .git of its own, at {head}; it was left alone.")
+            return
+        if there is not None and (not stat.S_ISDIR(there.st_mode) or self._has_submodules(tree, said)):
             return
         commit = self.origins.commit(tree.pin)
         if commit is None:
-            said["checkout"] = False
-            self.notes.append(
-                f"{tree.name} is no git checkout: {tree.pin.url} cannot be had here. Its commit is {tree.pin.commit}."
-            )
+            said["checkout"] = is_here
+            if not is_here:
+                self._note_no_checkout(tree.name, f"{tree.pin.url} cannot be had here", tree.pin.commit)
             return
-        exclude = (f"/{OWN}/", "/.venv/", "*.pyc", "/models/", "/user/") if not tree.prefix else ("*.pyc",)
-        with self.folder.aside() as aside:
-            make_checkout(commit, work_tree, aside, url=tree.pin.url, exclude=exclude)
-            self.folder.move(aside.relative_to(self.folder.root).as_posix(), f"{tree.prefix}.git")
+        if not is_here:
+            exclude = (f"/{OWN}/", "/.venv/", "*.pyc", "/models/", "/user/") if not tree.prefix else ("*.pyc",)
+            with self.folder.aside() as aside:
+                make_checkout(commit, work_tree, aside, url=tree.pin.url, exclude=exclude)
+                self.folder.move(aside.relative_to(self.folder.root).as_posix(), f"{tree.prefix}.git")
         said["checkout"] = True
+        found = {}
+        for one in check_out_submodules(self.folder, tree.prefix, commit, fetch=self.origins.submodule):
+            found[one.path] = {"url": one.url, "commit": one.commit, "checkout": not one.problem}
+            if one.problem:
+                self._note_no_checkout(f"{tree.name}/{one.path}", one.problem, one.commit)
+        said["submodules"] = found
+
+    def _has_submodules(self, tree: _Tree, said: Mapping[str, Any]) -> bool:
+        """Whether every submodule is a checkout, as far as is on record."""
+        known: dict[str, dict[str, Any]] | None = said.get("submodules")
+        return known is not None and all(
+            one.get("checkout") and self.folder.status(f"{tree.prefix}{path}/.git") is not None
+            for path, one in known.items()
+        )
+
+    def _note_no_checkout(self, name: str, problem: str, commit: str) -> None:
+        self.notes.append(f"{name} is no git checkout: {problem}. Its commit is {commit}.")
 
     def _write_documents(self, missing: Mapping[str, bytes]) -> None:
         for path, data in missing.items():

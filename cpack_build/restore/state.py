@@ -33,9 +33,9 @@ _WAIT_SECONDS = 5.0
 
 @dataclass
 class State:
-    """How far a restore came. *trees* has origin and commit of each tree, *environment* ``making``, ``wheels`` or
-    ``image``, *scripts* the hash of each ``install.py`` that was run, by node; *models* how each lies there,
-    *stand_ins* the hash of what lies for a link where the system made none."""
+    """How far a restore came. *trees* has origin and commit of each tree and of its submodules, *environment*
+    ``making``, ``wheels`` or ``image``, *scripts* the hash of each ``install.py`` that was run, by node; *models* how
+    each lies there, *stand_ins* the hash of what lies for a link where the system made none."""
 
     name: str = ""
     lock_sha256: str = ""

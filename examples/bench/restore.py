@@ -2,6 +2,7 @@
 
 The image has a model of 256 MB; the environment is the example's. Beside us, ``uv pip sync`` makes the same
 environment from the same wheels, and ``skopeo copy`` brings the same image from the same registry to a folder.
+``COMFYUI=~/ComfyUI`` (and ``FIND_LINKS``, a folder with a CPU torch) adds real ComfyUI's environment, torch and all.
 """
 
 from __future__ import annotations
@@ -45,15 +46,19 @@ def rows(place: Path) -> Iterator[Row]:
         yield Row("restore", "models in the store", warm.seconds, "", goal=3.0, peak_mb=warm.peak_mb, note=note)
         again = cpack_build("restore", reference, "-d", place / "b", "--no-venv", "--offline", "-q", home=home)
         yield Row("restore", "nothing to do", again.seconds, "", goal=3.0, peak_mb=again.peak_mb, note=note)
-    yield _environment(place / "environment")
+    yield _environment(place / "environment", comfyui=False)
+    if os.environ.get("COMFYUI"):
+        yield _environment(place / "torch", comfyui=True)
+    else:
+        print("restore: the environment with torch is left out: COMFYUI names no clone of ComfyUI")
 
 
-def _environment(place: Path) -> Row:
+def _environment(place: Path, *, comfyui: bool) -> Row:
     """Our environment from cached wheels beside ``uv pip sync`` of the same, both with uv's cache filled."""
     import demo
     from uv import find_uv_bin
 
-    pack, flags = demo.make_example(comfyui=False)
+    pack, flags = demo.make_example(comfyui=comfyui)
     home, cache = place / "store", {"UV_CACHE_DIR": str(place / "uv")}
     restore = ("restore", pack, *_for_restore(flags), "-q")
     cpack_build(*restore, "-d", place / "first", home=home, environment=cache)
@@ -71,10 +76,12 @@ def _environment(place: Path) -> Row:
     )  # fmt: skip
     if not (place / "b/.venv/bin/python").exists():
         raise BenchError("There is no environment to compare.")
-    count = len(names.splitlines())
+    what = "ComfyUI's environment, with torch" if comfyui else "the environment alone"
+    size = sum(wheel.stat().st_size for wheel in house.iterdir())
     return Row(
-        "restore", "the environment alone", max(ours.seconds - without.seconds, 0.001), "uv venv + uv pip sync",
-        made.seconds + synced.seconds, goal=1.3, peak_mb=ours.peak_mb, note=f"{count} packages from the store",
+        "restore", what, max(ours.seconds - without.seconds, 0.001), "uv venv + uv pip sync",
+        made.seconds + synced.seconds, goal=1.3, peak_mb=ours.peak_mb,
+        note=f"{len(names.splitlines())} packages of {size / 1e6:.0f} MB from the store",
     )  # fmt: skip
 
 

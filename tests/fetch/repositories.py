@@ -31,9 +31,11 @@ def make_repository(
     *,
     executable: tuple[str, ...] = (),
     links: Mapping[str, str] | None = None,
+    submodules: Mapping[str, str] | None = None,
     date: int = 1_700_000_000,
 ) -> str:
-    """A repository (or one more commit of it) with exactly *files*; the commit."""
+    """A repository (or one more commit of it) with exactly *files*, and *submodules* (path → commit), which git itself
+    is not asked to clone; the commit."""
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / ".git").exists():
         git(folder, "init", "--quiet", "--initial-branch=main")
@@ -46,5 +48,7 @@ def make_repository(
     for path, target in (links or {}).items():
         oid = git(folder, "hash-object", "-w", "--stdin", stdin=target.encode())
         git(folder, "update-index", "--add", "--cacheinfo", f"120000,{oid},{path}")
+    for path, commit in (submodules or {}).items():
+        git(folder, "update-index", "--add", "--cacheinfo", f"160000,{commit},{path}")
     git(folder, "commit", "--quiet", "--allow-empty", "--message", "commit", date=date)
     return git(folder, "rev-parse", "HEAD")

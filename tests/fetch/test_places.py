@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cpack_build.errors import HashMismatch, NetworkError, ToolMissing, Unresolvable
+from cpack_build.errors import CpackError, HashMismatch, NetworkError, ToolMissing, Unresolvable
 from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.civitai import Civitai
 from cpack_build.fetch.http import RequestsTransport, Sources
@@ -259,6 +259,37 @@ def test_a_bucket_is_read_by_ranges(store: Store) -> None:
     assert found.path.read_bytes() == BODY
     (problem,) = problems
     assert isinstance(problem, Unresolvable)
+
+
+@pytest.mark.parametrize("when", ["info", "cat_file"])
+def test_what_a_clouds_library_raises_is_told_and_the_next_place_asked(
+    store: Store, monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    """botocore's, google-auth's and azure-core's exceptions have no class in common but ``Exception``."""
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    class EndpointConnectionError(Exception):
+        pass
+
+    def failing(*_: object, **__: object) -> None:
+        raise EndpointConnectionError('Could not connect to "https://bucket.example/x?X-Amz-Signature=secret"')
+
+    MemoryFileSystem().pipe("/bucket/x", BODY)
+    problems: list[CpackError] = []
+    try:
+        with monkeypatch.context() as patch, serving(ranged(BODY)) as server:
+            patch.setattr(MemoryFileSystem, when, failing)
+            remotes = [BucketFile("memory://bucket/x"), HttpFile(f"{server.url}/x", HTTP)]
+            done = transfer(
+                remotes, sha256=SHA256, size=len(BODY), name="x", store=store, tuning=QUICK, problems=problems
+            )
+    finally:
+        MemoryFileSystem().rm("/bucket", recursive=True)
+    assert done is not None
+    (problem,) = problems
+    assert isinstance(problem, NetworkError)
+    assert "memory://bucket/x cannot be read: Could not connect" in problem.message
+    assert "secret" not in problem.message
 
 
 def test_a_bucket_whose_reader_is_not_installed_says_which_to_install(store: Store) -> None:

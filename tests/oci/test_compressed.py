@@ -235,5 +235,7 @@ def test_docker_before_23_refuses_zstd_which_is_why_a_push_says_so(
 ) -> None:
     if int(docker("version", "--format", "{{.Server.Version}}").stdout.split(".")[0]) >= 23:
         need.missing("a Docker before 23")
-    _, name = pushed(web_image(), "zstd", registry, "docker-zstd", store=store)
+    # One of its own: of an image that Docker has already it asks for no layer.
+    image = image_of([text_layer({"zstd/only": "here"})])
+    _, name = pushed(image, "zstd", registry, "docker-zstd", store=store)
     assert docker("pull", name, check=False).returncode != 0

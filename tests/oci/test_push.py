@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_bytes
+from threading import Barrier
 
 import pytest
 
@@ -26,7 +27,7 @@ from cpack_build.oci.modellayer import ModelLayer, hash_model
 from cpack_build.oci.push import push
 from cpack_build.oci.reference import LayoutName, parse_reference
 from cpack_build.oci.sources import open_source
-from cpack_build.oci.types import LAYER_GZIP, Image, canonical_json
+from cpack_build.oci.types import LAYER_GZIP, Descriptor, Image, canonical_json
 from tests import need
 from tests.engines import Docker, Podman, Registry
 from tests.oci.images import image_of, machine, small_image, text_layer, web_image, with_top_layer
@@ -454,6 +455,69 @@ def test_a_failure_stops_the_other_blobs_and_gives_their_uploads_up(fake: Misbeh
         push(image, [parse_reference(f"{fake.host}/x:v1")], jobs=2)
     assert not fake.manifests
     assert not fake.uploads
+
+
+def test_an_image_goes_from_registry_to_registry_past_the_disk(fake: Misbehaving, tmp_path: Path) -> None:
+    """A base that lies elsewhere, say: its layers are streamed, also when the one breaks and the other has to go on."""
+    image = image_of([text_layer({"a": "1"}), model_layer(tmp_path, 900_000), text_layer({"b": "2" * 300_000})])
+    store = Store(tmp_path / "store")
+    layers = {layer.descriptor.digest for layer in image.layers}
+    with run_misbehaving() as theirs:
+        theirs.hold(image, "base")
+        cut = iter([Fault(send=200_000), Fault(send=100_000)])
+        theirs.fault = lambda request: next(cut, None) if "/blobs/" in request.path else None
+        broken = iter([Fault(take=400_000), Fault(take=10_000)])
+        fake.fault = lambda request: next(broken, None) if request.method in ("PUT", "PATCH") else None
+        copied = open_source(parse_reference(f"{theirs.host}/base:v1"), store=store).as_image(PLATFORM)
+        [pushed] = push(copied, [parse_reference(f"{fake.host}/x:v1")], jobs=1, piece=PIECE)
+    assert (holds(fake, image), pushed.reference.digest) == (True, image.digest)
+    assert not any(store.find(digest) for digest in layers)
+    assert not list((store.root / "pulled").glob("*"))
+
+
+def test_what_another_registry_sends_wrongly_is_not_passed_on(fake: Misbehaving, tmp_path: Path) -> None:
+    image = image_of([text_layer({"a": "1" * 300_000})])
+    [layer] = image.layers
+    with run_misbehaving() as theirs:
+        theirs.hold(image, "base")
+        theirs.fault = lambda request: Fault(spoil=True) if layer.descriptor.digest in request.path else None
+        name = parse_reference(f"{theirs.host}/base:v1")
+        copied = open_source(name, store=Store(tmp_path / "store")).as_image(PLATFORM)
+        with pytest.raises(HashMismatch, match=layer.descriptor.digest):
+            push(copied, [parse_reference(f"{fake.host}/x:v1")], jobs=1, piece=PIECE)
+    assert not fake.manifests
+    assert not fake.uploads
+    assert ("x", layer.descriptor.digest) not in fake.blobs
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """A blob that gives its bytes once others are being read as well."""
+
+    descriptor: Descriptor
+    data: bytes
+    others: Barrier
+
+    def chunks(self) -> Iterator[bytes]:
+        self.others.wait(timeout=30)
+        yield self.data
+
+
+def test_several_blobs_are_under_way_at_once(fake: Misbehaving) -> None:
+    together = Barrier(3)
+    layers = [text_layer({"a": "1" * size}) for size in (90_000, 40_000, 60_000)]
+    image = image_of([Meeting(layer.descriptor, layer.data, together) for layer in layers])
+    push(image, [parse_reference(f"{fake.host}/x:v1")], jobs=3)
+    assert all(fake.blobs["x", layer.descriptor.digest] == layer.data for layer in layers)
+
+
+def test_the_largest_blob_comes_first(fake: Misbehaving) -> None:
+    layers = [text_layer({"a": "1" * size}) for size in (10, 90_000, 40_000, 60_000)]
+    image = image_of(layers)
+    push(image, [parse_reference(f"{fake.host}/x:v1")], jobs=1)
+    sent = [request.query["digest"] for request in fake.seen if request.method == "PUT" and "digest" in request.query]
+    sizes = {blob.descriptor.digest: blob.descriptor.size for blob in (image.config, *layers)}
+    assert [sizes[digest] for digest in sent] == sorted(sizes.values(), reverse=True)
 
 
 # -- other hosts -------------------------------------------------------------------------------------------------------

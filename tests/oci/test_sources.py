@@ -15,13 +15,14 @@ import pytest
 
 from cpack_build.errors import BadImage, CpackError, HashMismatch, Unresolvable, UnsafeInput, UsageError
 from cpack_build.oci.archive import write_archive
+from cpack_build.oci.engines import PodmanEngine
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, parse_image_name, parse_reference
 from cpack_build.oci.sources import ImageSource, open_source
 from cpack_build.oci.types import INDEX, MANIFEST, BytesBlob, Image, canonical_json
 from cpack_build.oci.uncompressed import uncompressed
 from tests import need
-from tests.engines import Docker
+from tests.engines import Docker, Podman
 from tests.oci.images import image_of, machine, small_image, text_layer, web_image
 
 PLATFORM = f"linux/{machine()}"
@@ -58,6 +59,19 @@ def test_what_docker_saved_is_read(docker: Docker, tmp_path: Path) -> None:
     assert read.id == image.id
     assert [layer.descriptor.digest for layer in read.layers] == [layer.descriptor.digest for layer in image.layers]
     assert same(open_source(ArchiveName(tmp_path / "saved.tar", "docker")).as_image(PLATFORM), read)
+
+
+@pytest.mark.podman
+@pytest.mark.parametrize("form", ["docker-archive", "oci-archive"])
+def test_what_podman_saved_is_read(podman: Podman, tmp_path: Path, form: str) -> None:
+    image = web_image()
+    PodmanEngine().load(image, parse_reference("cpack-saved:v1"))
+    podman("save", "--format", form, "--output", str(tmp_path / "saved.tar"), "cpack-saved:v1")
+    read = open_source(parse_image_name(f"{form}:{tmp_path}/saved.tar")).as_image(PLATFORM)
+    diff_ids = [layer.descriptor.digest for layer in image.layers]
+    assert json.loads(read.config.data)["rootfs"]["diff_ids"] == diff_ids
+    plain = [uncompressed(layer, diff_id) for layer, diff_id in zip(read.layers, diff_ids, strict=True)]
+    assert [b"".join(one.chunks()) for one in plain] == [b"".join(layer.chunks()) for layer in image.layers]
 
 
 def test_what_skopeo_wrote_is_read(tmp_path: Path) -> None:

@@ -74,11 +74,16 @@ def make_world(
     other: Mapping[str, bytes] | None = None,
     node_files: Mapping[str, str] = NODE_FILES,
     node_links: Mapping[str, str] = MappingProxyType({}),
+    node_submodules: Mapping[str, str] = MappingProxyType({}),
+    mirrors: Mapping[str, str] = MappingProxyType({}),
     weights: bytes = WEIGHTS,
 ) -> World:
-    """Make all of it in *folder*; *snapshot* replaces keys of the pack's, *other* are further files in the pack."""
+    """Make all of it in *folder*; *snapshot* replaces keys of the pack's, *other* are further files in the pack,
+    *mirrors* further places of repositories."""
     comfyui = make_repository(folder / "git" / "ComfyUI", COMFYUI_FILES, date=1_600_000_000)
-    node = make_repository(folder / "git" / "fancy", node_files, links=node_links, date=1_650_000_000)
+    node = make_repository(
+        folder / "git" / "fancy", node_files, links=node_links, submodules=node_submodules, date=1_650_000_000
+    )
     model = folder / "models" / MODEL.removeprefix("models/")
     model.parent.mkdir(parents=True)
     model.write_bytes(weights)
@@ -107,7 +112,7 @@ def make_world(
     write_pack(
         pack, snapshot_document=document, workflow_api=WORKFLOW, workflow={"nodes": []}, inputs=inputs, other=other
     )
-    mirrors = {COMFYUI_URL: str(folder / "git" / "ComfyUI"), NODE_URL: str(folder / "git" / "fancy")}
+    mirrors = {COMFYUI_URL: str(folder / "git" / "ComfyUI"), NODE_URL: str(folder / "git" / "fancy"), **mirrors}
     store = Store(folder / "builder")
     one = {
         "one/__init__.py": b"VALUE = 1\n",

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -86,16 +87,24 @@ def nothing_in_reach(home: Path) -> dict[str, str]:
     }  # fmt: skip
 
 
-def started(root: Path, picture: bytes) -> tuple[tuple[int, int], bytes]:
-    """What the ComfyUI in the workspace *root*, started as `restore` says, makes of *picture*."""
+def started(
+    root: Path,
+    picture: bytes,
+    *,
+    workflow: dict[str, Any] = WORKFLOW,
+    output: str = PICTURE_OUT,
+    into: str = PICTURE_IN,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> tuple[tuple[int, int], bytes]:
+    """What the ComfyUI in the workspace *root*, started as `restore` says, makes of *picture* by *workflow*: what
+    the node *output* has, with ours in the node *into*."""
     port = free_port()
     command = [str(root / ".venv/bin/python"), "main.py", "--cpu", "--listen", "127.0.0.1", "--port", str(port)]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+    said = {**os.environ, **environment}
+    with subprocess.Popen(command, cwd=root, env=said, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            until_ready(f"http://127.0.0.1:{port}/system_stats")
-            return pixels(
-                ask_comfyui(f"http://127.0.0.1:{port}", WORKFLOW, PICTURE_OUT, picture=picture, into=PICTURE_IN)
-            )
+            until_ready(f"http://127.0.0.1:{port}/system_stats", seconds=240)
+            return pixels(ask_comfyui(f"http://127.0.0.1:{port}", workflow, output, picture=picture, into=into))
         finally:
             process.kill()
 

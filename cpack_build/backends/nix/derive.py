@@ -101,7 +101,7 @@ def _copy(file: StoredFile, out: Path) -> None:
 def _tree(order: Order, out: Path) -> None:
     store = _shared_store()
     pin: NodeTree = TypeAdapter(NodeTree).validate_json(json.dumps(order["pin"]))
-    if isinstance(pin, RegistryNode):
+    if isinstance(pin, RegistryNode) and pin.installed is None:
         store.adopt(Path(order["archive"]))
     captured = FolderCaptured(Path(order["captured"])) if order["captured"] is not None else None
     lay_out(open_tree(pin, captured, store=store, sources=Sources()), out)
