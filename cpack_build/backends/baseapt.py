@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 from time import time_ns
 
 from cpack_build.backends.builder import Builder
-from cpack_build.backends.buildkit import base_context, require_quiet_base
+from cpack_build.backends.buildkit import base_context, require_quiet
 from cpack_build.backends.dockerfile import BASE_CONTEXT, HEAD, pinned_base, text_of
 from cpack_build.backends.ingredients import Foundation
 from cpack_build.backends.protocol import Network, Request
@@ -51,10 +51,10 @@ class BaseApt:
         return iter(())
 
     def run(self, root: Path, *command: str, fetches: bool = False) -> subprocess.CompletedProcess[str]:
-        require_quiet_base(self.below, self.request)
+        require_quiet(self.below, self.request)
         base = base_context(self.below, self.request)
         network = ("host" if self.network_mode == "host" else "default") if fetches else "none"
-        option = f"--network={network} " if self.builder.features.link else ""
+        option = f"--network={network} " if self.builder.features.isolates else ""
         words = json.dumps(["/bin/sh", "-c", _RUN, "sh", *command])
         lines = [
             *HEAD,

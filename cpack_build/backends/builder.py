@@ -42,6 +42,17 @@ class Builder:
     driver: str
     stores: bool
     environment: Mapping[str, str]
+    platforms: tuple[str, ...] = ()
+    """For which it can run something; none where it does not say."""
+
+    def require_platform(self, platform: str) -> None:
+        """See that it can run programs of *platform*, as a build does. Raises :class:`ToolMissing`."""
+        if self.platforms and platform not in self.platforms:
+            raise ToolMissing(
+                f"The builder runs nothing for {platform}, only for {', '.join(self.platforms)}.",
+                hint="Name one of that platform with --builder, append a node to it (docker buildx create --append), "
+                "or use --backend embedded, which runs nothing of another platform.",
+            )
 
     @property
     def has_contexts(self) -> bool:
@@ -94,7 +105,10 @@ def find_builder(name: str | None) -> Builder:
     features = _features(docker, driver, said)
     stores = driver != "docker" or _in_containerd(docker)
     command = (docker, "buildx", "build", *(("--builder", name) if name else ()))
-    return Builder(command, features, driver, stores and features.rewrites, {})
+    listed = [
+        word.strip().rstrip("*") for line in re.findall(r"(?m)^Platforms: +(.+)$", said) for word in line.split(",")
+    ]
+    return Builder(command, features, driver, stores and features.rewrites, {}, tuple(dict.fromkeys(listed)))
 
 
 def _without_buildx(docker: str, name: str | None) -> Builder:

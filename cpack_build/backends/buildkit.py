@@ -7,21 +7,22 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from secrets import token_hex
-from shlex import quote
 from tempfile import TemporaryDirectory
 
+from cpack_build.backends.bake import bake_file
 from cpack_build.backends.builder import Builder, find_builder
-from cpack_build.backends.dockerfile import BASE_CONTEXT, Plan, bake_file, dockerfile
-from cpack_build.backends.features import Features, features_of
+from cpack_build.backends.dockerfile import BASE_CONTEXT, Plan, dockerfile
+from cpack_build.backends.features import Features, features_named, features_of
 from cpack_build.backends.ingredients import Context, Foundation, LockContext
 from cpack_build.backends.protocol import Farm, Request
 from cpack_build.errors import (
@@ -31,26 +32,24 @@ from cpack_build.errors import (
     StaleLock,
     ToolMissing,
     Unresolvable,
-    UnsafeInput,
     UsageError,
     writing,
 )
+from cpack_build.image.base import require_quiet_base
 from cpack_build.image.gather import require_own_service
 from cpack_build.lock.python import lock_environment
 from cpack_build.lock.schema import BaseImage, Lock, PinnedWheels
 from cpack_build.lock.system import UNKNOWN_GLIBC
 from cpack_build.lock.tags import Target
-from cpack_build.oci.documents import require_no_triggers
 from cpack_build.oci.engines import open_engine
-from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, Reference, parse_image_name, parse_reference
+from cpack_build.oci.reference import ArchiveName, EngineName, LayoutName, parse_image_name, parse_reference
 from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["BuildKit", "base_context", "cache_arguments", "complete", "pinned_tool", "pinned_uv", "require_quiet_base"]
+__all__ = ["BuildKit", "base_context", "cache_arguments", "complete", "pinned_tool", "pinned_uv", "require_quiet"]
 
 _NEWEST = features_of((99, 0))
 _TOOL_MEMO = "buildkit-tool-1"
-_QUIET_MEMO = "buildkit-quiet-1"
 
 
 @dataclass(frozen=True)
@@ -94,6 +93,7 @@ class BuildKit:
     def built(self, request: Request) -> Iterator[Image | ImageIndex]:
         builder = self._builder
         for lock in request.locks:
+            builder.require_platform(lock.platform)
             if base_context(lock, request) is not None and not builder.has_contexts:
                 raise Unresolvable(
                     "The base image lies in a folder, which this BuildKit cannot read.",
@@ -112,15 +112,32 @@ class BuildKit:
         if there:
             raise Occupied(folder, there)
         several = len(request.locks) > 1
+        program, features = self._elsewhere()
         lines = []
         for lock in request.locks:
             place = folder / lock.platform.replace("/", "-") if several else folder
-            plan = self._filled(lock, request, place, _NEWEST, stays=True)
-            bake = bake_file(lock, plan, tags=(), base=base_context(lock, request))
+            base = base_context(lock, request)
+            if program == "buildah" and base is not None:
+                raise Unresolvable(
+                    "The base image lies in a folder, which buildah takes no base from.",
+                    hint="Push it to a registry and name that with --base.",
+                )
+            plan = self._filled(lock, request, place, features, stays=True)
+            if program == "buildah":
+                lines.append(_buildah_line(lock, plan, place, features))
+                continue
+            contexts = {BASE_CONTEXT: base} if base is not None else {}
+            bake = bake_file(lock, secrets=plan.secrets, contexts=contexts)
             with writing(place):
                 (place / "docker-bake.json").write_text(bake, "utf-8")
-            lines.append(f"cd {quote(str(place))} && docker buildx bake --set image.tags=NAME --push")
+            lines.append(f"cd {shlex.quote(str(place))} && docker buildx bake --set image.tags=NAME --push")
         return "; ".join(lines)
+
+    def _elsewhere(self) -> tuple[str, Features]:
+        """Who builds what is printed, and what it can do: the newest BuildKit, unless a builder is named."""
+        if self.farm.builder is None:
+            return "buildkit", _NEWEST
+        return features_named(self.farm.builder) or ("buildkit", self._builder.features)
 
     def _one(self, lock: Lock, request: Request, folder: Path) -> Image:
         builder = self._builder
@@ -171,7 +188,7 @@ class BuildKit:
 
     def _filled(self, lock: Lock, request: Request, folder: Path, features: Features, *, stays: bool = False) -> Plan:
         """The build's folder, with its Dockerfile."""
-        require_quiet_base(lock, request)
+        require_quiet(lock, request)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
         built = {wheel.sha256: wheel for wheel in lock.python.built}
@@ -179,6 +196,16 @@ class BuildKit:
         plan = dockerfile(context, features, uv=pinned_uv(lock, request))
         complete(context, plan.dockerfile)
         return plan
+
+
+def _buildah_line(lock: Lock, plan: Plan, place: Path, features: Features) -> str:
+    """The command by which buildah builds the folder *place*. It has no bake files; and where a step cannot say that it
+    wants no network, none of them does."""
+    words = ["buildah", "build", "--layers", "--platform", lock.platform, "--timestamp", str(lock.source_date_epoch)]
+    words += ["--build-arg", f"SOURCE_DATE_EPOCH={lock.source_date_epoch}"]
+    words += [f"--secret=id={name},env={name}" for name in plan.secrets]
+    words += [] if features.isolates else ["--network=none"]
+    return f"{shlex.join(words)} --tag NAME {shlex.quote(str(place))}"
 
 
 def cache_arguments(farm: Farm) -> list[str]:
@@ -202,26 +229,14 @@ def base_context(below: Foundation, request: Request) -> str | None:
     return f"oci-layout://{name.path.absolute()}@{below.base.digest}"
 
 
-def require_quiet_base(below: Foundation, request: Request) -> None:
+def require_quiet(below: Foundation, request: Request) -> None:
     """See that the base image says nothing that the builder would do of its own accord. Raises :class:`UnsafeInput`."""
-    pin = below.base
-    if not isinstance(pin, BaseImage) or request.store.recall(_QUIET_MEMO, pin.digest) is not None:
-        return
-    local = base_context(below, request) is not None
-    name = parse_image_name(request.places[below.platform].base) if local else parse_reference(pin.reference)
-    assert isinstance(name, LayoutName | Reference)
-    sources = request.sources
-    source = open_source(
-        replace(name, tag=None, digest=pin.digest), mirrors=sources.mirrors, store=request.store,
-        access=sources.registries,
-    )  # fmt: skip
-    if source.manifest(below.platform)[0].digest != pin.digest:
-        raise UnsafeInput(
-            f"The lock's base {pin.digest} is an index of images, not an image.",
-            hint="Do not use this lock; make it anew with `cpack-build lock`.",
-        )
-    require_no_triggers(pin.reference, source.config(below.platform))
-    request.store.remember(_QUIET_MEMO, pin.digest, "")
+    if isinstance(below.base, BaseImage):
+        base_context(below, request)  # which refuses archives
+        require_quiet_base(
+            below.base, platform=below.platform, name=request.places[below.platform].base, store=request.store,
+            sources=request.sources,
+        )  # fmt: skip
 
 
 def complete(context: Context, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The Dockerfile and the bake file of one lock: no word in them is unpinned, and only fetches need a network.
+"""The Dockerfile of one lock: no word in it is unpinned, and only fetches need a network.
 
 The order of the layers is that of ``docs/layering.md``. Each comes from a stage of its own and is laid on with
 ``--link``, so a change rebuilds its own stage and nobody else's. There is no ``# syntax=`` line: the builder's own
@@ -10,22 +10,22 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import urlsplit
 
 from packaging.utils import parse_wheel_filename
 
+from cpack_build.backends.bake import SCANNER, scan, statement
 from cpack_build.backends.features import Features
 from cpack_build.backends.ingredients import Context, Item, LockContext, TreeItem
 from cpack_build.errors import UnsafeInput
 from cpack_build.image.budget import allot
 from cpack_build.image.config import COMFYUI, image_config
 from cpack_build.lock.interpreter import is_vouched
-from cpack_build.lock.schema import BaseImage, DebInterpreter, LocalTree, Lock, Model, PinnedWheels
+from cpack_build.lock.schema import BaseImage, DebInterpreter, LocalTree, Model, PinnedWheels
 from cpack_build.lock.wheels import wheels_of
 from cpack_build.oci.reference import parse_reference
 
-__all__ = ["BASE_CONTEXT", "HEAD", "ImageStages", "Plan", "Stages", "bake_file", "dockerfile", "pinned_base", "text_of"]
+__all__ = ["BASE_CONTEXT", "HEAD", "ImageStages", "Plan", "Stages", "dockerfile", "pinned_base", "text_of"]
 
 BASE_CONTEXT = "cpack-base"
 """The named context that stands for a base image in a local folder."""
@@ -53,34 +53,6 @@ def dockerfile(context: LockContext, features: Features, *, uv: PinnedWheels) ->
     return ImageStages(context, features).written(uv)
 
 
-def bake_file(lock: Lock, plan: Plan, *, tags: Sequence[str], base: str | None) -> str:
-    """``docker-bake.json``: what ``docker buildx bake`` needs besides the Dockerfile.
-
-    SBOMs need a scanner image, which only the user can pin: ``SBOM_GENERATOR=image@sha256:… docker buildx bake``.
-    """
-    target: dict[str, Any] = {
-        "context": ".",
-        "dockerfile": "Dockerfile",
-        "platforms": [lock.platform],
-        "args": {"SOURCE_DATE_EPOCH": str(lock.source_date_epoch)},
-        "tags": list(tags),
-        "output": ["type=image,rewrite-timestamp=true,oci-mediatypes=true"],
-        "attest": [
-            "type=provenance,mode=max",
-            '${SBOM_GENERATOR == "" ? "type=sbom,disabled=true" : "type=sbom,generator=${SBOM_GENERATOR}"}',
-        ],
-        "cache-from": ['${CACHE == "" ? "" : "type=registry,ref=${CACHE}"}'],
-        "cache-to": ['${CACHE == "" ? "" : "type=registry,ref=${CACHE},mode=max"}'],
-    }
-    if base is not None:
-        target["contexts"] = {BASE_CONTEXT: base}
-    if plan.secrets:
-        target["secret"] = [f"id={name},env={name}" for name in plan.secrets]
-    variables = {"SBOM_GENERATOR": {"default": ""}, "CACHE": {"default": ""}}
-    document = {"variable": variables, "group": {"default": {"targets": ["image"]}}, "target": {"image": target}}
-    return json.dumps(document, indent=2) + "\n"
-
-
 class Stages:
     """Collects lines: those of the stages, and those of the image, which come after and copy from them."""
 
@@ -90,8 +62,7 @@ class Stages:
         self._compiles = compiles
         self._features = features
         self._link = " --link" if features.link else ""
-        # Dockerfile 1.3, which comes with BuildKit 0.9
-        self._run = "RUN --network=none" if features.link else "RUN"
+        self._run = "RUN --network=none" if features.isolates else "RUN"
         self.stages: list[str] = []
         self.final: list[str] = []
 
@@ -249,6 +220,8 @@ class ImageStages(Stages):
             self._tree(f"node-{number}", context.tree(pin, place, number=number), folder, python)
         self.final.append(f"ADD{self._link} {context.app()} /")
         self.final += self._config()
+        if context.stays:
+            self._scanner(ground)
 
     @property
     def _has_our_python(self) -> bool:
@@ -287,6 +260,12 @@ class ImageStages(Stages):
             lines.append(self.python(python, "compile", item.place))
         self.stages += [*lines, ""]
         self.final.append(f"COPY{self._link} --from={stage} {copied}/ {copied}/")
+
+    def _scanner(self, ground: str) -> None:
+        """A stage that BuildKit takes as the scanner of this image: it knows the answer from the lock."""
+        self._context.put("sbom.spdx.json", statement(self._lock))
+        command = f"CMD {json.dumps(['/bin/sh', '-c', scan(self._lock)])}"
+        self.stages += [f"FROM {ground} AS {SCANNER}", "COPY sbom.spdx.json /", command, ""]
 
     # -- what the image says of itself
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from cpack_build.backends.protocol import Request
 from cpack_build.errors import CpackError, UsageError
 from cpack_build.image.build import build
-from cpack_build.image.gather import gather
 from cpack_build.oci.types import Image, ImageIndex
 
 __all__ = ["Embedded"]
@@ -30,17 +29,7 @@ class Embedded:
         with ExitStack() as stack:
             images = []
             for lock in request.locks:
-                materials = gather(
-                    lock,
-                    documents=request.documents,
-                    pack=request.pack,
-                    places=request.places[lock.platform],
-                    store=request.store,
-                    sources=request.sources,
-                    siblings=request.siblings,
-                    trust=request.trust,
-                    progress=request.progress,
-                )
+                materials = request.materials(lock)
                 request.gathered(materials)
                 made = build(lock, materials, store=request.store, progress=request.progress)
                 images.append(stack.enter_context(made))

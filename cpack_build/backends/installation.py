@@ -19,7 +19,7 @@ from packaging.version import InvalidVersion, Version
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cpack_build.backends.builder import Builder
-from cpack_build.backends.buildkit import base_context, complete, pinned_tool, pinned_uv, require_quiet_base
+from cpack_build.backends.buildkit import base_context, complete, pinned_tool, pinned_uv, require_quiet
 from cpack_build.backends.dockerfile import BASE_CONTEXT, HEAD, ImageStages, text_of
 from cpack_build.backends.ingredients import LockContext, clean_url
 from cpack_build.backends.protocol import Network, Request
@@ -135,7 +135,7 @@ def _dockerfile(
     request: Request,
 ) -> tuple[LockContext, str]:
     bare = lock.model_copy(update={"models": (), "bytecode": "none"})
-    require_quiet_base(bare, request)
+    require_quiet(bare, request)
     built = {wheel.sha256: wheel for wheel in lock.python.built}
     context = LockContext(folder, bare, request, fetches=builder.features.fetches, built=built, lock=bare)
     stages = ImageStages(context, builder.features)

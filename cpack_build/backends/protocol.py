@@ -15,7 +15,7 @@ from cpack_build.errors import CpackError
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.image.build import Materials
-from cpack_build.image.gather import Places
+from cpack_build.image.gather import Places, gather
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.schema import Lock
 from cpack_build.oci.types import Image, ImageIndex
@@ -63,6 +63,14 @@ class Request:
     progress: Progress = SILENT
     gathered: Callable[[Materials], object] = lambda materials: None
     """Is told what each image is made of, by a backend that has all of it as files of this machine."""
+
+    def materials(self, lock: Lock) -> Materials:
+        """All that the image of *lock*, one of these, is made of, as files of this machine. Raises what fetching
+        raises, and :class:`UnsafeInput` for a Python that nobody here has vouched for."""
+        return gather(
+            lock, documents=self.documents, pack=self.pack, places=self.places[lock.platform], store=self.store,
+            sources=self.sources, siblings=self.siblings, trust=self.trust, progress=self.progress,
+        )  # fmt: skip
 
 
 class Backend(Protocol):

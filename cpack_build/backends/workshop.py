@@ -16,7 +16,7 @@ from tempfile import TemporaryDirectory
 
 from cpack_build.backends.baseapt import BaseApt
 from cpack_build.backends.builder import Builder, find_builder
-from cpack_build.backends.buildkit import base_context, complete, pinned_uv, require_quiet_base
+from cpack_build.backends.buildkit import base_context, complete, pinned_uv, require_quiet
 from cpack_build.backends.dockerfile import BASE_CONTEXT, HEAD, Stages, text_of
 from cpack_build.backends.ingredients import Context
 from cpack_build.backends.installation import run_install
@@ -81,6 +81,7 @@ class BuildKitWorkshop:
         self, project: Project, place: Path, out: Path, *, target: Target, resolve: Resolve, progress: Progress
     ) -> tuple[str, PinnedWheels]:
         builder = self._builder()
+        builder.require_platform(image_platform(target))
         bench = self._bench(target, progress)
         wanted = {f"build=={version('build')}", *build_requires(place)}
         for _ in range(_ROUNDS):
@@ -124,7 +125,7 @@ class BuildKitWorkshop:
 
     def _builder(self) -> Builder:
         builder = find_builder(self.farm.builder)
-        if not builder.features.link:
+        if not builder.features.isolates:
             raise ToolMissing(
                 f"The builder has BuildKit {'.'.join(map(str, builder.features.version))}, which cannot keep what it "
                 "runs from the network, and what others wrote runs without one.",
@@ -169,7 +170,7 @@ class BuildKitWorkshop:
             (), documents={}, pack=None, places={bench.platform: self.places}, store=self.store, sources=self.sources,
             progress=progress,
         )  # fmt: skip
-        require_quiet_base(bench, request)
+        require_quiet(bench, request)
         folder.mkdir(parents=True)
         context = Context(folder, bench, request, fetches=builder.features.fetches)
         stages = Stages(context, builder.features)

@@ -127,7 +127,12 @@ def backend_options(function: F) -> F:
             show_default=True,
             help="Who executes the lock (docs/backends.md).",
         ),
-        click.option("--builder", metavar="NAME", help="The backend's builder; by default the one in use."),
+        click.option(
+            "--builder",
+            metavar="NAME",
+            help="The backend's builder; by default the one in use. With --print, who will build, as buildkit-0.12 or "
+            "buildah-1.39.",
+        ),
         click.option(
             "--cache-from",
             multiple=True,

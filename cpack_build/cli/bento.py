@@ -17,6 +17,7 @@ from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
     from cpack_build.deploy.bento import Bento, Contents
+    from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
     from cpack_build.oci.types import Image
 
@@ -191,6 +192,11 @@ def contents_of(
 
     require_bentoml()
     store = Store()
+    sources = chosen.sources(chosen.alone(), offline=downloads.offline)
+
+    def contents(image: Image, reference: Reference | None) -> Contents:
+        return _contents(image, source, store=store, reference=reference, sources=sources, terminal=terminal)
+
     if (path := pack_path(source)) is not None:
         if thin:
             raise UsageError(
@@ -198,7 +204,7 @@ def contents_of(
                 hint="Push it first: cpack-build image PACK --push REF; then cpack-build bento REF.",
             )
         with _built(path, chosen, downloads, trust=trust, terminal=terminal) as (image, own_name):
-            yield _contents(image, source, store=store, reference=None, terminal=terminal), bento_name(own_name)
+            yield contents(image, None), bento_name(own_name)
         return
     name = parse_image_name(source)
     if thin and not isinstance(name, Reference):
@@ -209,14 +215,11 @@ def contents_of(
     with opened_at(source, chosen, store=store, offline=downloads.offline, terminal=terminal) as found:
         if isinstance(found, Path):  # a pack that was pushed
             with _built(found, chosen, downloads, trust=trust, terminal=terminal) as (image, own_name):
-                yield _contents(image, source, store=store, reference=None, terminal=terminal), bento_name(own_name)
+                yield contents(image, None), bento_name(own_name)
             return
         is_thin = isinstance(name, Reference) and thin is not False
         reference = Reference(name.registry, name.repository, None, found.digest) if is_thin else None  # type: ignore[union-attr]
-        yield (
-            _contents(found, source, store=store, reference=reference, terminal=terminal),
-            bento_name(name_of(source)),
-        )
+        yield contents(found, reference), bento_name(name_of(source))
 
 
 @contextmanager
@@ -262,11 +265,14 @@ def _built(
         yield image, read.name
 
 
-def _contents(image: Image, source: str, *, store: Store, reference: Any, terminal: Terminal) -> Contents:
+def _contents(
+    image: Image, source: str, *, store: Store, reference: Any, sources: Sources, terminal: Terminal
+) -> Contents:
     from cpack_build.deploy.bento import Contents
     from cpack_build.deploy.bentomodels import ModelSource
     from cpack_build.fetch.http import Offline, Sources
     from cpack_build.fetch.mirrors import Mirrors
+    from cpack_build.image.base import require_quiet_base
     from cpack_build.lock.schema import BaseImage
     from cpack_build.oci.compressed import compressed_image, parse_compression
     from cpack_build.oci.reference import Reference, parse_image_name
@@ -292,6 +298,11 @@ def _contents(image: Image, source: str, *, store: Store, reference: Any, termin
     if isinstance(artifact.lock.base, BaseImage) and artifact.lock.base.reference != "layout":
         named = parse_image_name(artifact.lock.base.reference)
         if isinstance(named, Reference):
+            if reference is None:  # its Dockerfile begins from the base itself
+                require_quiet_base(
+                    artifact.lock.base, platform=image.platform, name=artifact.lock.base.reference, store=store,
+                    sources=sources,
+                )  # fmt: skip
             base = Reference(named.registry, named.repository, None, artifact.lock.base.digest)
     return Contents(
         image,

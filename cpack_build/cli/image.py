@@ -164,7 +164,28 @@ def image(
         # An engine that does not answer is better known now than after the build.
         if outputs and isinstance(destination.place, EngineName) and not dry_run:
             open_engine(destination.place).require()
+
+    def asked(locks: tuple[Lock, ...]) -> Request:
+        """For the backend, once it has said that it can. Raises what it refuses."""
+        request = Request(
+            locks,
+            documents=documents_of(read),
+            pack=read,
+            places={lock.platform: downloads.places(settings, bundle, lock) for lock in locks},
+            store=store,
+            sources=downloads.sources(settings, chosen),
+            siblings=every or locks,
+            trust=trust,
+            progress=recorder.noting(terminal.progress),
+            gathered=recorder.made_of,
+        )
+        if refusals := builder.refusals(request):
+            raise together(refusals)
+        return request
+
     if dry_run:
+        if found is not None:
+            asked(found)
         places = [destination.shown for destination in destinations]
         terminal.result({"dry_run": True, "lock": str(path), "locked": found is not None, "outputs": places})
         terminal.say(f"{path} would be {'used' if found else 'made'}, and the image given to {', '.join(places)}.")
@@ -181,21 +202,7 @@ def image(
         found = tuple(in_form(lock, revision=format_revision) for lock in made)
         path.write(found)
     how = compression_of(found[0], instead=compression) if targets else None
-    siblings = every or found
-    request = Request(
-        found,
-        documents=documents_of(read),
-        pack=read,
-        places={lock.platform: downloads.places(settings, bundle, lock) for lock in found},
-        store=store,
-        sources=downloads.sources(settings, chosen),
-        siblings=siblings,
-        trust=trust,
-        progress=recorder.noting(terminal.progress),
-        gathered=recorder.made_of,
-    )
-    if refusals := builder.refusals(request):
-        raise together(refusals)
+    request = asked(found)
     if backend.print_to is not None:
         line = builder.written(request, backend.print_to)
         terminal.result({"printed": str(backend.print_to), "lock": str(path), "build": line})

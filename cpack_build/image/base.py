@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cpack_build.errors import StaleLock
+from cpack_build.errors import StaleLock, UnsafeInput
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store, stamp_at
 from cpack_build.image.interpreter import is_wanted
@@ -18,7 +18,7 @@ from cpack_build.image.layer import MTIME
 from cpack_build.lock.cuda import FAMILIES
 from cpack_build.lock.schema import BaseImage, ScratchBase
 from cpack_build.oci import tar
-from cpack_build.oci.documents import parse_manifest
+from cpack_build.oci.documents import parse_manifest, require_no_triggers
 from cpack_build.oci.filesystem import FileTree, file_tree
 from cpack_build.oci.pull import pull
 from cpack_build.oci.reference import ArchiveName, ImageName, LayoutName, Reference, parse_image_name
@@ -27,9 +27,10 @@ from cpack_build.oci.types import Blob, BytesBlob, Descriptor, Image, canonical_
 from cpack_build.oci.uncompressed import uncompressed
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Base", "known_base_layers", "open_locked_base"]
+__all__ = ["Base", "known_base_layers", "open_locked_base", "require_quiet_base"]
 
 _LAYER_COUNT = "base-layers"
+_QUIET = "base-quiet"
 _ACCOUNTS = "base-accounts"
 
 
@@ -107,6 +108,26 @@ def open_locked_base(
     store.remember(_LAYER_COUNT, pin.digest, str(len(layers)))
     known = {path: stamp for path, stamp in stamps.items() if stamp is not None}
     return Base(config, tuple(layers), store, known if known and len(known) == len(stamps) else None)
+
+
+def require_quiet_base(pin: BaseImage, *, platform: str, name: str, store: Store, sources: Sources) -> None:
+    """See that the base that a lock pins, as *name* has it, says nothing that an engine which builds on it would do of
+    its own accord. Raises :class:`UnsafeInput`, and what reading it raises; what is known of it is not asked again."""
+    if store.recall(_QUIET, pin.digest) is not None:
+        return
+    image_name = parse_image_name(name if pin.reference == "layout" else pin.reference)
+    assert isinstance(image_name, LayoutName | Reference)
+    source = open_source(
+        replace(image_name, tag=None, digest=pin.digest), mirrors=sources.mirrors, store=store,
+        access=sources.registries,
+    )  # fmt: skip
+    if source.manifest(platform)[0].digest != pin.digest:
+        raise UnsafeInput(
+            f"The lock's base {pin.digest} is an index of images, not an image.",
+            hint="Do not use this lock; make it anew with `cpack-build lock`.",
+        )
+    require_no_triggers(pin.reference, source.config(platform))
+    store.remember(_QUIET, pin.digest, "")
 
 
 def _blobs_of(name: str, manifest: bytes) -> list[Descriptor]:

@@ -85,7 +85,7 @@ def _apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: dict[str, str
             else:
                 (out / name).write_text(text)
 
-    monkeypatch.setattr(baseapt, "require_quiet_base", lambda *arguments: None)
+    monkeypatch.setattr(baseapt, "require_quiet", lambda *arguments: None)
     (tmp_path / "store").mkdir(exist_ok=True)
     request = Request((), documents={}, pack=None, places={}, store=Store(tmp_path / "store"), sources=Sources())
     builder = cast("Any", SimpleNamespace(features=features_of((0, 13)), build=build))

@@ -26,7 +26,7 @@ from cpack_build.fetch.store import Store
 from cpack_build.image.gather import Places
 from cpack_build.lock.interpreter import vouch
 from cpack_build.lock.machine import this_platform
-from cpack_build.lock.schema import BaseImage, Lock
+from cpack_build.lock.schema import BaseImage, Lock, locks_to_bytes
 from cpack_build.lock.wheels import read_toml
 from cpack_build.progress import SILENT
 from tests import need
@@ -316,6 +316,26 @@ def test_a_platform_that_nobody_builds_for_is_refused(call: Caller, world: World
     done = call(*command, "--platform", other, *flags(world))
     assert done.code == 7, done.err
     assert "--builder" in done.err
+
+
+def test_several_platforms_are_the_embedded_backend_s_index_and_need_no_machine_of_the_other(
+    call: Caller, world: World, nix: NixStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unpacking runs nothing: this machine may say that it builds for both."""
+    other = {"linux/amd64": "linux/arm64", "linux/arm64": "linux/amd64"}[world.lock.platform]
+    both = (world.lock, world.lock.model_copy(update={"platform": other}))
+    (tmp_path / "both.lock").write_bytes(locks_to_bytes(both))
+    locked = ["--lock", tmp_path / "both.lock", "--frozen", "--platform", "linux/amd64,linux/arm64", "--json"]
+    monkeypatch.setenv("NIX_CONFIG", f"{nix.environment['NIX_CONFIG']}\nextra-platforms = x86_64-linux aarch64-linux\n")
+    made = {}
+    for backend in ("embedded", "nix"):
+        where = f"oci:{tmp_path}/{backend}.oci"
+        done = call("image", world.pack, "--backend", backend, "--output", where, *locked, *flags(world))
+        assert done.code == 0, done.err
+        made[backend] = done.document
+    assert made["nix"]["digest"] == made["embedded"]["digest"]
+    assert [one["platform"] for one in made["nix"]["images"]] == ["linux/amd64", "linux/arm64"]
+    assert index_of(tmp_path / "nix.oci") == index_of(tmp_path / "embedded.oci")
 
 
 def test_a_folder_with_something_in_it_is_not_printed_into(call: Caller, world: World, tmp_path: Path) -> None:

@@ -75,6 +75,15 @@ def test_what_a_backend_cannot_do_is_said_before_anything_is_fetched(
     assert not (example.pack.parent / "out").exists()
 
 
+def test_a_dry_run_says_it_as_well(call: Caller, example: Example, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert call("lock", example.pack).code == 0
+    refusing = Refusing()
+    _as_embedded(refusing, monkeypatch)
+    done = call("image", example.pack, "--dry-run", "--output", f"oci:{example.pack.parent}/out")
+    assert (done.code, refusing.asked) == (4, ["refusals"])
+    assert "has no worker" in done.err
+
+
 def test_a_backend_that_is_not_there_is_known_before_anything_is_locked(
     call: Caller, example: Example, monkeypatch: pytest.MonkeyPatch
 ) -> None:

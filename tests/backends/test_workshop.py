@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cpack_build.backends import workshop
+from cpack_build.backends.builder import Builder
 from cpack_build.backends.features import features_of
 from cpack_build.backends.protocol import Farm
 from cpack_build.backends.workshop import BuildKitWorkshop
@@ -40,7 +40,7 @@ def _build(folder: Path, monkeypatch: pytest.MonkeyPatch, left: dict[str, str], 
             else:
                 (made / name).write_text(text)
 
-    monkeypatch.setattr(workshop, "find_builder", lambda name: SimpleNamespace(features=features_of(version)))
+    monkeypatch.setattr(workshop, "find_builder", lambda name: Builder((), features_of(version), "docker", False, {}))
     monkeypatch.setattr(BuildKitWorkshop, "_bench", lambda *arguments: None)
     monkeypatch.setattr(BuildKitWorkshop, "_round", leave)
     source = SourceArchive(filename="evil-1.0.tar.gz", url=None, sha256="a" * 64, size=1)

