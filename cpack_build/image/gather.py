@@ -72,6 +72,7 @@ def gather(
     siblings: Sequence[Lock] = (),
     trust: bool = False,
     compiles: bool = True,
+    base_stays: bool = False,
     progress: Progress = SILENT,
 ) -> Materials:
     """The materials of *lock*; *documents* go below ``/app/cpack``. *pack* holds what nobody else has.
@@ -79,7 +80,8 @@ def gather(
     A lock with bytecode has its own Python started here, or that of one of its *siblings* for other platforms. Where
     this machine did not resolve that Python itself, *trust* says that the user wants it; otherwise
     :class:`UnsafeInput` is raised before anything is fetched. It is not asked for where nothing *compiles*: the
-    materials are only brought here. Packages that were built from source are built again only with *trust*.
+    materials are only brought here. Packages that were built from source are built again only with *trust*. If the
+    *base_stays* where it is, because only registries are given the image, its layers come only if something reads them.
 
     Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`; and :class:`StaleLock` when the lock has
     another cpack-build's service.
@@ -142,8 +144,9 @@ def gather(
         models = each(model, by_size, by=hashing)
         if isinstance(lock.base, BaseImage):
             base = open_locked_base(
-                lock.base, platform=lock.platform, name=places.base, store=store, sources=sources, progress=reports
-            )
+                lock.base, platform=lock.platform, name=places.base, store=store, sources=sources,
+                stays=base_stays, progress=reports,
+            )  # fmt: skip
             # A build asks for them, and then tells if something is wrong: the base is read while models are hashed.
             pool.submit(base.accounts)
         service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
