@@ -99,7 +99,7 @@ def gather(
     own_debs = _own(lock)
     # The largest first: a model's hash takes longest, and needs one core while the others bring the rest.
     by_size = sorted(lock.models, key=lambda item: -item.size)
-    base = None
+    base = accounts = None
 
     model_places = places_of(sources, folders=places.models)
     # Models have threads of their own: many of them would keep all else waiting until they are hashed.
@@ -147,8 +147,8 @@ def gather(
                 lock.base, platform=lock.platform, name=places.base, store=store, sources=sources,
                 stays=base_stays, progress=reports,
             )  # fmt: skip
-            # A build asks for them, and then tells if something is wrong: the base is read while models are hashed.
-            pool.submit(base.accounts)
+            # A build asks for them: the base is read while models are hashed.
+            accounts = pool.submit(base.accounts)
         service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
         system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
         trees = each(tree, (lock.comfyui, *lock.custom_nodes))
@@ -164,6 +164,8 @@ def gather(
                 progress=reports,
             )
         comfyui, *nodes = trees()
+        if accounts is not None:
+            accounts.result()  # are what the lock says
         return Materials(
             base=base,
             system=system(),

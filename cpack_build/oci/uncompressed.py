@@ -76,11 +76,15 @@ class Uncompressed:
         for chunk in decompressed(self.stored):
             hasher.update(chunk)
             size += len(chunk)
+            self._require(size <= self.descriptor.size)
             yield chunk
         _prove(hasher.hexdigest(), self.descriptor.digest, self.stored.descriptor)
-        if size != self.descriptor.size:
+        self._require(size == self.descriptor.size)
+
+    def _require(self, is_so: bool) -> None:
+        if not is_so:
             what = f"Layer {self.stored.descriptor.digest}"
-            raise BadImage(what, f"has {size} bytes when it is uncompressed, not the {self.descriptor.size} told")
+            raise BadImage(what, f"is not {self.descriptor.size} bytes long when it is uncompressed, as was told")
 
 
 def decompressed(layer: Blob) -> Iterator[bytes]:
