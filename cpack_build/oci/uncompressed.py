@@ -76,13 +76,10 @@ class Uncompressed:
         for chunk in decompressed(self.stored):
             hasher.update(chunk)
             size += len(chunk)
-            self._require(size <= self.descriptor.size)
-            yield chunk
+            if size <= self.descriptor.size:  # Who is given more would end here, and not be told why.
+                yield chunk
         _prove(hasher.hexdigest(), self.descriptor.digest, self.stored.descriptor)
-        self._require(size == self.descriptor.size)
-
-    def _require(self, is_so: bool) -> None:
-        if not is_so:
+        if size != self.descriptor.size:
             what = f"Layer {self.stored.descriptor.digest}"
             raise BadImage(what, f"is not {self.descriptor.size} bytes long when it is uncompressed, as was told")
 
