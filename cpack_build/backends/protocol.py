@@ -60,6 +60,8 @@ class Request:
     siblings: Sequence[Lock] = ()
     """All locks of the pack, for an interpreter that runs here."""
     trust: bool = False
+    base_stays: bool = False
+    """That registries alone are given the image: they get the base's layers from where they are."""
     progress: Progress = SILENT
     gathered: Callable[[Materials], object] = lambda materials: None
     """Is told what each image is made of, by a backend that has all of it as files of this machine."""
@@ -69,7 +71,8 @@ class Request:
         raises, and :class:`UnsafeInput` for a Python that nobody here has vouched for."""
         return gather(
             lock, documents=self.documents, pack=self.pack, places=self.places[lock.platform], store=self.store,
-            sources=self.sources, siblings=self.siblings, trust=self.trust, progress=self.progress,
+            sources=self.sources, siblings=self.siblings, trust=self.trust, base_stays=self.base_stays,
+            progress=self.progress,
         )  # fmt: skip
 
 

@@ -223,6 +223,7 @@ def _base_layers(lock: Lock, settings: Settings, store: Any, sources: Any, missi
     try:
         name = settings.base
         base = open_locked_base(lock.base, platform=lock.platform, name=name, store=store, sources=sources)
+        base.accounts()  # are what the lock says
         return len(base.layers)
     except CpackError as error:
         missing.append(error)

@@ -36,6 +36,7 @@ from cpack_build.cli.terminal import Terminal, amount
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.http import Sources
     from cpack_build.lock.schema import Lock
     from cpack_build.oci.reference import Reference
 
@@ -176,6 +177,7 @@ def image(
             sources=downloads.sources(settings, chosen),
             siblings=every or locks,
             trust=trust,
+            base_stays=all(destination.place in targets for destination in destinations),
             progress=recorder.noting(terminal.progress),
             gathered=recorder.made_of,
         )
@@ -218,7 +220,7 @@ def image(
         if how is not None:
             packed = compressed(built, how, progress=terminal.progress)
             tell_of_zstd(packed, terminal)
-        bases = [base for lock in found for base in _base_of(lock)]
+        bases = [base for lock in found for base in _base_of(lock, request.sources)]
         own = backend.name != "buildkit"  # which has a cache that others fill, and provenance of its own
         done = options.push(packed, targets, access=access, mount_from=bases, built_here=own, terminal=terminal)
         terminal.result(
@@ -250,12 +252,16 @@ def find_locks(
     return check_all_fresh(file.locks(), pack, settings, frozen=frozen, name=file)
 
 
-def _base_of(lock: Lock) -> list[Reference]:
+def _base_of(lock: Lock, sources: Sources) -> list[Reference]:
     """Where the base's blobs lie, as the base has them: a push to the same registry has them mounted from there."""
     from cpack_build.lock.schema import BaseImage
     from cpack_build.oci.reference import Reference, parse_image_name
+    from cpack_build.oci.sources import open_source
 
     if not isinstance(lock.base, BaseImage) or lock.base.reference == "layout":
         return []
     name = parse_image_name(lock.base.reference)
-    return [name] if isinstance(name, Reference) else []
+    if not isinstance(name, Reference):
+        return []
+    mirrored = open_source(name, mirrors=sources.mirrors, access=sources.registries).reference
+    return [name, *([mirrored] if mirrored not in (None, name) else [])]

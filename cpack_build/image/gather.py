@@ -72,6 +72,7 @@ def gather(
     siblings: Sequence[Lock] = (),
     trust: bool = False,
     compiles: bool = True,
+    base_stays: bool = False,
     progress: Progress = SILENT,
 ) -> Materials:
     """The materials of *lock*; *documents* go below ``/app/cpack``. *pack* holds what nobody else has.
@@ -79,7 +80,8 @@ def gather(
     A lock with bytecode has its own Python started here, or that of one of its *siblings* for other platforms. Where
     this machine did not resolve that Python itself, *trust* says that the user wants it; otherwise
     :class:`UnsafeInput` is raised before anything is fetched. It is not asked for where nothing *compiles*: the
-    materials are only brought here. Packages that were built from source are built again only with *trust*.
+    materials are only brought here. Packages that were built from source are built again only with *trust*. If the
+    *base_stays* where it is, because only registries are given the image, its layers come only if something reads them.
 
     Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`; and :class:`StaleLock` when the lock has
     another cpack-build's service.
@@ -97,7 +99,7 @@ def gather(
     own_debs = _own(lock)
     # The largest first: a model's hash takes longest, and needs one core while the others bring the rest.
     by_size = sorted(lock.models, key=lambda item: -item.size)
-    base = None
+    base = accounts = None
 
     model_places = places_of(sources, folders=places.models)
     # Models have threads of their own: many of them would keep all else waiting until they are hashed.
@@ -142,10 +144,11 @@ def gather(
         models = each(model, by_size, by=hashing)
         if isinstance(lock.base, BaseImage):
             base = open_locked_base(
-                lock.base, platform=lock.platform, name=places.base, store=store, sources=sources, progress=reports
-            )
-            # A build asks for them, and then tells if something is wrong: the base is read while models are hashed.
-            pool.submit(base.accounts)
+                lock.base, platform=lock.platform, name=places.base, store=store, sources=sources,
+                stays=base_stays, progress=reports,
+            )  # fmt: skip
+            # A build asks for them: the base is read while models are hashed.
+            accounts = pool.submit(base.accounts)
         service_wheels, comfyui_wheels = each(wheel, service), each(wheel, wheels)
         system, interpreter_debs = each(deb, lock.system), each(deb, own_debs)
         trees = each(tree, (lock.comfyui, *lock.custom_nodes))
@@ -161,6 +164,8 @@ def gather(
                 progress=reports,
             )
         comfyui, *nodes = trees()
+        if accounts is not None:
+            accounts.result()  # are what the lock says
         return Materials(
             base=base,
             system=system(),

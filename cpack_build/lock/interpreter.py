@@ -139,4 +139,5 @@ def is_vouched(lock: Lock, *, store: Store) -> bool:
 def _program(lock: Lock) -> str:
     """A hash over all that is started with the interpreter: itself, its libraries, the base that it lies in."""
     parts = lock.model_dump(mode="json", include={"base", "system", "interpreter"})
+    parts["base"].pop("summary", None)  # The digest says which base it is.
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

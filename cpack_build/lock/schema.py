@@ -36,6 +36,7 @@ __all__ = [
     "ArchiveInterpreter",
     "BaseImage",
     "BaseInterpreter",
+    "BaseSummary",
     "BuiltWheel",
     "Compression",
     "Deb",
@@ -105,6 +106,21 @@ class ScratchBase(_Document):
     kind: Literal["scratch"] = "scratch"
 
 
+AccountLines = Annotated[str, StringConstraints(max_length=1 << 16, pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
+"""Of ``/etc/passwd`` or ``/etc/group``: text, which no terminal obeys when a lock is reviewed."""
+
+
+class BaseSummary(_Document):
+    """What a build for a registry asks of a base image besides manifest and config, so that its layers need not come.
+
+    It is believed only where they are not at hand (:mod:`cpack_build.image.base`)."""
+
+    passwd: AccountLines
+    group: AccountLines
+    layers: Annotated[tuple[Size, ...], Field(max_length=512)]
+    """Bytes of each when it is not compressed, from bottom to top."""
+
+
 class BaseImage(_Document):
     """An image to build upon."""
 
@@ -113,6 +129,8 @@ class BaseImage(_Document):
     """As a person names it, without its digest: ``registry/name:tag``, or ``layout`` for a local folder."""
     digest: Digest
     """Of the platform's manifest, never of an index."""
+    summary: BaseSummary | None = None
+    """``None`` in older locks, and where accounts are no text: then the layers are read."""
 
 
 class Deb(_Document):

@@ -32,6 +32,7 @@ from cpack_build.oci.types import (
     Descriptor,
     FileBlob,
     Image,
+    Seekable,
     canonical_json,
 )
 from cpack_build.oci.uncompressed import Uncompressed, uncompressed
@@ -211,7 +212,10 @@ def _as_wanted(layer: Blob, diff_id: str, compression: Compression, *, store: Bl
     wanted = LAYER if is_model else compression.media_type
     stays = isinstance(layer, Uncompressed) and kind in (LAYER, LAYER_GZIP, wanted)
     if kind == wanted or stays:
-        return own if own.descriptor.media_type == kind else _Renamed(replace(own.descriptor, media_type=kind), own)
+        renamed = replace(own.descriptor, media_type=kind)
+        if own.descriptor == renamed:
+            return own
+        return _SeekableRenamed(renamed, own) if isinstance(own, Seekable) else _Renamed(renamed, own)
     plain = layer if isinstance(layer, Uncompressed) else uncompressed(layer, diff_id, memo=store)
     return plain if wanted == LAYER else compressed(plain, compression, store=store, progress=progress)
 
@@ -225,6 +229,14 @@ class _Renamed:
 
     def chunks(self) -> Iterator[bytes]:
         return self.layer.chunks()
+
+
+class _SeekableRenamed(_Renamed):
+    """One that a registry can be sent from any place on: another registry's goes past the store."""
+
+    def chunks_from(self, offset: int) -> Iterator[bytes]:
+        assert isinstance(self.layer, Seekable)
+        return self.layer.chunks_from(offset)
 
 
 def _chunks(

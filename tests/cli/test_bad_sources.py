@@ -17,13 +17,17 @@ from pathlib import Path
 import pytest
 
 from cpack_build.cpack.schema import COMFYUI_URL
+from cpack_build.fetch.store import Store
 from cpack_build.lock.resolve import this_platform
+from cpack_build.oci.compressed import compressed_image, parse_compression
 from cpack_build.oci.reference import parse_reference
 from cpack_build.oci.sources import open_source
 from cpack_build.oci.types import LAYER_ZSTD
 from tests.cli.calling import Caller, Outcome
 from tests.cpack.packs import WORKFLOW, make_pack, model, snapshot
 from tests.engines import Registry
+from tests.oci.images import image_of, text_layer
+from tests.oci.misbehaving import run_misbehaving
 from tests.standin.repository import make_model, make_repository
 
 pytestmark = pytest.mark.network
@@ -242,6 +246,47 @@ def test_a_build_is_pushed_compressed_as_its_lock_says_or_as_asked(
     [pushed] = plain.document["pushed"]
     assert pushed["reference"].endswith(done.document["digest"])
     assert "gzip" not in plain.err
+
+
+def test_a_push_over_a_base_asks_for_none_of_its_layers(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path / "docker-config"))
+    (tmp_path / "scene.cpack.yaml").write_text("{system: {defaults: none}, bytecode: none, interpreter: base}\n")
+    entries = {"etc/passwd": "root:x:0:0::/:/bin/sh\n", "etc/group": tmp_path.name, f"usr/bin/python{PYTHON}": "elf"}
+    base = compressed_image(image_of([text_layer(entries)]), parse_compression("gzip"), store=Store(tmp_path / "other"))
+    digest = base.layers[0].descriptor.digest
+    with run_misbehaving() as fake:
+        fake.hold(base, "hub/base", "1")
+        # as the lock names it, which a mirror leads to this registry
+        flags = [*scene.flags, "--base", "hub.example/base:1", "--mirror", f"hub.example/={fake.host}/hub/"]
+        done = scene.call("lock", scene.pack, *flags)
+        assert done.code == 0, done.err
+        kept = Store().find(digest)
+        assert kept is not None
+        kept.path.unlink()
+        fake.seen.clear()
+        done = scene.call("image", scene.pack, "--push", f"{fake.host}/scene:1", *flags, "--locked", "--json")
+        assert done.code == 0, done.err
+        assert not [one for one in fake.seen if one.method == "GET" and digest in one.path]
+        assert Store().find(digest) is None
+        assert done.document["pushed"][0]["mounted"] == base.layers[0].descriptor.size
+        assert fake.blobs["scene", digest] == fake.blobs["hub/base", digest]
+        # A folder as well: then it comes, and the image is the same.
+        both = ["--push", f"{fake.host}/scene:1", "--output", f"oci:{scene.layout}"]
+        again = scene.call("image", scene.pack, *both, *flags, "--locked", "--json")
+        assert again.code == 0, again.err
+        assert not again.document["pushed"][0]["changed"]
+        assert again.document["image_id"] == done.document["image_id"]
+        assert Store().find(digest) is not None
+        # Where the base is at hand, a lock that lies of it is found out.
+        lock = tmp_path / "scene.cpack.lock"
+        lock.write_bytes(lock.read_bytes().replace(b"root:x:0:0", b"root::0:0"))
+        for words in (["image", scene.pack, *both, "--locked"], ["check", scene.pack], ["fetch", scene.pack]):
+            done = scene.call(*words, *flags, "--json")
+            assert done.code == 8, done.out + done.err
+            assert "hub.example/base:1" in done.out
+            assert "has other accounts in /etc/passwd" in done.out
 
 
 def test_the_image_line_runs_what_was_built(scene: Scene) -> None:
