@@ -137,14 +137,20 @@ CLOUDS = [
             "AWS_MAX_ATTEMPTS": "1",
         },
     ),
-    Cloud("gs", "gcsfs", gcs, lambda url: {"STORAGE_EMULATOR_HOST": url, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}),
+    Cloud(
+        "gs",
+        "gcsfs",
+        gcs,
+        # Its experimental class asks Google itself, over gRPC, which kind of bucket it is, emulator or not.
+        lambda url: {"STORAGE_EMULATOR_HOST": url, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"},
+    ),
     Cloud(
         "az",
         "adlfs",
         azure,
         lambda url: {
-            "AZURE_STORAGE_CONNECTION_STRING": f"DefaultEndpointsProtocol=http;AccountName={ACCESS};AccountKey={SECRET};"
-            f"BlobEndpoint={url}/{ACCESS};"
+            "AZURE_STORAGE_CONNECTION_STRING": "DefaultEndpointsProtocol=http;"
+            f"AccountName={ACCESS};AccountKey={SECRET};BlobEndpoint={url}/{ACCESS};"
         },
     ),
 ]
