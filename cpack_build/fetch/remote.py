@@ -171,14 +171,6 @@ class BucketFile:
             total = int(files.info(path)["size"])
         except ImportError as error:
             raise self._missing(str(error)) from error
-        except FileNotFoundError as error:
-            raise Unresolvable(
-                f"{self.shown} is not there.", hint="Correct --mirror, or put the file there."
-            ) from error
-        except PermissionError as error:
-            raise NetworkError(
-                f"{self.shown} refuses access.", hint="Give the bucket's usual credentials to this user."
-            ) from error
         except Exception as error:
             raise self._failed(error) from error
         yield Piece(start, total, self._chunks(files, path, start, total if stop is None else min(stop, total)))
@@ -196,7 +188,15 @@ class BucketFile:
 
     def _failed(self, error: Exception) -> Exception:
         """What a cloud's library raised: a connection that broke, or something of its own, of no common class, after
-        it has tried again itself."""
+        it has tried again itself. azure-core's errors have a ``status_code``, gcsfs's a ``code``; gcsfs makes a plain
+        ``OSError`` of HTTP 403."""
+        if isinstance(error, FileNotFoundError):
+            return Unresolvable(f"{self.shown} is not there.", hint="Correct --mirror, or put the file there.")
+        status = getattr(error, "status_code", None) or getattr(error, "code", None)
+        if isinstance(error, PermissionError) or status in (401, 403) or str(error).startswith("Forbidden: "):
+            return NetworkError(
+                f"{self.shown} refuses access.", hint="Give the bucket's usual credentials to this user."
+            )
         if isinstance(error, OSError):
             return ConnectionError(redact(str(error)))
         return NetworkError(

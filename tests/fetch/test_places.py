@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -292,7 +294,10 @@ def test_what_a_clouds_library_raises_is_told_and_the_next_place_asked(
     assert "secret" not in problem.message
 
 
-def test_a_bucket_whose_reader_is_not_installed_says_which_to_install(store: Store) -> None:
+def test_a_bucket_whose_reader_is_not_installed_says_which_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    registry = importlib.import_module("fsspec.registry")  # fsspec's own name for it is its table
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(registry._registry, "s3", raising=False)
     with pytest.raises(ToolMissing, match=r"cpack-build\[buckets\]"), BucketFile("s3://bucket/x").read(0, None):
         pass
 
