@@ -195,9 +195,9 @@ def test_a_docker_archive_names_no_file_of_this_machine(tmp_path: Path, key: str
         "os": "linux", "architecture": machine(), "rootfs": {"type": "layers", "diff_ids": [diff_id]}, "history": []
     }  # fmt: skip
     parts = {"manifest.json": json.dumps([entry]).encode(), "config.json": json.dumps(config).encode()}
-    (tmp_path / "evil.tar").write_bytes(tar_of([(member(name), data) for name, data in parts.items()]))
+    (tmp_path / "lying.tar").write_bytes(tar_of([(member(name), data) for name, data in parts.items()]))
     with pytest.raises((BadImage, UnsafeInput)):
-        _read(tmp_path / "evil.tar")
+        _read(tmp_path / "lying.tar")
     assert untouched(place)
 
 
