@@ -16,9 +16,12 @@ import threading
 from pathlib import Path
 from typing import IO
 
+from cpack_build.errors import UsageError
+
 __all__ = [
     "allocated",
     "drop_pages",
+    "expanded",
     "is_folder",
     "lock",
     "open_file",
@@ -31,6 +34,15 @@ __all__ = [
     "unlock",
     "write_at",
 ]
+
+
+def expanded(path: Path | str) -> Path:
+    """*path* with ``~`` and ``~NAME`` made what they stand for. Raises :class:`UsageError` for an unknown user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        name = Path(path).parts[0]
+        raise UsageError(f"{path}: this machine knows no home of {name!r}.", hint="Write the path out.") from error
 
 
 def lock(file: IO[bytes] | IO[str] | int, *, shared: bool = False, wait: bool = True) -> bool:

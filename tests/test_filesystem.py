@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cpack_build import filesystem
+from cpack_build.errors import UsageError
 
 HOLD = """
 import os, sys
@@ -134,3 +135,10 @@ everything()
 def test_on_windows_every_room_can_be_imported() -> None:
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", EVERYTHING], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_home_of_a_user_who_is_unknown_is_an_ordinary_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"~no-such-user/models: this machine knows no home of '~no-such-user'"):
+        filesystem.expanded("~no-such-user/models")
+    assert filesystem.expanded("~/models") == Path.home() / "models"
+    assert filesystem.expanded(tmp_path / "~x") == tmp_path / "~x"

@@ -15,6 +15,7 @@ from cpack_build.cli.options import terminal_options
 from cpack_build.cli.restore import next_command
 from cpack_build.cli.sources import restore_options, sources_of
 from cpack_build.cli.terminal import Terminal
+from cpack_build.filesystem import expanded
 
 if TYPE_CHECKING:
     from cpack_build.fetch.http import Sources
@@ -40,6 +41,12 @@ _REQUIREMENTS_LIMIT = 1 << 20
     metavar="COMMIT|TAG",
     help="ComfyUI's version; by default the one tested with.",
 )
+@click.option(
+    "--manager",
+    default=_MANAGER_COMMIT,
+    metavar="COMMIT|TAG",
+    help="ComfyUI-Manager's version; by default the one tested with.",
+)
 @click.option("--no-manager", is_flag=True, help="Leave ComfyUI-Manager out.")
 @click.option("--no-plugin", is_flag=True, help="Leave cpack-build's own plugin out.")
 @click.option("--node", "nodes", multiple=True, metavar="URL@COMMIT", help="One more custom node, at a commit or tag.")
@@ -53,6 +60,7 @@ _REQUIREMENTS_LIMIT = 1 << 20
 def init(
     folder: Path,
     comfyui: str,
+    manager: str,
     no_manager: bool,
     no_plugin: bool,
     nodes: tuple[str, ...],
@@ -82,8 +90,8 @@ def init(
     settings = sources_of(platform=None, mirror=mirror, **flags).alone()
     store = Store()
     sources = Sources(Mirrors(settings.mirrors, offline), Offline() if offline else RequestsTransport())
-    root = folder.expanduser()
-    wanted = [] if no_manager else [f"{_MANAGER}@{_MANAGER_COMMIT}"]
+    root = expanded(folder)
+    wanted = [] if no_manager else [f"{_MANAGER}@{manager}"]
     trees = [_tree(_COMFYUI, comfyui, store, sources, terminal)]
     trees += [_tree(*_divided(node), store, sources, terminal) for node in (*wanted, *nodes)]
     own = root / ".cpack" / "cpack.lock"

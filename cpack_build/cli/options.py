@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import click
 
 from cpack_build.cli.terminal import ProgressMode, Terminal
+from cpack_build.filesystem import expanded
 
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
@@ -227,7 +228,7 @@ def settings_options(function: F) -> F:
             "python": {key: value for key, value in python.items() if value},
             "nodes": {"exclude": list(exclude_node)} if exclude_node else {},
             "mirrors": dict(mirrors),
-            "models": [str(folder.expanduser().absolute()) for folder in models],
+            "models": [str(expanded(folder).absolute()) for folder in models],
             "pickles": "refuse" if no_pickle else None,
         }
         chosen = Chosen(config, {key: value for key, value in overrides.items() if value}, insecure, ca)
@@ -275,7 +276,7 @@ def _platforms(context: click.Context, parameter: click.Parameter, value: str | 
 
 def absolute(place: str) -> str:
     """*place* as it is when it is a URL, else as an absolute path."""
-    return place if "://" in place else str(Path(place).expanduser().absolute())
+    return place if "://" in place else str(expanded(place).absolute())
 
 
 def _decorated(function: Any, options: tuple[Callable[[Any], Any], ...]) -> Any:

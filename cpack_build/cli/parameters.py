@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from cpack_build.filesystem import expanded
 
 if TYPE_CHECKING:
     from cpack_build.workflow.interface import Input, Workflow
@@ -58,7 +59,7 @@ def _value(item: Input, text: str) -> Any:
 
     wrong = UsageError(f"--{item.name} {text!r:.80} is not {_metavar(item)}.", hint="See --help after the pack.")
     if item.type in ("image", "file"):
-        path = Path(text).expanduser()
+        path = expanded(text)
         if not path.is_file():
             raise UsageError(f"--{item.name} {text!r:.200} is no file.", hint="Name an existing file.")
         return path

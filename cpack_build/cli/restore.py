@@ -15,6 +15,7 @@ from cpack_build.cli.export import image_options, name_of
 from cpack_build.cli.options import Chosen, terminal_options
 from cpack_build.cli.sources import goal_of, opened_at, restore_options, sources_of, trust_option
 from cpack_build.cli.terminal import Terminal
+from cpack_build.filesystem import expanded
 
 if TYPE_CHECKING:
     from cpack_build.restore.goal import Restored
@@ -160,7 +161,7 @@ def restored_to(
         python = settings.python
         done = restored(
             goal,
-            (folder or Path(goal.name)).expanduser(),
+            expanded(folder or goal.name),
             options=Options(
                 models=models,
                 environment=not no_venv,
@@ -244,7 +245,7 @@ def _tell(done: Restored, *, dry_run: bool, no_venv: bool, name: str, terminal: 
 def _verify(root: Path, terminal: Terminal) -> None:
     from cpack_build.restore.verify import verify
 
-    drifts, looked = verify(root.expanduser(), progress=terminal.progress)
+    drifts, looked = verify(expanded(root), progress=terminal.progress)
     terminal.result(
         {"workspace": str(root), "same": not drifts, "files": looked, "drifts": [vars(drift) for drift in drifts]}
     )
@@ -264,7 +265,7 @@ def _best_effort(source: str, folder: Path | None, chosen: Chosen, terminal: Ter
     from cpack_build.fetch.store import Store
     from cpack_build.restore.foreign import recover
 
-    root = (folder or Path(name_of(source))).expanduser()
+    root = expanded(folder or name_of(source))
     with opened_at(source, chosen, store=Store(), terminal=terminal) as image:
         if isinstance(image, Path):
             raise UsageError(f"{source} is a pack, and no image.", hint="Leave --best-effort out.")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from cpack_build.filesystem import expanded
+
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
 
@@ -97,7 +99,7 @@ def serve(
             "CPACK_HOST": host,
             "PORT": str(port),
             "COMFYUI_SERVER": comfyui or "",
-            "COMFYUI_DIR": str(workspace.expanduser().absolute()) if workspace is not None and comfyui is None else "",
+            "COMFYUI_DIR": str(expanded(workspace).absolute()) if workspace is not None and comfyui is None else "",
             "COMFYUI_PYTHON": python or _python_of(workspace),
         }
         if as_json:
@@ -116,7 +118,7 @@ def serve(
 
 def _python_of(workspace: Path | None) -> str:
     for name in (".venv", "venv"):
-        if workspace is not None and (candidate := workspace.expanduser() / name / "bin" / "python").is_file():
+        if workspace is not None and (candidate := expanded(workspace) / name / "bin" / "python").is_file():
             return str(candidate.absolute())
     return "python3"
 

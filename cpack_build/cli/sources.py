@@ -14,6 +14,7 @@ from cpack_build.cli.lock import make_locks
 from cpack_build.cli.lockfile import lock_file
 from cpack_build.cli.options import Chosen, absolute
 from cpack_build.cli.terminal import Terminal
+from cpack_build.filesystem import expanded
 
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
@@ -74,7 +75,7 @@ def sources_of(
         "platform": [platform] if platform else [],
         "python": {key: value for key, value in python.items() if value},
         "mirrors": dict(Mirrors.parse(mirror).prefixes),
-        "models": [str(folder.expanduser().absolute()) for folder in models_dir],
+        "models": [str(expanded(folder).absolute()) for folder in models_dir],
     }
     return Chosen(config, {key: value for key, value in overrides.items() if value}, insecure, ca)
 

@@ -11,6 +11,7 @@ import click
 
 from cpack_build.cli.options import terminal_options
 from cpack_build.cli.terminal import Terminal, amount
+from cpack_build.filesystem import expanded
 
 if TYPE_CHECKING:
     from cpack_build.fetch.housekeeping import Entry, Holdings
@@ -176,7 +177,7 @@ def add(paths: tuple[Path, ...], keep: bool, dry_run: bool, terminal: Terminal) 
     from cpack_build.fetch.adoption import found_below
     from cpack_build.fetch.store import Store
 
-    files = list(dict.fromkeys(file for path in paths for file in found_below(path.expanduser())))
+    files = list(dict.fromkeys(file for path in paths for file in found_below(expanded(path))))
     if dry_run:
         terminal.result({"dry_run": True, "files": [str(file) for file in files]})
         total = amount(sum(file.stat().st_size for file in files), None, "B")

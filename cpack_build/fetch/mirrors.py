@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from cpack_build.errors import UsageError
+from cpack_build.filesystem import expanded
 
 __all__ = ["Mirrors", "local_path"]
 
@@ -79,6 +80,6 @@ def local_path(target: str) -> Path | None:
         return Path(unquote(urlsplit(target).path))
     if "://" in target:
         return None
-    path = Path(target).expanduser()
+    path = expanded(target)
     # scp-like `git@host:path` is remote; a path has no colon before its first slash
     return None if ":" in target.split("/", 1)[0] else path

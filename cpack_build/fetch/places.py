@@ -18,6 +18,7 @@ from cpack_build.fetch.http import HttpTransport, local_file
 from cpack_build.fetch.mirrors import Mirrors, local_path
 from cpack_build.fetch.remote import BUCKETS, BucketFile, HttpFile, Remote
 from cpack_build.fetch.urls import check_http, redact
+from cpack_build.filesystem import expanded
 
 if TYPE_CHECKING:
     from cpack_build.fetch.http import Sources
@@ -99,7 +100,7 @@ class Folders:
     def offers(self, wanted: Wanted) -> Iterator[LocalFile]:
         path = wanted.path
         for folder in self.folders:
-            root = Path(folder).expanduser()
+            root = expanded(folder)
             if not root.is_dir():
                 raise Unresolvable(f"--models names {folder}, where no folder is.", hint="Correct it.")
             for name, is_exact in ((path.removeprefix("models/"), True), (path, True), (wanted.name, False)):

@@ -57,7 +57,7 @@ def further_roots(root: Path) -> tuple[Path, ...]:
     named = os.environ.get("CPACK_STORES", "").split(os.pathsep)
     with suppress(OSError, UnicodeDecodeError):
         named += (root / "roots").read_text("utf-8").splitlines()
-    return tuple(Path(line.strip()).expanduser() for line in dict.fromkeys(named) if line.strip())
+    return tuple(filesystem.expanded(line.strip()) for line in dict.fromkeys(named) if line.strip())
 
 
 @dataclass(frozen=True)

@@ -53,12 +53,23 @@ def parse_object(data: bytes, what: str) -> dict[str, Any]:
     return document
 
 
-def is_manifest(document: dict[str, Any], media_type: str) -> bool:
-    """By its own media type, else by what its origin says, else by what it has."""
-    kind = document.get("mediaType") or media_type
-    if kind in MANIFEST_TYPES or kind in INDEX_TYPES:
-        return kind in MANIFEST_TYPES
-    return "layers" in document and "manifests" not in document
+def is_manifest(name: str, document: dict[str, Any], media_type: str) -> bool:
+    """By its own media type and what its origin says, else by what it has.
+
+    Raises :class:`BadImage` for one that is manifest and index at once: one digest, and each program reads another
+    image from it (CVE-2021-41190; image-spec 1.0.2, manifest.md, "mediaType"). Programs in Go know no case of keys.
+    """
+    said = {kind in MANIFEST_TYPES for kind in (document.get("mediaType"), media_type) if _is_known(kind)}
+    keys = {key.lower() for key in document}
+    if len(said) > 1 or ("manifests" in keys and keys & {"config", "layers"}):
+        raise BadImage(
+            f"{name}: a document", "is image manifest and index at once", hint="Do not use it: programs differ on it."
+        )
+    return said.pop() if said else "layers" in document
+
+
+def _is_known(media_type: Any) -> bool:
+    return media_type in MANIFEST_TYPES or media_type in INDEX_TYPES
 
 
 def parse_manifest(name: str, data: bytes) -> tuple[Descriptor, tuple[Descriptor, ...]]:

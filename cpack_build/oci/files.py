@@ -58,6 +58,10 @@ class BoundedMember(tarfile.TarInfo):
             if any(buf):
                 raise tarfile.ReadError("broken header") from error
             raise
+        if (
+            member.size < 0
+        ):  # Python before the fix of CVE-2025-8194 goes backwards, and no sum of sizes means anything.
+            raise tarfile.ReadError("negative size")
         if member.type in _RECORDS and member.size > _RECORD_LIMIT:
             raise BadImage("A tar in the image", f"has a header of {member.size} bytes")
         return member

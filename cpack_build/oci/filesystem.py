@@ -285,6 +285,8 @@ def _contents(layer: Blob, members: set[int]) -> Iterator[tuple[int, bytes]]:
 def _each(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     while (member := archive.next()) is not None:
         archive.members.clear()  # type: ignore[attr-defined]  # tarfile would keep every one of them.
+        if member.size < 0:  # A pax record may say so after the header was looked at.
+            raise tarfile.ReadError("negative size")
         yield member
 
 

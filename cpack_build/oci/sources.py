@@ -168,7 +168,7 @@ class ImageSource:
     def _entries(self, document: Document) -> list[Descriptor] | None:
         """What an index lists; ``None`` for a manifest."""
         parsed = parse_object(document.data, f"{self.name}: the index or manifest")
-        if is_manifest(parsed, document.media_type):
+        if is_manifest(self.name, parsed, document.media_type):
             return None
         entries = parsed.get("manifests")
         if not isinstance(entries, list):
@@ -180,7 +180,8 @@ class ImageSource:
     def _listed(self, descriptor: Descriptor) -> Image:
         """The image with that manifest, for whatever platform."""
         document = self._document(descriptor)
-        if not is_manifest(parse_object(document.data, f"{self.name}: a manifest"), document.media_type):
+        parsed = parse_object(document.data, f"{self.name}: a manifest")
+        if not is_manifest(self.name, parsed, document.media_type):
             raise BadImage(
                 self.name,
                 f"has an index within its index ({descriptor.digest})",
@@ -246,7 +247,7 @@ class ImageSource:
                 break
             document = queue.pop(0)
             parsed = parse_object(document.data, f"{self.name}: the index or manifest")
-            if is_manifest(parsed, document.media_type):
+            if is_manifest(self.name, parsed, document.media_type):
                 media_type = parsed.get("mediaType") or document.media_type or MANIFEST
                 return Descriptor(str(media_type), digest_of(document.data), len(document.data)), document.data
             entries = parsed.get("manifests")

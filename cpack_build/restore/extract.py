@@ -31,6 +31,8 @@ ENTRY_LIMIT = 1_000_000
 RATIO_LIMIT = 200
 """Unpacked bytes for each stored one, beyond what is free."""
 RATIO_FREE = 1 << 30
+SIZE_LIMIT = 256 << 30
+"""Unpacked bytes of all files, whatever is stored: a CUDA environment has about 12 GiB, and models are elsewhere."""
 LINK_LIMIT = 4096
 """Bytes of a symlink's target (PATH_MAX)."""
 
@@ -61,7 +63,7 @@ def extract(
     """
     wanted = tuple(prefixes)
     found: dict[str, Content] = {}
-    count = 0
+    count = total = 0
     blobs = tuple(layers)
     bring_all(blobs, progress=progress)
     for layer in blobs:
@@ -94,10 +96,16 @@ def extract(
                         f"{what}: {name!r} is neither a file nor a symlink.", hint="Do not use this image."
                     )
                 written += member.size  # before a byte of it is written
+                total += member.size
                 if written > limit:
                     raise UnsafeInput(
                         f"{what} unpacks to more than {RATIO_LIMIT} times its size.",
                         hint="That is how bombs are made. Do not use this image.",
+                    )
+                if total > SIZE_LIMIT:
+                    raise UnsafeInput(
+                        f"{what} and those below it unpack to more than {SIZE_LIMIT >> 30} GiB.",
+                        hint="No workspace is that large without its models. Do not use this image.",
                     )
                 found[name] = _kept(mode, chunks, into)
     return found

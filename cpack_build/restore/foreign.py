@@ -23,6 +23,8 @@ from cpack_build.restore.names import is_reserved
 __all__ = ["Recovered", "recover"]
 
 _MARKS = ("main.py", "nodes.py", "folder_paths.py")
+SIZE_LIMIT = 4 << 40
+"""Bytes of all that is recovered, models among it, whatever the image says of its own size."""
 _SKIPPED = ("__pycache__", ".venv", "venv", "node_modules", "output", "temp")
 
 
@@ -76,6 +78,11 @@ def recover(image: Image, root: Path, *, name: str, progress: Progress = SILENT)
         raise UnsafeInput(
             f"The ComfyUI of {name} would take {size >> 20} MiB, more than {RATIO_LIMIT} times the image's size.",
             hint="That is how bombs are made. Do not use this image.",
+        )
+    if size > SIZE_LIMIT:
+        raise UnsafeInput(
+            f"The ComfyUI of {name} would take {size >> 40} TiB, and {SIZE_LIMIT >> 40} TiB is the most that is taken.",
+            hint="Do not use this image.",
         )
     leading_out = [path for path in links if not stays(path, links)]
     left_out += leading_out

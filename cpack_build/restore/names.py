@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from secrets import token_hex
 
 from cpack_build.errors import UnsafeInput, writing
 from cpack_build.restore.folder import OWN
 
-__all__ = ["check_names", "folds_case", "is_reserved", "windows_problem"]
+__all__ = ["Folding", "check_names", "folding_of", "is_reserved", "windows_problem"]
 
 # learn.microsoft.com, "Naming Files, Paths, and Namespaces"
 _RESERVED = re.compile(r"(?:con|prn|aux|nul|conin\$|conout\$|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.IGNORECASE)
@@ -25,6 +26,21 @@ _LONGEST = 255
 """Units of UTF-16 in one part of a path."""
 _LONGEST_PATH = 32_000
 """Units of UTF-16 in a path with the prefix ``\\\\?\\``, less what the root may take."""
+
+
+@dataclass(frozen=True)
+class Folding:
+    """Which names a file system takes for one: such as differ in *case* alone, or in *composition* alone (``é`` as one
+    character or as two; ZFS may do so without folding case)."""
+
+    case: bool = False
+    composition: bool = False
+
+    def __call__(self, name: str) -> str:
+        """What all names have in common that are one with *name*."""
+        if self.composition:
+            name = unicodedata.normalize("NFC", name)
+        return name.casefold() if self.case else name
 
 
 def windows_problem(path: str) -> str:
@@ -43,13 +59,14 @@ def windows_problem(path: str) -> str:
     return ""
 
 
-def check_names(paths: Iterable[str], *, windows: bool, folding: bool, what: str) -> None:
+def check_names(paths: Iterable[str], *, windows: bool, folding: Folding, what: str) -> None:
     """See that every one of *paths* can be had, each beside the others; *what* names the tree.
 
-    *windows* asks for its rules, *folding* says that names which differ in case alone are one. What git or we would
-    read as our own is refused everywhere: a ``.git/config`` names programs. Raises :class:`UnsafeInput`.
+    *windows* asks for its rules, *folding* says which names are one. What git or we would read as our own is refused
+    everywhere: a ``.git/config`` names programs. Raises :class:`UnsafeInput`.
     """
     seen: dict[str, str] = {}
+    folded = "upper and lower case are the same" if folding.case else "é as one character and as two are the same"
     every = set(paths)
     for path in sorted(every):
         if is_reserved(path):
@@ -59,13 +76,13 @@ def check_names(paths: Iterable[str], *, windows: bool, folding: bool, what: str
                 raise UnsafeInput(f"{what}: {parent!r} is both a file or link and a folder.", hint="Do not use it.")
         if windows and (problem := windows_problem(path)):
             raise UnsafeInput(f"{what}: {path!r} {problem}.", hint="Restore it on Linux or macOS, or in WSL.")
-        if not folding:
+        if folding == Folding():
             continue
         for end in range(1, len(parts) + 1):
             name = "/".join(parts[:end])
-            if (twin := seen.setdefault(unicodedata.normalize("NFC", name).casefold(), name)) != name:
+            if (twin := seen.setdefault(folding(name), name)) != name:
                 raise UnsafeInput(
-                    f"{what}: {twin!r} and {name!r} would be one file here, where upper and lower case are the same.",
+                    f"{what}: {twin!r} and {name!r} would be one file here, where {folded}.",
                     hint="Restore it to a file system that tells them apart.",
                 )
 
@@ -87,12 +104,21 @@ def _plain(part: str) -> str:
     return visible.casefold().rstrip(". ")
 
 
-def folds_case(folder: Path) -> bool:
-    """Whether *folder*, which is there, lies on a file system for which upper and lower case are the same."""
-    probe = folder / f".cpack-{token_hex(4)}-a"
+def folding_of(folder: Path) -> Folding:
+    """What the file system of *folder*, which is there, takes for one name, as tried there."""
+    token = token_hex(4)
     with writing(folder):
-        probe.touch()
-        try:
-            return probe.with_name(probe.name.upper()).exists()
-        finally:
-            probe.unlink()
+        case = _are_one(folder / f".cpack-{token}-a", folder / f".cpack-{token}-a".upper())
+    try:
+        composition = _are_one(folder / f".cpack-{token}-\u00e9", folder / f".cpack-{token}-e\u0301")
+    except (OSError, UnicodeEncodeError):
+        composition = False  # It cannot have such names at all, so no two of them either.
+    return Folding(case, composition)
+
+
+def _are_one(first: Path, second: Path) -> bool:
+    first.touch()
+    try:
+        return second.exists()
+    finally:
+        first.unlink()

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cpack_build.errors import UsageError, writing
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.filesystem import expanded
 from cpack_build.oci.artifact import LOCK, PACK, Artifact, attached, read_artifact
 from cpack_build.oci.pull import pull_blob
 from cpack_build.oci.reference import ArchiveName, EngineName, ImageName, LayoutName, parse_image_name
@@ -27,7 +28,7 @@ __all__ = ["opened", "pack_path"]
 
 def pack_path(source: str) -> Path | None:
     """The pack's file that *source* names, or ``None`` when it names an image, or a pack in a registry."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     if source.endswith((".zip", ".cpack")) or (path.is_file() and ":" not in source):
         return path
     return None

@@ -38,7 +38,7 @@ from cpack_build.restore.goal import (
     tree_key,
 )
 from cpack_build.restore.models import How, bring_layers, bring_model, is_model_there, place_model
-from cpack_build.restore.names import check_names, folds_case
+from cpack_build.restore.names import check_names, folding_of
 from cpack_build.restore.origins import Origins
 from cpack_build.restore.packages import Packages
 from cpack_build.restore.parts import Pin, place_of
@@ -131,7 +131,7 @@ class _Work:
         check_names(
             [f"{tree.prefix}{file.path}" for tree in trees for file in tree.manifest.files]
             + [*self.inputs, *self.models],
-            windows=sys.platform == "win32", folding=folds_case(folder.root), what=goal.name,
+            windows=sys.platform == "win32", folding=folding_of(folder.root), what=goal.name,
         )  # fmt: skip
         documents = self._look_at_documents()
         models = self._look_at_models()

@@ -15,6 +15,7 @@ from typing import Any
 
 from cpack_build.cpack.archive import unsafe_name
 from cpack_build.errors import BadInput
+from cpack_build.filesystem import expanded
 from cpack_build.workspace.folders import RunningFolders
 
 __all__ = ["EXTENSIONS", "OWN_NODES", "Comfyui", "ModelFolder", "find_comfyui", "lexical", "walk"]
@@ -251,4 +252,4 @@ def walk(
 
 def lexical(path: Path) -> Path:
     """*path* made absolute without following a link."""
-    return Path(os.path.abspath(path.expanduser()))
+    return Path(os.path.abspath(expanded(path)))

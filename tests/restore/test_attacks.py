@@ -26,10 +26,9 @@ from cpack_build.oci.types import LAYER, LAYER_GZIP, BytesBlob, Image
 from cpack_build.restore import extract as extracting
 from cpack_build.restore.artifact import Artifact, Layer, read_artifact
 from cpack_build.restore.extract import extract
-from cpack_build.restore.folder import Folder, escapes
+from cpack_build.restore.folder import Folder
 from cpack_build.restore.foreign import recover
 from cpack_build.restore.goal import Goal, Options
-from cpack_build.restore.names import check_names, windows_problem
 from cpack_build.restore.restoring import restore
 from cpack_build.restore.trees import File, Manifest
 from tests.making import member
@@ -296,41 +295,16 @@ def test_an_image_without_comfyui_has_nothing_to_recover(tmp_path: Path) -> None
         recover(image_of([BytesBlob(LAYER, tar_of([file("etc/x")]))]), tmp_path / "w", name="it")
 
 
-# -- names -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "path", ["con", "a/NUL.txt", "COM1", "a/lpt9.py", "a:b", "x/what?.png", "end.", "end ", "a/" + "ä" * 256, "conin$"]
-)
-def test_what_windows_cannot_have_is_named(path: str) -> None:
-    assert windows_problem(path)
-    with pytest.raises(UnsafeInput, match="Linux"):
-        check_names([path], windows=True, folding=False, what="it")
-    check_names([path], windows=False, folding=False, what="it")
-
-
-@pytest.mark.parametrize("path", ["console.py", "a/comma.txt", "models/x.safetensors", ".gitignore", "com10"])
-def test_what_windows_can_have_is_not_refused(path: str) -> None:
-    assert windows_problem(path) == ""
-
-
-@pytest.mark.parametrize("twins", [("A.py", "a.py"), ("Dir/x", "dir/y"), ("é", "e\u0301"), ("straße", "STRASSE")])
-def test_names_that_one_file_system_takes_for_one_are_refused_there(twins: tuple[str, str]) -> None:
-    with pytest.raises(UnsafeInput, match="would be one file"):
-        check_names(twins, windows=False, folding=True, what="it")
-    check_names(twins, windows=False, folding=False, what="it")
-
-
-@pytest.mark.parametrize(
-    ("path", "target", "out"),
-    [
-        ("a", "b", False),
-        ("a/b", "../c", False),
-        ("a", "../c", True),
-        ("a", "/c", True),
-        ("a", "C:/x", True),
-        ("a", "", True),
-    ],
-)
-def test_links_are_judged_by_where_they_stand(path: str, target: str, out: bool) -> None:
-    assert escapes(path, target) is out
+def test_a_size_that_no_workspace_has_is_refused_whatever_is_stored(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(extracting, "SIZE_LIMIT", 1 << 20)
+    layers = [BytesBlob(LAYER, tar_of([(member(f"app/{n}"), bytes(700_000))])) for n in range(2)]
+    extract(layers[:1], ["app/"], into=tmp_path / "one")
+    with pytest.raises(UnsafeInput, match="unpack to more than"):
+        extract(layers, ["app/"], into=tmp_path / "two")
+    assert sum(path.stat().st_size for path in (tmp_path / "two").iterdir()) == 700_000
+    monkeypatch.setattr("cpack_build.restore.foreign.SIZE_LIMIT", 1 << 20)
+    with pytest.raises(UnsafeInput, match="is the most that is taken"):
+        recover(foreign((member("srv/ComfyUI/models/big.bin"), bytes(2 << 20))), tmp_path / "w", name="it")
+    assert not (tmp_path / "w").exists()

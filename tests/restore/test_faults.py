@@ -1,25 +1,44 @@
-"""What comfy-pack's restore gets wrong, one test each (the rest of its list is in :mod:`.test_restore`, by its names).
+"""What comfy-pack's restore gets wrong, each a test that holds here; the table is held to the tests that there are.
 
-Commits are kept, Manager is not needed, a model that is nowhere fails the command, a killed run is resumed: there.
+=====================================================  =================================================================
+comfy-pack                                             here
+=====================================================  =================================================================
+commit pins are lost on a fresh clone                  test_git_trees_are_real_checkouts_at_the_commit_with_their_remote
+``StopIteration`` unless Manager is a git node         test_a_pack_with_its_lock_becomes_a_workspace
+pip falls back to ``--no-deps``, prints and goes on    test_a_package_that_cannot_be_installed_fails_the_command
+a model that was downloaded is not linked              test_a_model_that_is_downloaded_is_put_in_its_place
+failures end in exit 0 and "restored"                  test_a_pack_s_models_that_are_nowhere_fail_the_command
+a raw traceback when offline                           test_offline_without_anything_says_what_is_missing
+no resume                                              test_a_restore_killed_at_thirty_moments_and_run_again_is_whole
+prompts by ``input()``                                 test_a_node_s_program_is_shown_and_not_run_and_nothing_asks
+a model's name or hash as a path moves files outside   test_a_model_s_name_cannot_lead_out
+a ``.tar`` pack escapes                                test_a_pack_that_is_a_tar_is_refused
+=====================================================  =================================================================
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from cpack_build.errors import Unresolvable
+from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
+from cpack_build.lock.python import Target, lock_environment
 from cpack_build.lock.schema import load_lock
 from cpack_build.oci.reference import parse_image_name
 from cpack_build.oci.sources import open_source
 from cpack_build.restore.preheating import preheat
 from tests.cli.calling import Caller
+from tests.example import system_python
 from tests.fetch.repositories import git
 from tests.fetch.servers import serving_files
+from tests.lock.indexes import Index, sdist, source_files
 from tests.restore.images import MODEL, NODE_FILES, WEIGHTS, World, make_world
 from tests.restore.test_restore import mirrored
 
@@ -187,7 +206,7 @@ def test_an_image_of_another_program_without_its_history_is_still_read(world: Wo
     """Skopeo and registries keep all; a squashing program may not: layers are then found by what is in them."""
     import dataclasses
 
-    from cpack_build.fetch.http import Offline, Sources
+    from cpack_build.fetch.http import Offline
     from cpack_build.fetch.mirrors import Mirrors
     from cpack_build.oci.types import BytesBlob, Descriptor
     from cpack_build.restore.artifact import read_artifact
@@ -218,3 +237,60 @@ def test_an_image_of_another_program_without_its_history_is_still_read(world: Wo
     options = Options(environment=False, offline=True)
     restore(goal, tmp_path / "w", options=options, store=Store(tmp_path / "s"), sources=sources)
     assert (tmp_path / "w" / MODEL).read_bytes() == WEIGHTS
+
+
+def test_each_fault_has_a_test_that_is_there() -> None:
+    lines = (line.split("  ")[-1].strip() for line in (__doc__ or "").splitlines())
+    named = [line for line in lines if line.startswith("test_")]
+    assert len(named) == 10
+    sources = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    for name in named:
+        assert f"\ndef {name}(" in sources, name
+
+
+@pytest.mark.parametrize("end", [".tar", ".cpack.zip"])
+def test_a_pack_that_is_a_tar_is_refused(call: Caller, tmp_path: Path, end: str) -> None:
+    """Under either name; its members lead out, and nothing of them is written."""
+    pack = tmp_path / f"lying{end}"
+    with tarfile.open(pack, "w") as archive:
+        for name in ("../escaped", str(tmp_path / "absolute"), "snapshot.json"):
+            info = tarfile.TarInfo(name)
+            info.size = 2
+            archive.addfile(info, io.BytesIO(b"{}"))
+    outcome = call("restore", pack, "-d", tmp_path / "w", "--no-venv", "--offline")
+    assert outcome.code in (2, 3), outcome
+    assert "lying" in outcome.err
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name != "home") == [pack.name]
+
+
+@pytest.mark.parametrize("flag", ["--models-dir", "-d", "--find-links"])
+def test_a_home_that_nobody_has_is_an_ordinary_error(world: World, call: Caller, flag: str) -> None:
+    outcome = call("restore", world.pack, "--offline", flag, "~no-such-user/x")
+    assert outcome.code == 2, outcome
+    assert "knows no home of '~no-such-user'" in outcome.err
+
+
+def test_a_package_without_a_wheel_is_built_by_leave_alone(call: Caller, tmp_path: Path) -> None:
+    """What a source distribution would run is shown, and runs with ``--trust``."""
+    index = Index()
+    index.add_sdist("source", "1.0", sdist(source_files("source", "1.0"), "source-1.0"))
+    with index.serve() as server:
+        made = make_world(tmp_path / "made")
+        environment = lock_environment(
+            ["source"], target=Target(system_python()), store=Store(tmp_path / "locker"), sources=Sources(),
+            index_url=f"{server.url}/simple/", trust=True,
+        )  # fmt: skip
+        made.lock_path.write_bytes(made.lock.model_copy(update={"python": environment}).to_bytes())
+        root = tmp_path / "w"
+        flags = ["-d", root, "--models-dir", made.folder / "models", *mirrored(made)]
+        refused = call("restore", made.pack, *flags)
+        assert refused.code == 8, refused
+        assert "- source 1.0 from " in refused.err
+        assert "source-1.0.tar.gz" in refused.err
+        assert "--trust" in refused.err
+        assert "is restored" not in refused.out
+        assert not list(root.glob(".venv/lib/*/site-packages/source*"))
+        agreed = call("restore", made.pack, *flags, "--trust")
+        assert agreed.code == 0, agreed
+    assert list(root.glob(".venv/lib/*/site-packages/source-1.0.dist-info"))
+    assert call("restore", "--verify", root).code == 0

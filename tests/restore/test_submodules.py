@@ -14,6 +14,7 @@ from cpack_build.fetch.git import fetch_tree
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
 from cpack_build.restore.folder import Folder
+from cpack_build.restore.names import Folding
 from cpack_build.workspace.gitfolder import observe
 from tests.cli.calling import Caller
 from tests.fetch.repositories import git, make_repository
@@ -234,7 +235,7 @@ def test_a_submodule_below_a_link_is_refused(
 ) -> None:
     """CVE-2024-32002: ``A/modules/x`` beside a link ``a`` to ``.git`` puts hooks where case does not count; and the
     same in a tree that has one name twice."""
-    monkeypatch.setattr("cpack_build.restore.restoring.folds_case", lambda folder: True)
+    monkeypatch.setattr("cpack_build.restore.restoring.folding_of", lambda folder: Folding(case=True))
     inner = make_repository(tmp_path / "git/inner", {"hooks/post-checkout": "evil"})
     world = make_world(tmp_path / "made")
     place = world.folder / "git/fancy"

@@ -15,6 +15,7 @@ from typing import Any
 
 from cpack_build.deploy.kubernetes.workload import Document
 from cpack_build.errors import BadInput, CpackError, NetworkError, ToolMissing, Unresolvable
+from cpack_build.filesystem import expanded
 
 __all__ = ["Cluster"]
 
@@ -130,8 +131,8 @@ def _configured(kubeconfig: Path | None, context: str | None) -> tuple[Any, str]
     from kubernetes import client, config
 
     configuration = client.Configuration()
-    named = os.environ.get("KUBECONFIG") or str(Path("~/.kube/config").expanduser())
-    paths = [kubeconfig] if kubeconfig is not None else [Path(one).expanduser() for one in named.split(os.pathsep)]
+    named = os.environ.get("KUBECONFIG") or str(expanded("~/.kube/config"))
+    paths = [kubeconfig] if kubeconfig is not None else [expanded(one) for one in named.split(os.pathsep)]
     there = [path for path in paths if path.is_file()]
     if not there:
         if kubeconfig is None and os.environ.get("KUBERNETES_SERVICE_HOST"):
