@@ -66,7 +66,10 @@ def prove_tree(folder: str, expected: str) -> None:
 
 
 def compile_all(*folders: str) -> None:
-    """Write the bytecode of every source below *folders*, byte for byte as :mod:`cpack_build.image.bytecode` does."""
+    """Write the bytecode of every source below *folders*, byte for byte as :mod:`cpack_build.image.bytecode` does.
+
+    A link has none there; what a package's own scripts have made of one holds a time that is no longer the source's.
+    """
     if os.environ.get("PYTHONHASHSEED") != "0":  # before 3.11 it decides the order of sets among a file's constants
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, "PYTHONHASHSEED": "0"})  # noqa: S606
     warnings.simplefilter("ignore")
@@ -76,7 +79,9 @@ def compile_all(*folders: str) -> None:
             names[:] = [name for name in names if name != "__pycache__"]
             for name in files:
                 path = Path(place, name)
-                if name.endswith(".py") and not path.is_symlink() and path.stat().st_size <= _LONGEST_SOURCE:
+                if name.endswith(".py") and path.is_symlink():
+                    Path(importlib.util.cache_from_source(str(path), optimization="")).unlink(missing_ok=True)
+                elif name.endswith(".py") and path.stat().st_size <= _LONGEST_SOURCE:
                     _compile(path)
 
 
