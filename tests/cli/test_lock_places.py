@@ -74,7 +74,7 @@ def test_a_lock_in_the_pack_is_found_fresh_updated_and_built_from(
     assert call("image", pack, "--dry-run", "--output", f"oci:{pack.parent / 'x'}", "--json").document["locked"]
 
     # one package is moved; what was resolved beside it stays, though nobody could be asked
-    monkeypatch.setattr("cpack_build.lock.debs.which", lambda name: None)
+    monkeypatch.setattr("cpack_build.lock.apt.which", lambda name: None)
     moved = call("lock", pack, "--into-pack", "--update", "numpy", "--json")
     assert moved.code == 0, moved.err + moved.out
     with zipfile.ZipFile(pack) as archive:
