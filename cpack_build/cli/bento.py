@@ -250,7 +250,7 @@ def _built(
         file.write(locks)
     request = Request(
         locks,
-        documents=documents_of(read),
+        documents=documents_of(read, locks),
         pack=read,
         places={lock.platform: downloads.places(settings, bundle, lock) for lock in locks},
         store=store,

@@ -169,7 +169,7 @@ def image(
         """For the backend, once it has said that it can. Raises what it refuses."""
         request = Request(
             locks,
-            documents=documents_of(read),
+            documents=documents_of(read, locks),
             pack=read,
             places={lock.platform: downloads.places(settings, bundle, lock) for lock in locks},
             store=store,

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from cpack_build.cpack.settings import Settings
     from cpack_build.fetch.http import Sources
     from cpack_build.image.gather import Places
+    from cpack_build.lock.schema import Lock
     from cpack_build.oci.transport import Access
 
 __all__ = [
@@ -102,15 +103,19 @@ def access_options(function: F) -> F:
     return cast("F", _decorated(function, options))
 
 
-def documents_of(pack: Pack) -> dict[str, bytes]:
-    """What the image carries of *pack*; a token in a URL of its snapshot stays out, and settings that have one."""
+def documents_of(pack: Pack, locks: Sequence[Lock] = ()) -> dict[str, bytes]:
+    """What the image of *locks* carries of *pack*; a token in a URL of its snapshot stays out, and settings that have
+    one. Of local nodes whose ``install.py`` ran it carries what the pack has: the layers have what came of it."""
     from cpack_build.fetch.urls import has_credentials, without_secrets
+    from cpack_build.lock.captured import members_of
 
     documents = pack.documents()
     if "snapshot.json" in documents:
         documents["snapshot.json"] = without_secrets(documents["snapshot.json"])
     if pack.settings_text is not None and has_credentials(pack.settings_text):
         del documents["cpack.yaml"]
+    for name in sorted({pin.name for lock in locks for pin in lock.local_nodes if pin.installed is not None}):
+        documents |= {member: pack.open_member(member) for member in members_of(name, "folder", pack).values()}
     return documents
 
 

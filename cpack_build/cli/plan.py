@@ -64,8 +64,9 @@ def plan(
     else:
         read = read_pack(pack)
         found = locks_at(read, lock_file)
-        path, carried, every = str(found), documents_of(read), found.locks()
+        path, every = str(found), found.locks()
         locks = check_all_fresh(every, read, chosen.settings(read), name=path)
+        carried = documents_of(read, locks)
     plans = [(lock, planned(lock, documents=carried, store=Store(), siblings=every)) for lock in locks]
     documents = [_document(lock, layers) for lock, layers in plans]
     sizes: list[Iterator[str]] = []

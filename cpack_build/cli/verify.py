@@ -13,6 +13,7 @@ from cpack_build.cli.options import Chosen, places_of, settings_options, termina
 from cpack_build.cli.terminal import Terminal
 
 if TYPE_CHECKING:
+    from cpack_build.fetch.store import Store
     from cpack_build.lock.schema import Lock
     from cpack_build.oci.types import Image
 
@@ -73,6 +74,7 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
                 siblings = read_locks(own, name=f"{image}: /{APP}/cpack.lock")
     else:
         raise BadImage(image, f"carries no lock at /{APP}/cpack.lock", hint="Name the lock with --lock.")
+    _take_installed(lock, found, store=store, terminal=terminal)
     materials = gather(
         lock,
         documents=documents,
@@ -99,6 +101,24 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
             return
         terminal.say(f"{image} is not what its lock makes. First difference: {difference}.")
     raise click.exceptions.Exit(1)
+
+
+def _take_installed(lock: Lock, image: Image, *, store: Store, terminal: Terminal) -> None:
+    """Let *store* have what ``install.py`` of nodes left, which nobody but the lock's maker and *image* has."""
+    from tempfile import TemporaryDirectory
+
+    from cpack_build.fetch.store import CHUNK
+    from cpack_build.restore.parts import installed_archives
+
+    if all(pin.installed is None or store.find(pin.installed.sha256) for pin in lock.custom_nodes):
+        return
+    trees = 1 + len(lock.custom_nodes)  # the uppermost but one
+    with TemporaryDirectory(prefix="verify-", dir=store.root) as folder:
+        layers = image.layers[-1 - trees : -1]
+        archives = installed_archives(lock, layers, into=Path(folder), progress=terminal.progress)
+        for name, path in archives.items():
+            with path.open("rb") as file:
+                store.put(iter(lambda: file.read(CHUNK), b""), what=name)
 
 
 def _documents(image: Image) -> dict[str, bytes]:

@@ -19,8 +19,8 @@ from cpack_build.fetch.tree import Tree, files_digest, import_tree, imported_tre
 from cpack_build.lock.schema import LocalTree
 
 __all__ = [
-    "CAPTURED", "COMFYUI", "Captured", "captured_nodes", "has_comfyui", "lock_local", "open_local", "patch_names",
-    "patch_of",
+    "CAPTURED", "COMFYUI", "Captured", "captured_nodes", "has_comfyui", "lock_local", "members_of", "open_local",
+    "patch_names", "patch_of",
 ]  # fmt: skip
 
 COMFYUI = "ComfyUI"
@@ -97,7 +97,7 @@ def lock_local(name: str, kind: Kind, pack: Captured, *, store: Store) -> LocalT
 
     Raises :class:`UnsafeInput` for names that leave their place.
     """
-    pin = LocalTree(name=name, kind=kind, tree_sha256=_digest(_files(name, kind, pack), pack))
+    pin = LocalTree(name=name, kind=kind, tree_sha256=_digest(members_of(name, kind, pack), pack))
     open_local(pin, pack, store=store)
     return pin
 
@@ -109,7 +109,7 @@ def open_local(pin: LocalTree, pack: Captured | None, *, store: Store) -> Tree:
     """
     what = "The pack's ComfyUI" if pin.kind == "comfyui" else f"The pack's custom node {pin.name}"
     if (tree := imported_tree(pin.tree_sha256, name=pin.name, store=store)) is None:
-        files = _files(pin.name, pin.kind, pack) if pack is not None else {}
+        files = members_of(pin.name, pin.kind, pack) if pack is not None else {}
         if pack is None or not files:
             raise Unresolvable(
                 f"{what} is not here: only the pack that the lock was made from holds it.",
@@ -127,8 +127,8 @@ def open_local(pin: LocalTree, pack: Captured | None, *, store: Store) -> Tree:
     return tree
 
 
-def _files(name: str, kind: str, pack: Captured) -> dict[str, str]:
-    """Path in the tree → name in the pack."""
+def members_of(name: str, kind: Kind, pack: Captured) -> dict[str, str]:
+    """The files of the node (or ComfyUI) *name*: path in its tree → name in the pack."""
     if kind == "file":
         return {name: f"nodes/{name}"} if f"nodes/{name}" in pack.sizes else {}
     prefix = "comfyui/" if kind == "comfyui" else f"nodes/{name}/"

@@ -1,7 +1,8 @@
 """A custom node as its ``install.py`` left it: its whole tree as one tar, pinned by hash, as any other archive is.
 
 Whoever builds takes the tree from there, and runs nothing. The tar is the lock maker's own: it lies in that store, in a
-bundle, and (as files) in the image."""
+bundle, (as files) in the image, and in a pack that came of one. Its bytes are a function of the tree alone, so it can
+be made again of the files."""
 
 from __future__ import annotations
 
@@ -13,11 +14,12 @@ from pathlib import Path
 from cpack_build.errors import BadInput, HashMismatch, Unresolvable, UnsafeInput
 from cpack_build.fetch.store import CHUNK, Store, StoredFile
 from cpack_build.fetch.tree import Tree, import_tree, imported_tree
+from cpack_build.lock.captured import Captured
 from cpack_build.lock.schema import Installed, NodeTree
 from cpack_build.oci import tar
 from cpack_build.oci.files import BoundedMember
 
-__all__ = ["LeftFile", "keep_tree", "open_installed"]
+__all__ = ["LeftFile", "archive_of", "archived", "keep_tree", "open_installed"]
 
 _MEMBERS = 100_000
 
@@ -47,20 +49,29 @@ class _FileContent:
                 yield chunk
 
 
-def keep_tree(name: str, files: Sequence[LeftFile], *, store: Store) -> tuple[StoredFile, Tree]:
-    """*files* as the whole tree of the node *name*: the tar, put into the store, and the tree in it.
+def archive_of(name: str) -> str:
+    """What a pack calls the tar of the node *name*."""
+    return f"installed/{name}.tar"
 
-    Raises :class:`UnsafeInput` for names and links that leave the tree.
-    """
+
+def archived(files: Sequence[LeftFile]) -> Iterator[bytes]:
+    """*files* as a tar, whose bytes are a function of their paths, modes and contents."""
 
     def entry(left: LeftFile) -> tar.Entry:
         if left.content is None:
             return tar.Entry(left.path, "symlink", 0o777, target=left.target)
         return tar.Entry(left.path, "file", 0o755 if left.is_executable else 0o644, content=_FileContent(left.content))
 
-    entries = [entry(left) for left in sorted(files, key=lambda left: left.path)]
+    return tar.stream([entry(left) for left in sorted(files, key=lambda left: left.path)])
+
+
+def keep_tree(name: str, files: Sequence[LeftFile], *, store: Store) -> tuple[StoredFile, Tree]:
+    """*files* as the whole tree of the node *name*: the tar, put into the store, and the tree in it.
+
+    Raises :class:`UnsafeInput` for names and links that leave the tree.
+    """
     try:
-        file = store.put(tar.stream(entries), what=f"What install.py of {name} left")
+        file = store.put(archived(files), what=f"What install.py of {name} left")
     except UnicodeEncodeError as error:
         raise UnsafeInput(f"install.py of {name} left a file whose name is not UTF-8.") from error
     tree = _unpacked(name, file, store)
@@ -68,16 +79,25 @@ def keep_tree(name: str, files: Sequence[LeftFile], *, store: Store) -> tuple[St
     return file, tree
 
 
-def open_installed(pin: NodeTree, installed: Installed, *, store: Store) -> Tree:
-    """The tree of *pin*, proved by its hash. Raises :class:`Unresolvable` where this store lacks it."""
+def open_installed(pin: NodeTree, installed: Installed, pack: Captured | None, *, store: Store) -> Tree:
+    """The tree of *pin*, proved by its hash: from the store, or a *pack* that came out of an image.
+
+    Raises :class:`Unresolvable` where neither has it, :class:`HashMismatch` where *pack* has another.
+    """
     tree = imported_tree(installed.sha256, name=pin.name, store=store)
     if tree is None:
+        member = archive_of(pin.name)
         file = store.find(installed.sha256)
+        if file is None and pack is not None and member in pack.sizes:
+            what = f"{member} in the pack"
+            with pack.reading() as stream:
+                file = store.put(stream(member), what=what, sha256=installed.sha256, size=installed.size)
         if file is None:
             raise Unresolvable(
                 f"The custom node {pin.name} is as its install.py left it, and that is not here: the store of whoever "
                 "made the lock has it.",
-                hint="Take it over with a bundle (`cpack-build fetch PACK -o DIR` there), or lock anew with "
+                hint="Take it over with a bundle (`cpack-build fetch PACK -o DIR` there), export the pack out of its "
+                "image, or lock anew with "
                 "`cpack-build lock PACK --update all --backend buildkit --trust`.",
             )
         tree = _unpacked(pin.name, file, store)

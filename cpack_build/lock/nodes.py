@@ -169,7 +169,7 @@ def open_tree(
     Raises :class:`HashMismatch`, :class:`Unresolvable`, :class:`NetworkError`, :class:`UnsafeInput`.
     """
     if pin.installed is not None:
-        return open_installed(pin, pin.installed, store=store)
+        return open_installed(pin, pin.installed, pack, store=store)
     if isinstance(pin, LocalTree):
         return open_local(pin, pack, store=store)
     if isinstance(pin, RegistryNode):

@@ -1,7 +1,8 @@
 """An image → the pack and the lock that made it: ``image(lock(export(image)))`` is the image.
 
 What the image carries as documents goes back into a zip, written as comfy-pack writes one, so a pack that was written
-so comes back byte for byte. Nodes that only the pack had come from their layers. The lock knows the hash of the
+so comes back byte for byte. Nodes that only the pack had come from their layers, and so does what ``install.py`` left,
+which the pack then holds beside what it had, for nobody else has it. The lock knows the hash of the
 pack's contents, and nothing is kept that does not fit it."""
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from cpack_build.lock.schema import Inputs, Lock
 from cpack_build.oci.storage import whole_file
 from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.artifact import Artifact
-from cpack_build.restore.parts import captured_files
+from cpack_build.restore.parts import captured_files, installed_archives
 
 __all__ = ["Exported", "copy_pack", "export"]
 
@@ -46,6 +47,8 @@ def export(
     with TemporaryDirectory(prefix="cpack-export-") as folder:
         entries: dict[str, bytes | Path] = dict(artifact.documents)
         entries |= captured_files(artifact, into=Path(folder) / "files", progress=progress)
+        layers = [layer.blob for layer in artifact.workspace_layers]
+        entries |= installed_archives(lock, layers, into=Path(folder) / "installed", progress=progress)
         aside = Path(folder) / pack.name
         write_entries(aside, entries)
         read = read_pack(aside)

@@ -1,18 +1,23 @@
-"""What only the pack had: an image has local nodes as layers below ``custom_nodes``, with bytecode beside them."""
+"""What only the pack or the maker of the lock had: an image has local nodes, and nodes as their ``install.py`` left
+them, as layers below ``custom_nodes``, with bytecode beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from pathlib import Path
 
+from cpack_build.errors import HashMismatch
 from cpack_build.image.bytecode import cache_path
 from cpack_build.image.config import COMFYUI
+from cpack_build.lock.installed import LeftFile, archive_of, archived
 from cpack_build.lock.schema import GitTree, LocalTree, Lock, RegistryNode
+from cpack_build.oci.types import Blob
 from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.artifact import Artifact
 from cpack_build.restore.extract import Content, extract
 
-__all__ = ["Pin", "captured_files", "files_of", "place_of", "without_bytecode"]
+__all__ = ["Pin", "captured_files", "files_of", "installed_archives", "place_of", "without_bytecode"]
 
 Pin = GitTree | RegistryNode | LocalTree
 """ComfyUI or a custom node, as a lock names it."""
@@ -46,9 +51,12 @@ def files_of(pin: Pin, lock: Lock, files: Mapping[str, Content]) -> dict[str, Co
 
 
 def captured_files(artifact: Artifact, *, into: Path, progress: Progress = SILENT) -> dict[str, Path]:
-    """The files of *artifact*'s local trees, by their names in a pack; their bytes are kept in *into*."""
+    """The files of *artifact*'s local trees, by their names in a pack; their bytes are kept in *into*.
+
+    A node whose ``install.py`` ran is no longer what the pack had; the image has that among its documents.
+    """
     lock = artifact.lock
-    pins = [pin for pin in (lock.comfyui, *lock.local_nodes) if isinstance(pin, LocalTree)]
+    pins = [pin for pin in (lock.comfyui, *lock.local_nodes) if isinstance(pin, LocalTree) and pin.installed is None]
     if not pins:
         return {}
     layers = [layer.blob for layer in artifact.workspace_layers]
@@ -58,6 +66,42 @@ def captured_files(artifact: Artifact, *, into: Path, progress: Progress = SILEN
         prefix = {"comfyui": "comfyui/", "file": "nodes/"}.get(pin.kind, f"nodes/{pin.name}/")
         kept |= {prefix + path: content.path for path, content in files_of(pin, lock, found).items()}
     return kept
+
+
+def installed_archives(
+    lock: Lock, layers: Iterable[Blob], *, into: Path, progress: Progress = SILENT
+) -> dict[str, Path]:
+    """The nodes of *lock* as their ``install.py`` left them, made again of an image's *layers*: the tars, below *into*,
+    by their names in a pack. Raises :class:`HashMismatch` where that is not what the lock pins."""
+    pins = [(pin, pin.installed) for pin in lock.custom_nodes if pin.installed is not None]
+    if not pins:
+        return {}
+    prefixes = [f"{COMFYUI}/{place_of(pin, lock)}" for pin, _ in pins]
+    links = {model.path for model in lock.models}  # the build's, and no part of a tree
+    contents = into / "contents"
+    contents.mkdir(parents=True)
+    found = without_bytecode(extract(layers, prefixes, into=contents, progress=progress), lock.interpreter.version)
+    made: dict[str, Path] = {}
+    for number, (pin, installed) in enumerate(pins):
+        left = [
+            LeftFile(path, None, target=b"".join(content.chunks()).decode("utf-8", "surrogateescape"))
+            if content.mode == "120000"
+            else LeftFile(path, content.path, is_executable=content.mode == "100755")
+            for path, content in files_of(pin, lock, found).items()
+            if not (content.mode == "120000" and place_of(pin, lock) + path in links)
+        ]
+        archive = into / f"{number}.tar"
+        hasher = sha256()
+        with archive.open("wb") as file:
+            for chunk in archived(left):
+                hasher.update(chunk)
+                file.write(chunk)
+        if (actual := hasher.hexdigest()) != installed.sha256:
+            raise HashMismatch(
+                f"The image's {pin.name}, as its install.py left it,", expected=installed.sha256, actual=actual
+            )
+        made[archive_of(pin.name)] = archive
+    return made
 
 
 def without_bytecode(files: Mapping[str, Content], python: str) -> dict[str, Content]:

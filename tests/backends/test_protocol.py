@@ -106,6 +106,21 @@ def test_the_embedded_backend_has_nothing_to_print(call: Caller, example: Exampl
     assert not (tmp_path / "printed").exists()
 
 
+@pytest.mark.parametrize(
+    "flag",
+    [("--builder", "ssh://farm x86_64-linux"), ("--cache-from", "http://cache.example"), ("--cache-to", "file:///c")],
+    ids=lambda flag: flag[0],
+)
+def test_what_is_printed_for_nix_names_no_builder_and_no_cache(
+    call: Caller, example: Example, tmp_path: Path, flag: tuple[str, str]
+) -> None:
+    assert call("lock", example.pack).code == 0
+    done = call("image", example.pack, "--backend", "nix", "--print", tmp_path / "printed", *flag)
+    assert done.code == 2, done
+    assert "Leave --builder, --cache-from and --cache-to out" in " ".join(done.err.split())
+    assert not (tmp_path / "printed").exists()
+
+
 @pytest.mark.parametrize("where", [("--push", "registry.example/x:1"), ("--output", "oci:x.oci")])
 def test_what_is_only_printed_goes_nowhere(
     call: Caller, example: Example, tmp_path: Path, where: tuple[str, str]

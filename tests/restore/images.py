@@ -187,7 +187,7 @@ def make_image(
         comfyui=open_tree(lock.comfyui, pack, store=store, sources=sources),
         nodes=tuple(open_tree(pin, pack, store=store, sources=sources) for pin in lock.custom_nodes),
         models={item.sha256: stored_at(model.parents[2] / item.path, item.sha256) for item in lock.models},
-        documents=documents_of(pack),
+        documents=documents_of(pack, [lock]),
     )
     return build(lock, materials, store=store)
 

@@ -16,7 +16,7 @@ from cpack_build.backends.nix.nar import lay_out
 from cpack_build.backends.nix.program import Nix, hidden
 from cpack_build.backends.nix.result import open_image
 from cpack_build.backends.protocol import Farm, Request
-from cpack_build.errors import CpackError, Occupied, ToolMissing, Unresolvable, writing
+from cpack_build.errors import CpackError, Occupied, ToolMissing, Unresolvable, UsageError, writing
 from cpack_build.image.bundle import blobs_of
 from cpack_build.image.gather import require_own_vouched, require_vouched
 from cpack_build.image.models import found_layer
@@ -48,6 +48,12 @@ class NixBackend:
         return [error for lock in request.locks for error in _refused(lock, request)]
 
     def written(self, request: Request, folder: Path) -> str:
+        if not self._farm.is_default:
+            raise UsageError(
+                "What is printed for Nix names no builder and no cache: whoever runs Nix does.",
+                hint="Leave --builder, --cache-from and --cache-to out, and give `nix build` its --builders, --option "
+                "extra-substituters and `nix copy`.",
+            )
         if folder.exists() and any(folder.iterdir()):
             raise Occupied(folder, sorted(path.name for path in folder.iterdir()))
         for lock in request.locks:
