@@ -78,7 +78,11 @@ def lock_file(pack: Pack, named: Path | None = None, *, inside: bool = False) ->
 
 
 def lock_beside(pack: Path) -> Path:
-    """``NAME.cpack.lock`` beside ``NAME.cpack.zip``."""
+    """``NAME.cpack.lock`` beside ``NAME.cpack.zip``. Raises :class:`UsageError` for what has no name."""
+    from cpack_build.errors import UsageError
+
+    if not pack.name:
+        raise UsageError(f"{pack} is a folder, and no pack.", hint="Name a .cpack.zip.")
     return pack.with_name(pack.name.removesuffix(".zip").removesuffix(".cpack") + ".cpack.lock")
 
 

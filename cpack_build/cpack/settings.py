@@ -167,6 +167,11 @@ def parse_settings(text: str, *, name: object, overrides: Mapping[str, Any] | No
         document = yaml.safe_load(text) or {}
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise BadSettings(f"{name} is not YAML: {str(error).splitlines()[0]}.") from error
+    except (LookupError, AttributeError, OverflowError) as error:  # so PyYAML takes `!!bool x`, `!!int ""`, …
+        raise BadSettings(
+            f"{name} has a value that is not of the type that is written before it (!!bool, !!int, !!timestamp, …).",
+            hint="Leave the !! out: each setting knows its own type.",
+        ) from error
     if not isinstance(document, dict):
         raise BadSettings(f"{name} must be a mapping of settings, not {type(document).__name__}.")
     return _validated(_overridden(document, overrides or {}), name)

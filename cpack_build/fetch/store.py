@@ -98,8 +98,11 @@ class StoredFile:
 class Begun(Protocol):
     """A file whose hash as a layer is being computed (``lock.headstart``)."""
 
-    def digest(self, *, on_read: Callable[[int], object]) -> str:
-        """Wait for it. *on_read* is called with numbers of bytes that were read."""
+    def digest(self, *, on_read: Callable[[int], object]) -> str | None:
+        """Wait for it; ``None`` if the file has another size by now.
+
+        *on_read* is called with numbers of bytes that were read.
+        """
 
 
 class Store:

@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from cpack_build import filesystem
 from cpack_build.errors import CpackError
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.lock.proof import candidates, proved
@@ -31,6 +33,8 @@ __all__ = ["begin"]
 _SWITCH = 0.0005
 """Seconds after which a thread that hashed gets the interpreter's lock from one that imports: Python's own 5 ms are as
 long as hashing 8 MB takes."""
+_LIMIT = 64 << 20
+"""Bytes of a lock or of settings that are looked into."""
 _LOOK = 0.1
 """Seconds between two looks at how far a hash is."""
 
@@ -49,7 +53,7 @@ class _Begun:
     def __init__(self, file: StoredFile) -> None:
         self._file = file
         self._read = 0
-        self._digest: Future[str] = Future()
+        self._digest: Future[str | None] = Future()
 
     def compute(self) -> None:
         def count(length: int) -> None:
@@ -61,8 +65,8 @@ class _Begun:
         except BaseException as error:
             self._digest.set_exception(error)  # whoever asks gets it
 
-    def digest(self, *, on_read: Callable[[int], object]) -> str:
-        """The digest; *on_read* is told of what was read, also before it was asked for."""
+    def digest(self, *, on_read: Callable[[int], object]) -> str | None:
+        """The digest (:func:`hash_layer`); *on_read* is told of what was read, also before it was asked for."""
         told = 0
         is_done = False
         while not is_done:
@@ -88,32 +92,71 @@ def begin(lock: Path, settings: Path, *, folders: Sequence[str], store: Store) -
                     begun[file] = _Begun(file)
                     break
         store.begun = begun
-        _start(begun.values())
+        _start(list(begun.values()))
 
 
-def _start(begun: Iterable[_Begun]) -> None:
+class _Switching:
+    """Quick switching between threads, from the first that enters it until the last has left."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._before = 0.0
+
+    def enter(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._before = sys.getswitchinterval()
+                sys.setswitchinterval(_SWITCH)
+            self._inside += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                sys.setswitchinterval(self._before)
+
+
+_switching = _Switching()
+
+
+def _start(begun: Collection[_Begun]) -> None:
     """Compute all of *begun*, as many at once as there are cores. A process that ends does not wait for it."""
-    waiting = iter(list(begun))
+    waiting = iter(begun)
     one_at_a_time = threading.Lock()
 
     def work() -> None:
-        while True:
-            with one_at_a_time:
-                task = next(waiting, None)
-            if task is None:
-                return
-            task.compute()
+        try:
+            while True:
+                with one_at_a_time:
+                    task = next(waiting, None)
+                if task is None:
+                    return
+                task.compute()
+        finally:
+            _switching.leave()
 
-    count = min(os.cpu_count() or 1, len(list(begun)))
-    if count:
-        sys.setswitchinterval(_SWITCH)
-    for _ in range(count):
+    for _ in range(min(os.cpu_count() or 1, len(begun))):
+        _switching.enter()
         threading.Thread(target=work, name="head start", daemon=True).start()
+
+
+def _content(path: Path) -> bytes:
+    """What the file has. Raises :class:`ValueError` for what is none, such as a pipe or a device, or too large."""
+    with open(
+        os.path.realpath(path), "rb", opener=filesystem.open_file
+    ) as file:  # a pipe's other end is not waited for
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path} is no regular file")
+        data = file.read(_LIMIT + 1)
+    if len(data) > _LIMIT:
+        raise ValueError(f"{path} has more than {_LIMIT} bytes")
+    return data
 
 
 def _pins(lock: Path) -> Iterator[_Pin]:
     """The models that the file says it has."""
-    document = json.loads(lock.read_bytes())
+    document = json.loads(_content(lock))
     models = document.get("models") if isinstance(document, dict) else None
     for model in models if isinstance(models, list) else ():
         if not isinstance(model, dict):
@@ -132,8 +175,8 @@ def _folders(settings: Path) -> Iterator[str]:
     import yaml
 
     try:
-        document = yaml.safe_load(settings.read_text("utf-8"))
-    except (RecursionError, yaml.YAMLError):
+        document = yaml.safe_load(_content(settings).decode("utf-8"))
+    except (RecursionError, yaml.YAMLError, LookupError, AttributeError, OverflowError):
         return
     models = document.get("models") if isinstance(document, Mapping) else None
     for folder in models if isinstance(models, list) else ():

@@ -159,11 +159,11 @@ def size_at(head: bytes, sha256: str, place: int) -> int | None:
     return size if head == tar.header(_entry(sha256, _Announced(size), place)) else None
 
 
-def hash_layer(path: Path, sha256: str, size: int, *, on_read: Callable[[int], object]) -> str:
-    """The digest of the layer of the model at *path*: one read, one hash.
+def hash_layer(path: Path, sha256: str, size: int, *, on_read: Callable[[int], object]) -> str | None:
+    """The digest of the layer of the model at *path*: one read, one hash. ``None`` if the file has not *size* bytes.
 
     It covers the model's name, which is its *sha256* as the caller knows it, so a file whose layer has the digest of a
-    lock is proved as far as that lock is trusted. Raises :class:`Unresolvable` if the file has not *size* bytes.
+    lock is proved as far as that lock is trusted.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -179,7 +179,8 @@ def hash_layer(path: Path, sha256: str, size: int, *, on_read: Callable[[int], o
             buffers.reverse()
             count += length
             on_read(length)
-    _require_size(path, count, size)
+    if count != size:
+        return None
     hasher.update(layer_tail(size))
     return f"sha256:{hasher.hexdigest()}"
 

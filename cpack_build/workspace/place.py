@@ -182,7 +182,7 @@ def _yaml(config: Path) -> dict[Any, Any]:
         if config.stat().st_size > _YAML_LIMIT:
             raise BadInput(f"{config} is longer than a list of folders can be.", hint="Correct it.")
         document = yaml.safe_load(config.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError, OverflowError) as error:
         raise BadInput(
             f"{config} is not YAML: {(str(error).splitlines() or [type(error).__name__])[0]}.",
             hint="Correct it; ComfyUI cannot read it either.",

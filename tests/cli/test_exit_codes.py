@@ -323,3 +323,10 @@ cli.main()
     assert done.returncode == 130
     assert done.stderr.strip().startswith(b"Error: Stopped."), done.stderr
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("place", ["/", ".", ""])
+def test_a_folder_without_a_name_is_no_pack(call: Caller, place: str) -> None:
+    done = call("image", place)
+    assert done.code == 2
+    assert "is a folder, and no pack" in done.err

@@ -37,6 +37,9 @@ def test_an_unknown_key_names_the_nearest_known_one() -> None:
         ("platform: windows/amd64", "platform:"),
         ("interpreter: {url: x, sha256: short}", "sha256"),
         ("!!python/object/apply:os.system [id]", "is not YAML"),
+        ("a: !!timestamp x", "not of the type"),
+        ("a: !!bool foo", "not of the type"),
+        ('a: !!int ""', "not of the type"),
     ],
 )
 def test_a_wrong_value_is_named(text: str, words: str) -> None:

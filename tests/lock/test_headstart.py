@@ -8,7 +8,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store, StoredFile, stamp_of
 from cpack_build.lock.headstart import begin
 from cpack_build.lock.models import fetch_model
-from cpack_build.lock.proof import prove
+from cpack_build.lock.proof import Pin, candidates, prove
 from cpack_build.lock.schema import Model
 from cpack_build.oci.modellayer import hash_model
 from cpack_build.progress import SILENT
@@ -73,10 +74,10 @@ def scene(tmp_path: Path) -> Scene:
 class Said:
     """A hash that has begun, of which only the end is known; *meanwhile* happens while it is waited for."""
 
-    def __init__(self, digest: str, meanwhile: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, digest: str | None, meanwhile: Callable[[], object] = lambda: None) -> None:
         self._digest, self._meanwhile = digest, meanwhile
 
-    def digest(self, *, on_read: Callable[[int], object]) -> str:
+    def digest(self, *, on_read: Callable[[int], object]) -> str | None:
         self._meanwhile()
         on_read(1)
         return self._digest
@@ -194,7 +195,7 @@ def test_a_broken_lock_is_passed_over_and_leads_nowhere(scene: Scene, text: str)
 @pytest.mark.parametrize(
     "text",
     ["[", "7", "models: 7", "models: [7, {}]", "models: [no/folder]", "models: [~nobody/x]", 'models: ["a\\0b"]',
-     "models: &a [*a]"],
+     "models: &a [*a]", "a: !!timestamp x", "a: !!bool foo", 'a: !!int ""'],
 )  # fmt: skip
 def test_broken_settings_are_passed_over(scene: Scene, text: str) -> None:
     scene.add("a.bin", b"weights")
@@ -210,6 +211,85 @@ def test_a_fifo_or_device_in_a_models_place_is_not_opened(scene: Scene) -> None:
     os.mkfifo(scene.folder / "loras/a.bin")
     scene.lock.write_text(json.dumps({"models": [{**_PIN, "size": 0}]}))
     assert not scene.begun().begun
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "device", "folder", "too large"])
+@pytest.mark.parametrize("which", ["lock", "settings"])
+def test_a_lock_or_settings_that_are_no_regular_file_are_passed_over(scene: Scene, kind: str, which: str) -> None:
+    """In a process of its own with little memory: a FIFO would be waited for without end, and a device read so."""
+    scene.add("a.bin", b"weights")
+    path = scene.lock if which == "lock" else scene.settings
+    path.unlink(missing_ok=True)
+    if kind == "FIFO":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        with path.open("wb") as file:
+            file.truncate(8 << 30)
+    program = (
+        "import resource, sys; from pathlib import Path; from cpack_build.fetch.store import Store;"
+        "from cpack_build.lock.headstart import begin; resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30));"
+        "lock, settings, store = map(Path, sys.argv[1:]); store = Store(store);"
+        "begin(lock, settings, folders=(), store=store); print(len(store.begun))"
+    )
+    command = [sys.executable, "-c", program, scene.lock, scene.settings, scene.place / "store"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "0\n", "")
+
+
+def test_a_lock_behind_a_link_is_a_lock(scene: Scene) -> None:
+    scene.add("a.bin", b"weights")
+    scene.lock.rename(scene.place / "real.lock")
+    scene.lock.symlink_to("real.lock")
+    assert len(scene.begun().begun) == 1
+
+
+def test_threads_are_switched_as_before_once_all_is_hashed(scene: Scene) -> None:
+    before = sys.getswitchinterval()
+    for number in range(3):
+        scene.add(f"{number}.bin", bytes([number]) * 100_000)
+    begin(scene.lock, scene.settings, folders=[str(scene.folder)], store=scene.store())
+    scene.begun()
+    for thread in threading.enumerate():
+        if thread.name == "head start":
+            thread.join()
+    assert sys.getswitchinterval() == before
+
+
+@pytest.mark.parametrize("begins", [True, False], ids=["begun", "not begun"])
+def test_a_candidate_of_another_size_by_now_is_not_the_model(scene: Scene, begins: bool) -> None:
+    """Its stat is of before; the next folder is asked."""
+    model = scene.add("a.bin", b"weights" * 1000)
+    store = scene.begun() if begins else scene.store()
+    file = file_of(scene, model)
+    if begins:
+        store.begun = {file: Said(None)}
+    else:
+        file.path.write_bytes(b"weights")
+    assert prove(model, file, store=store, progress=SILENT) is False
+
+
+def test_the_next_folder_is_tried_where_a_file_shrinks_while_it_is_looked_at(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = scene.add("a.bin", b"weights" * 1000)
+    other = scene.place / "other/loras/a.bin"
+    other.parent.mkdir(parents=True)
+    other.write_bytes(b"weights" * 1000)
+    shrinking = scene.place / model.path
+
+    def shrunk(model: Pin, *, folders: Sequence[str], store: Store) -> Iterator[StoredFile]:
+        for file in candidates(model, folders=folders, store=store):
+            if file.path == shrinking:
+                shrinking.write_bytes(b"weights")
+            yield file
+
+    monkeypatch.setattr("cpack_build.lock.models.candidates", shrunk)
+    folders = [str(scene.folder), str(scene.place / "other")]
+    assert fetch_model(model, folders=folders, store=scene.store(), sources=Sources()).path == other
 
 
 def test_a_store_that_cannot_be_used_is_left_to_the_ordinary_path(scene: Scene) -> None:
