@@ -160,12 +160,24 @@ def _answers(command: Sequence[str], *, required: str | None = None) -> str | No
     )
 
 
+def _last_words(said: str) -> str:
+    """What the failed step printed last. It stands between rules, each line behind its time."""
+    step = re.search(r"(?s)-{6}\n > [^\n]*\n(.*?)-{6}", said)
+    words = [re.sub(r"^[0-9.]+ ", "", line) for line in step[1].splitlines()[-_LAST_WORDS:]] if step else []
+    return " | ".join(filter(None, map(str.strip, words)))
+
+
 def _explained(said: str) -> CpackError:
     """What a failed build's words mean."""
     said = redact(said)
     lines = [line for line in said.splitlines() if line.strip()]
     last = next((line for line in reversed(lines) if re.match(r"(?i)(error|failed)", line.strip())), "")
     error: CpackError
+    if re.search(r"(?m)^(?:#\d+ )?(?:[0-9.]+ )?cpack-build: install\.py of ", said):
+        # Before all else: the rest of the step's words are the script's, which may say anything.
+        error = EngineFailed(f"The build failed: {_last_words(said) or lines[-1]}")
+        error.detail = "\n".join(lines[-40:])
+        return error
     ours = re.search(r"cpack-build: (.+) has sha256 ([0-9a-f]{64}), but ([0-9a-f]{64}) was promised", said)
     theirs = re.search(r"mismatch sha256:([0-9a-f]{64}): sha256:([0-9a-f]{64})", said)
     if ours:
@@ -190,10 +202,7 @@ def _explained(said: str) -> CpackError:
     elif not lines:
         error = EngineFailed("The build failed and said nothing.", hint="Try `docker buildx ls`.")
     else:
-        # what the failed step printed stands between rules, each line behind its time
-        step = re.search(r"(?s)-{6}\n > [^\n]*\n(.*?)-{6}", said)
-        words = [re.sub(r"^[0-9.]+ ", "", line) for line in step[1].splitlines()[-_LAST_WORDS:]] if step else []
-        told = " | ".join(filter(None, map(str.strip, words))) or last or lines[-1]
+        told = _last_words(said) or last or lines[-1]
         error = EngineFailed(f"The build failed: {told}", hint="Add -v to see what the builder said last.")
     error.detail = "\n".join(lines[-40:])
     return error

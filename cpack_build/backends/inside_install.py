@@ -1,6 +1,7 @@
-"""A node's ``install.py`` inside a BuildKit build, and what it changed: ``inside_install.py run|compare …``.
+"""A node's ``install.py`` inside a BuildKit build, and what it changed: ``inside_install.py start|compare …``.
 
-It is copied into the build and uses nothing but the standard library. ``run`` starts the script in the image's root;
+It is copied into the build and uses nothing but the standard library. ``start`` begins ``run`` in the image's root with
+nothing of the step's environment, which the script could read of the first process; ``run`` starts the script;
 ``compare`` runs in another step, where that root and the one before it are only looked at, so the script has no hand in
 what is told of it."""
 
@@ -13,6 +14,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,15 +22,28 @@ _HOME, _SCRATCH = "/cpack-home", "/cpack-home/tmp"
 _NOT_OURS = ("proc", "sys", "dev", "run", "cpack", "cpack-home", "cpack-uv", "tmp", "var/tmp",
              "etc/hosts", "etc/resolv.conf", "etc/hostname")  # fmt: skip
 """What a builder mounts, and what is lost with the step anyway."""
+_NOTES = ("RECORD", "INSTALLER", "REQUESTED", "direct_url.json")
+"""What pip writes beside a package's own files, without another version (PEP 376, 610)."""
 _FILES = 100_000
 _BYTES = 32 << 30
 _NAMED = 30
 
 
+_PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy", "no_proxy")
+
+
+def start(*arguments: str) -> None:
+    """Become ``run`` with these *arguments* in an environment of proxies alone, of which none has a password."""
+    proxies = {name: value for name, value in os.environ.items() if name.lower() in _PROXIES and "@" not in value}
+    command = [sys.executable, "-B", "-S", "-s", os.path.abspath(__file__), "run", *arguments]
+    os.execve(sys.executable, command, proxies)  # noqa: S606 - no shell is wanted
+
+
 def run(place: str, prefix: str, comfyui: str, seconds: str, pip: str, variables: str) -> None:
     """Run ``install.py`` in the folder *place* as ComfyUI-Manager does, with the environment's Python and pip.
 
-    Nothing of the step's own environment is passed on. A script that has not ended after *seconds* ends the build.
+    Nothing of the step's own environment is passed on but its proxies. A script that has not ended after *seconds* ends
+    the build.
     """
     node = os.path.basename(place)
     for folder in (_HOME, _SCRATCH):
@@ -40,8 +55,8 @@ def run(place: str, prefix: str, comfyui: str, seconds: str, pip: str, variables
         "PIP_NO_CACHE_DIR": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_INPUT": "1",
         "PIP_ROOT_USER_ACTION": "ignore", "PIP_NO_COMPILE": "1", "GIT_TERMINAL_PROMPT": "0",
         "COMFYUI_PATH": comfyui, "COMFYUI_FOLDERS_BASE_PATH": comfyui, **json.loads(variables),
+        **{name: value for name, value in os.environ.items() if name.lower() in _PROXIES},
     }  # fmt: skip
-    os.environ.clear()
     script = subprocess.Popen(
         [f"{prefix}/bin/python", "install.py"], cwd=place, env=environment, stdin=subprocess.DEVNULL,
         stderr=subprocess.STDOUT,
@@ -75,11 +90,14 @@ def compare(before: str, after: str, place: str, models: str, prefix: str, out: 
             found.append(keeper.kept(path, os.path.dirname(models)))
         elif not (path.startswith(f"{prefix}/") and packages.explain(path)):
             elsewhere.append(f"{'removed ' if path not in theirs else ''}/{path}")
-    lost = [f"{place}/{name}" for place, _, names in os.walk(after + _HOME) for name in names]
+    home = after + _HOME
+    lost = (
+        [f"{place}/{name}" for place, _, names in os.walk(home) for name in names] if not os.path.islink(home) else []
+    )
     document = {
         "tree": tree, "models": found, "elsewhere": elsewhere[:_NAMED], "further": max(0, len(elsewhere) - _NAMED),
         "packages": packages.added, "removed": packages.removed,
-        "lost": sorted(path.removeprefix(after + _HOME).lstrip("/") for path in lost)[:_NAMED],
+        "lost": sorted(path.removeprefix(home).lstrip("/") for path in lost)[:_NAMED],
     }  # fmt: skip
     Path(out, "changes.json").write_text(json.dumps(document), "ascii")
 
@@ -163,16 +181,18 @@ class _Packages:
         self.added = [theirs[name].told for name in sorted(changed & theirs.keys())]
         self.removed = sorted(ours.keys() - theirs.keys())
         self._files = {path for name in changed for one in (ours, theirs) if name in one for path in one[name].files}
-        self._prefix = prefix
+        self._notes = {
+            f"{one.folder}/{note}" for found in (ours, theirs) for one in found.values() for note in _NOTES
+        }  # fmt: skip
 
     def explain(self, path: str) -> bool:
         """Whether the file at *path* belongs to what was named: a changed package's, or pip's own notes."""
-        is_note = ".dist-info/" in path or path.startswith(f"{self._prefix}/bin/")
-        return is_note or path in self._files
+        return path in self._notes or path in self._files
 
 
 @dataclass(frozen=True)
 class _Distribution:
+    folder: str
     told: dict[str, str]
     files: set[str]
 
@@ -197,6 +217,7 @@ def _distributions(root: str, prefix: str) -> dict[str, _Distribution]:
         names = (line.rsplit(",", 2)[0].strip('"') for line in _text(folder / "RECORD").splitlines())
         direct = _text(folder / "direct_url.json")
         found[re.sub(r"[-_.]+", "-", fields["Name"]).lower()] = _Distribution(
+            folder.relative_to(root).as_posix(),
             {"name": fields["Name"], "version": fields["Version"], "direct": direct},
             {os.path.normpath(f"{site}/{name}") for name in names},
         )
@@ -210,4 +231,5 @@ def _text(path: Path) -> str:
 
 
 if __name__ == "__main__":
-    {"run": run, "compare": compare}[sys.argv[1]](*sys.argv[2:])
+    steps: dict[str, Callable[..., None]] = {"start": start, "run": run, "compare": compare}
+    steps[sys.argv[1]](*sys.argv[2:])

@@ -7,6 +7,7 @@ That comes back as files under numbers and a list, and is believed no more than 
 from __future__ import annotations
 
 import json
+import re
 import stat
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -99,8 +100,6 @@ def run_install(
         arguments += ["--build-context", f"{BASE_CONTEXT}={base}"]
     if network == "host":
         arguments += ["--allow", "network.host"]
-    if network == "none":  # a proxy's address may hold a password
-        arguments += [f"--build-arg={name}=" for name in ("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy")]
     try:
         builder.build(context, [*arguments, "--output", f"type=local,dest={left}"], progress=request.progress)
     except (HashMismatch, StorageError):
@@ -115,7 +114,7 @@ def run_install(
         raise told from error
     changes = _read(left, pin)
     for path in changes.lost[:5]:
-        request.progress.note(f"install.py of {pin.name} left {path} in its home folder, which no image has.")
+        request.progress.note(f"install.py of {pin.name} left {path!r} in its home folder, which no image has.")
     _require_own(changes, pin)
     return Outcome(
         [_file(one, left, pin) for one in changes.tree],
@@ -147,7 +146,7 @@ def _dockerfile(
     context.put("bin/pip", _PIP.replace("{prefix}", COMFYUI_ENV))
     (folder / "bin" / "pip").chmod(0o755)
     place, prefix = f"{COMFYUI}/custom_nodes/{pin.name}", COMFYUI_ENV
-    run = [f"/{prefix}/bin/python", "-B", "-S", "-s", f"/cpack/{_SCRIPT}", "run", f"/{place}", f"/{prefix}",
+    run = [f"/{prefix}/bin/python", "-B", "-S", "-s", f"/cpack/{_SCRIPT}", "start", f"/{place}", f"/{prefix}",
            f"/{COMFYUI}", str(seconds), pip_place, json.dumps(settings)]  # fmt: skip
     compare = [lock.interpreter.path, "-B", "-S", "-s", f"/cpack/{_SCRIPT}", "compare", "/cpack/before", "/cpack/after",
                place, f"{COMFYUI}/models", prefix, "/cpack-out"]  # fmt: skip
@@ -235,9 +234,14 @@ def _requirement(package: _Package, pin: NodeTree) -> str:
     if clean_url(url) is None:
         raise _unpinned(package, pin, "it was installed from a folder or a private address")
     below = direct.get("subdirectory")
+    if isinstance(below, str) and re.search(r"[\s#&]", below):
+        raise _unpinned(package, pin, f"its folder {below!r:.80} is no part of an address")
     fragment = f"#subdirectory={below}" if isinstance(below, str) else ""
     if isinstance(vcs, dict) and vcs.get("vcs") == "git":
-        return f"{canonicalize_name(name)} @ git+{clean_url(url)}@{vcs.get('commit_id')}{fragment}"
+        commit = str(vcs.get("commit_id"))
+        if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", commit) is None:
+            raise _unpinned(package, pin, f"{commit!r:.80} is no commit")
+        return f"{canonicalize_name(name)} @ git+{clean_url(url)}@{commit}{fragment}"
     return f"{canonicalize_name(name)} @ {clean_url(url)}{fragment}"
 
 

@@ -23,10 +23,15 @@ __all__ = ["FILE_TYPES", "GgufHeader", "GgufTensor", "Value", "read_gguf"]
 
 Value = int | float | bool | str | tuple["Value", ...]
 
-_LIMIT = 256 << 20
+_LIMIT = 64 << 20
 """Bytes of a header. The largest known, with vocabularies of languages, have some 20 MB."""
+_MOST_KEYS = 1 << 16
+_MOST_ELEMENTS = 4 << 20
+"""Texts and arrays in all arrays: each is read by itself. A vocabulary has some 300,000 words and as many merges."""
+_LONGEST_TEXT = 1 << 20
+"""Bytes of a text that are read; of a longer one (a template, a licence) nothing is told."""
 _LONGEST_KEY = 1 << 16
-_MOST_TENSORS = 1 << 20
+_MOST_TENSORS = 1 << 17
 _DEEPEST = 4
 """Arrays within arrays."""
 _KEPT = 64
@@ -112,6 +117,7 @@ class _Reader:
         self._end = min(size, _LIMIT)
         self._shown = shown
         self._at = 0
+        self._elements = 0
 
     def header(self) -> GgufHeader:
         if self._take(4) != b"GGUF":
@@ -125,7 +131,7 @@ class _Reader:
             )
         tensors, count = self._number("<Q"), self._number("<Q")
         # A key has 8 + 4 + 1 bytes at least, a tensor 8 + 4 + 8 + 4 + 8.
-        if tensors > min(_MOST_TENSORS, self._size // 32) or count > self._size // 13:
+        if tensors > min(_MOST_TENSORS, self._size // 32) or count > min(_MOST_KEYS, self._size // 13):
             self._refuse(f"it would have {tensors} tensors and {count} keys in {self._size} bytes")
         keys: dict[str, Value] = {}
         for _ in range(count):
@@ -176,7 +182,7 @@ class _Reader:
             number = self._number(_SCALARS[kind])
             return bool(number) if kind == _BOOL else number
         if kind == _STRING:
-            return self._text(self._end)
+            return self._text(_LONGEST_TEXT, skips=True)
         if kind != _ARRAY:
             self._refuse(f"the key {key!r:.80} has the unknown type {kind}")
         if depth == _DEEPEST:
@@ -189,6 +195,9 @@ class _Reader:
             kept = tuple(self._value(inner, key, depth) for _ in range(min(count, _KEPT)))
             self._skip((count - len(kept)) * width)
             return kept
+        self._elements += count
+        if self._elements > _MOST_ELEMENTS:
+            self._refuse(f"with the key {key!r:.80} it would have more than {_MOST_ELEMENTS} texts in arrays")
         kept = ()
         for number in range(count):
             value = self._value(inner, key, depth + 1)
@@ -196,8 +205,11 @@ class _Reader:
                 kept = (*kept, value)
         return kept
 
-    def _text(self, most: int) -> str:
+    def _text(self, most: int, *, skips: bool = False) -> str:
         length = self._number("<Q")
+        if skips and most < length <= self._end:
+            self._skip(length)
+            return ""
         if length > most:
             self._refuse(f"a text at byte {self._at} would have {length} bytes")
         try:

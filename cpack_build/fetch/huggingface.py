@@ -160,9 +160,14 @@ class HuggingFace:
         """Whether *url* is a file's address there."""
         return parse_address(url) is not None
 
-    def offers(self, wanted: Wanted) -> Iterator[HttpFile | XetFile]:
+    def offers(self, wanted: Wanted) -> Iterator[HttpFile | XetFile | NetworkError]:
         named = [url for url in wanted.urls if not self.mirrors.is_mirrored(url)]
         addresses = [address for address in map(parse_address, named) if address is not None]
+        if addresses:
+            try:
+                token_for(f"{endpoint()}/", strict=True)
+            except NetworkError as error:
+                yield error
         for repo, revision, path in addresses:
             yield from self._ways(repo, revision, path, wanted.sha256)
         for repo in dict.fromkeys(repo for repo, _, _ in addresses):
@@ -229,14 +234,19 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or _SITE).rstrip("/")
 
 
-def token_for(url: str) -> str | None:
-    """The user's token if *url* is on the hub's own host, and nobody listens on the way there."""
+def token_for(url: str, *, strict: bool = False) -> str | None:
+    """The user's token if *url* is on the hub's own host, and nobody listens on the way there. A login that fails
+    counts as none; if *strict* it raises :class:`NetworkError`."""
     parts, own = urlsplit(url), urlsplit(endpoint())
     if parts.netloc != own.netloc or not (parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1")):
         return None
     token = os.environ.get("HF_TOKEN") or os.environ.get("HUGGING_FACE_HUB_TOKEN") or ""
     if not token and os.environ.get("HF_HUB_DISABLE_IMPLICIT_TOKEN", "0") in ("", "0"):
-        token = _of_the_login()
+        try:
+            token = _of_the_login()
+        except NetworkError:  # what is public needs none
+            if strict:
+                raise
     token = token.strip()
     return token if token.isascii() and token.isprintable() and token else None
 

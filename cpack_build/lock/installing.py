@@ -34,7 +34,7 @@ from cpack_build.progress import SILENT, Progress
 __all__ = ["Installer", "Outcome", "Script", "install", "refused", "require_alike", "scripts_of"]
 
 SCRIPT = "install.py"
-_MEMO = "node-install-1"
+_MEMO = "node-install-2"
 _SHOWN = 8
 """Calls of a script that are shown before it runs."""
 
@@ -83,6 +83,8 @@ class _Remembered(BaseModel):
     installed: Installed
     tree_sha256: str
     models: tuple[Model, ...]
+    network: str
+    """Which one the script had."""
 
 
 def scripts_of(
@@ -143,33 +145,39 @@ def install(
     trust: bool,
     again: Callable[[Sequence[str]], PythonEnvironment],
     pickles: str,
+    anew: bool = False,
     store: Store,
     progress: Progress = SILENT,
 ) -> Lock:
-    """*lock* with what *scripts* leave: those that ran before on the same ground need nobody's leave. *again* resolves
-    the Python packages with further requirements.
+    """*lock* with what *scripts* leave: those that ran before on the same ground need nobody's leave, unless they
+    are to run *anew*. *again* resolves the Python packages with further requirements.
 
     Raises :class:`NeedsTrust`, :class:`ToolMissing`, else as :meth:`Installer.installed` and *again*.
     """
     pins = {pin.name: pin for pin in lock.custom_nodes}
-    known = {script: _recalled(_key(lock, pins[script.name]), store) for script in scripts}
+    keys = {script: _key(lock, pins[script.name]) for script in scripts}
+    known = {script: None if anew else _recalled(key, installer, store) for script, key in keys.items()}
     new = [script for script, done in known.items() if done is None]
     if new and (error := refused(new, installer=installer, trust=trust)) is not None:
         raise error
     done: dict[str, _Remembered] = {}
+    ran: dict[str, _Remembered] = {}
     for script, before in known.items():
         pin = pins[script.name]
         if before is None:
             assert installer is not None, "else it is refused"
             before = _run(lock, pin, script, installer, pack=pack, store=store, progress=progress)
-            store.remember(_MEMO, _key(lock, pin), before.model_dump_json())
+            ran[keys[script]] = before
         done[script.name] = before
     models = [model for one in done.values() for model in one.models]
     if pickles == "refuse":
         refuse_pickles(model.path for model in models)
-    return _placed(lock, done).model_copy(
+    placed = _placed(lock, done).model_copy(
         update={"models": _joined(lock.models, models, done), "python": _environment(lock, done, again)}
     )
+    for key, outcome in ran.items():
+        store.remember(_MEMO, key, outcome.model_dump_json())
+    return placed
 
 
 def require_alike(locks: Sequence[Lock]) -> None:
@@ -219,20 +227,24 @@ def _run(
         packages=tuple(sorted(left.packages)),
         models=tuple(sorted(model.path for model in models)),
     )
-    return _Remembered(installed=done, tree_sha256=tree.tree_digest(), models=tuple(models))
+    return _Remembered(installed=done, tree_sha256=tree.tree_digest(), models=tuple(models), network=installer.network)
 
 
-def _recalled(key: str, store: Store) -> _Remembered | None:
+def _recalled(key: str, installer: Installer | None, store: Store) -> _Remembered | None:
+    """What the script left on this ground before: with the network that it would have now, if that is one."""
     if (known := store.recall(_MEMO, key)) is None:
         return None
     done = _Remembered.model_validate_json(known)
+    if installer is not None and installer.network not in ("none", done.network):
+        return None
     needed = [done.installed.sha256, *(model.sha256 for model in done.models)]
     return done if all(store.find(sha256) is not None for sha256 in needed) else None
 
 
 def _key(lock: Lock, pin: NodeTree) -> str:
     """What the outcome is a function of, as far as anybody can tell: not the hour, nor what hosts answer then."""
-    ground = f"{lock.platform} {lock.interpreter.version} {lock.python.pylock_sha256} {lock.comfyui.tree_sha256}"
+    root = lock.model_dump_json(include={"platform", "base", "system", "interpreter"})
+    ground = f"{root} {lock.python.pylock_sha256} {lock.comfyui.tree_sha256}"
     return hashlib.sha256(f"{pin.name} {pin.tree_sha256} {ground}".encode()).hexdigest()
 
 

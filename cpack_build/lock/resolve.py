@@ -293,7 +293,7 @@ def resolve(
     if scripts:
         lock = install(
             lock, scripts, pack=pack, installer=workshop, trust=trust, again=environment, pickles=settings.pickles,
-            store=store, progress=progress,
+            anew=not {"all", "nodes"}.isdisjoint(update), store=store, progress=progress,
         )  # fmt: skip
     return in_form(lock, compression=settings.compression)
 

@@ -22,7 +22,7 @@ from typing import Any
 from cpack_build.errors import HashMismatch, Occupied, StorageError
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
-from cpack_build.lock.schema import GitTree, RegistryNode
+from cpack_build.lock.schema import GitTree, NodeTree, RegistryNode
 from cpack_build.progress import SILENT, Progress
 from cpack_build.restore.checkout import head_of, make_checkout
 from cpack_build.restore.folder import OWN, Folder
@@ -150,7 +150,12 @@ class _Work:
             self._environment(venv)
         scripts: tuple[str, ...] = ()
         if not self.options.dry_run:
-            places = [(tree.name, tree.prefix) for tree in trees if tree.prefix not in ("", "custom_nodes/")]
+            places = [
+                (tree.name, tree.prefix)
+                for tree in trees
+                if tree.prefix not in ("", "custom_nodes/")
+                and not (isinstance(tree.pin, NodeTree) and tree.pin.installed)
+            ]
             consent = self.options.consent if self.options.environment else _never
             scripts = run_scripts(folder, places, self.state, consent=consent)
             self.state.complete = True

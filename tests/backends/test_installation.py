@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,8 @@ def _package(name: str, version: str, module: str, text: str = "1") -> dict[str,
     info = f"{SITE}/{name}-{version}.dist-info"
     return {
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n\nName: no\n",
-        f"{info}/RECORD": f"{module},sha256=x,1\n../../../bin/{name},,\n{info.rpartition('/')[2]}/RECORD,,\n",
+        f"{info}/RECORD": f"{module},sha256=x,1\n../../../bin/{name},,\n{info.rpartition('/')[2]}/METADATA,,\n"
+        f"{info.rpartition('/')[2]}/RECORD,,\n",
         f"{SITE}/{module}": text,
     }
 
@@ -105,6 +108,51 @@ def test_packages_are_told_by_version_and_a_file_that_is_no_package_s_by_name(tm
     assert told["elsewhere"] == [f"/{SITE}/kept.py", f"/{SITE}/stray.so"]
 
 
+def test_programs_and_notes_that_no_package_has_are_named(tmp_path: Path) -> None:
+    before = {**_package("torch", "1", "torch.py"), "opt/comfyui/bin/python": "real", "opt/comfyui/bin/activate": ""}
+    info = f"{SITE}/torch-1.dist-info"
+    after = {
+        **_package("torch", "1", "torch.py"), "opt/comfyui/bin/python": "other", "opt/comfyui/bin/ffmpeg": "",
+        f"{info}/evil.bin": "", f"{info}/INSTALLER": "pip", "app/x.dist-info/a": "",
+    }  # fmt: skip
+    assert _compared(tmp_path, before, after)["elsewhere"] == [
+        "/app/x.dist-info/a", "removed /opt/comfyui/bin/activate", "/opt/comfyui/bin/ffmpeg", "/opt/comfyui/bin/python",
+        f"/{info}/evil.bin",
+    ]  # fmt: skip
+
+
+def test_a_home_folder_that_became_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "away").mkdir()
+    (tmp_path / "away/passwd").write_text("x")
+    assert _compared(tmp_path, {}, {}, links={"cpack-home": str(tmp_path / "away")})["lost"] == []
+
+
+def test_a_script_cannot_read_the_step_s_environment_of_the_first_process(tmp_path: Path) -> None:
+    program = tmp_path / "inside_install.py"
+    home = str(tmp_path / "home")
+    program.write_text(Path(inside_install.__file__).read_text("utf-8").replace("/cpack-home", home), "utf-8")
+    node = tmp_path / "Node"
+    node.mkdir()
+    (node / "install.py").write_text(
+        "import os, pathlib\n"
+        "first = pathlib.Path(f'/proc/{os.getppid()}/environ').read_bytes()\n"
+        "pathlib.Path('seen').write_bytes(first + b'|' + repr(dict(os.environ)).encode())\n"
+    )
+    prefix = tmp_path / "venv"
+    (prefix / "bin").mkdir(parents=True)
+    (prefix / "bin/python").symlink_to(sys.executable)
+    secret = "http://user:Pr0xyPassw0rd@proxy.example"
+    environment = dict.fromkeys(("FTP_PROXY", "http_proxy", "ALL_PROXY", "HF_TOKEN"), secret)
+    arguments = [str(node), str(prefix), str(tmp_path), "60", "", "{}"]
+    subprocess.run(
+        [sys.executable, "-B", "-S", "-s", str(program), "start", *arguments],
+        env={**environment, "HTTPS_PROXY": "http://proxy.example:3128"}, check=True, timeout=60,
+    )  # fmt: skip
+    seen = (node / "seen").read_text()
+    assert "Pr0xyPassw0rd" not in seen
+    assert seen.count("http://proxy.example:3128") == 2, "one without a password is of use to pip"
+
+
 def test_what_is_left_in_the_home_folder_is_told(tmp_path: Path) -> None:
     told = _compared(tmp_path, {}, {"cpack-home/.cache/hub/model": "x"})
     assert told["lost"] == [".cache/hub/model"]
@@ -116,8 +164,9 @@ def test_what_is_left_in_the_home_folder_is_told(tmp_path: Path) -> None:
         ("", "some-thing==1.0+cpu"),
         ('{"url": "https://x.example/a.whl", "archive_info": {}}', "some-thing @ https://x.example/a.whl"),
         (
-            '{"url": "https://x.example/r.git", "vcs_info": {"vcs": "git", "commit_id": "abc"}, "subdirectory": "d"}',
-            "some-thing @ git+https://x.example/r.git@abc#subdirectory=d",
+            '{"url": "https://x.example/r.git", "vcs_info": {"vcs": "git", "commit_id": "%s"}, "subdirectory": "d"}'
+            % ("a" * 40),
+            "some-thing @ git+https://x.example/r.git@" + "a" * 40 + "#subdirectory=d",
         ),
     ],
 )
@@ -131,6 +180,8 @@ def test_a_package_is_asked_for_as_it_was_installed(direct: str, requirement: st
         ("x", "1", '{"url": "file:///app/comfyui/custom_nodes/Node/lib", "dir_info": {}}'),
         ("x", "1", '{"url": "https://user:secret@x.example/a.whl"}'),
         ("x", "1", "{"),
+        ("x", "1", '{"url": "https://x.example/r.git", "vcs_info": {"vcs": "git", "commit_id": "abc def"}}'),
+        ("x", "1", '{"url": "https://x.example/a.whl", "subdirectory": "a\\n--index-url=x"}'),
         ("x @ https://evil.example/x.whl", "1", ""),
         ("x", "1; python_version>'3'", ""),
     ],

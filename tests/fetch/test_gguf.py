@@ -126,6 +126,36 @@ def test_what_a_header_claims_makes_no_memory(tmp_path: Path) -> None:
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("inner", [struct.pack("<IQ", 8, 5 << 20), struct.pack("<IQ", 9, 5 << 20)])
+def test_an_array_of_empty_things_is_not_read_for_long(tmp_path: Path, inner: bytes) -> None:
+    path = gguf(tmp_path / "x.gguf", (key("a", 9, inner),), (), data=0)
+    with path.open("r+b") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(BadInput, match="more than 4194304 texts in arrays"):
+        read_gguf(path)
+
+
+def test_a_header_of_too_many_keys_is_refused_before_one_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.gguf"
+    with path.open("wb") as file:
+        file.write(b"GGUF" + struct.pack("<IQQ", 3, 0, 6_000_000))
+        file.truncate(108 << 20)
+    with pytest.raises(BadInput, match="would have 0 tensors and 6000000 keys"):
+        read_gguf(path)
+
+
+def test_a_very_long_text_is_passed_over(tmp_path: Path) -> None:
+    long = struct.pack("<Q", 8 << 20) + b"x" * (8 << 20)
+    path = gguf(tmp_path / "x.gguf", (key("general.licence", 8, long), key("z", 8, text("end"))))
+    tracemalloc.start()
+    try:
+        keys = read_gguf(path).keys
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert (keys["general.licence"], keys["z"]) == ("", "end")
+
+
 @given(st.data())
 def test_no_bytes_make_it_fail_otherwise(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path = gguf(tmp_path_factory.getbasetemp() / "changed.gguf")

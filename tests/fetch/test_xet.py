@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from cpack_build.errors import NetworkError
 from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.http import RequestsTransport, Sources
 from cpack_build.fetch.huggingface import HuggingFace, token_for
@@ -274,3 +275,11 @@ def test_a_login_is_that_of_huggingface_hub(hub: XetHub, monkeypatch: pytest.Mon
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(own))
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_renewed")
     assert token_for(url) == "hf_renewed"
+
+    def fails() -> str:
+        raise OSError("the exchange was refused")
+
+    monkeypatch.setattr("huggingface_hub.get_token", fails)
+    assert token_for(url) is None, "what is public needs none"
+    with pytest.raises(NetworkError, match=r"cannot log in: the exchange was refused"):
+        token_for(url, strict=True)

@@ -19,7 +19,7 @@ from cpack_build.lock.captured import Captured, lock_local
 from cpack_build.lock.installed import LeftFile, keep_tree
 from cpack_build.lock.installing import Outcome, install, require_alike, scripts_of
 from cpack_build.lock.nodes import open_tree
-from cpack_build.lock.schema import Installed, LocalTree, Lock, NodeTree, PythonEnvironment
+from cpack_build.lock.schema import Deb, Installed, LocalTree, Lock, NodeTree, PythonEnvironment
 from cpack_build.oci import tar
 from cpack_build.progress import Progress
 from tests.lock.packs import FakePack
@@ -137,6 +137,27 @@ def test_what_ran_once_is_remembered_and_needs_neither_trust_nor_a_builder(room:
     room.lock = room.lock.model_copy(update={"python": PythonEnvironment(pylock="", pylock_sha256="b" * 64)})
     with pytest.raises(ToolMissing, match=r"install.py of one runs on a builder only"):
         room.installed(None, "one")
+
+
+def test_what_ran_on_other_ground_or_is_to_be_renewed_runs_again(room: Room) -> None:
+    room.installed(FakeInstaller(), "one")
+    wider = FakeInstaller(network="host")
+    room.installed(wider, "one")
+    assert wider.runs == ["one"], "it may get now what it did without"
+    narrower = FakeInstaller()
+    room.installed(narrower, "one")
+    assert narrower.runs == []
+    deb = Deb(name="gcc", version="1", architecture="amd64", source="gcc", url="https://x.example/a.deb",
+              sha256="c" * 64, size=1)  # fmt: skip
+    room.lock = room.lock.model_copy(update={"system": (*room.lock.system, deb)})
+    room.installed(narrower, "one")
+    assert narrower.runs == ["one"]
+    scripts = scripts_of(["one"], room.lock.custom_nodes, room.pack, store=room.store, sources=NOWHERE)
+    install(
+        room.lock, scripts, pack=room.pack, installer=narrower, trust=True, again=_nobody, pickles="allow", anew=True,
+        store=room.store,
+    )  # fmt: skip
+    assert narrower.runs == ["one", "one"]
 
 
 @pytest.mark.parametrize(("name", "words"), [("none", "no such"), ("bare", "no install.py"), ("x.py", "no such")])
