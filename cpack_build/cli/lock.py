@@ -12,7 +12,7 @@ import click
 
 from cpack_build.cli.backend import BackendChoice, workshop_options
 from cpack_build.cli.downloads import Downloads, download_options
-from cpack_build.cli.lockfile import LockFile, lock_file
+from cpack_build.cli.lockfile import LockFile, archives_of, lock_file
 from cpack_build.cli.options import Chosen, form_options, in_settings, pack_argument, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount, printable
 
@@ -35,7 +35,11 @@ __all__ = ["counted_in", "lock", "make_locks", "told"]
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="By default NAME.cpack.lock beside PACK."
 )
-@click.option("--into-pack", is_flag=True, help="Put the lock and its pylock.toml into PACK, where images find it.")
+@click.option(
+    "--into-pack",
+    is_flag=True,
+    help="Put the lock and its pylock.toml into PACK, where images find it, and what install.py of nodes left.",
+)
 @click.option(
     "--update",
     multiple=True,
@@ -111,9 +115,11 @@ def lock(
         for one in lacking(made, store=store, find_links=settings.python.find_links)[0]:
             terminal.progress.note(f"{one}.")
     made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
-    changed = target.data != locks_to_bytes(made)
+    # what install.py left is on this machine alone; the pack is to be whole without it
+    installed = archives_of(made, store=store) if target.is_inside else {}
+    changed = target.data != locks_to_bytes(made) or not installed.keys() <= read.sizes.keys()
     if not dry_run and changed:
-        target.write(made)
+        target.write(made, installed=installed)
     outcome = "is up to date"
     if changed:
         outcome = f"would be {'changed' if target.data is not None else 'written'}" if dry_run else "is written"
