@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cpack_build.errors import NeedsTrust
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
+    from cpack_build.lock.building import Consent
     from cpack_build.lock.installing import Installer
     from cpack_build.lock.schema import Lock
 
@@ -235,7 +236,7 @@ def make_locks(
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
 
-    def resolved(*, trust: bool) -> tuple[Lock, ...]:
+    def resolved(trust: Consent) -> tuple[Lock, ...]:
         return resolve_all(
             pack,
             settings.platform
@@ -252,22 +253,26 @@ def make_locks(
             progress=terminal.progress,
         )
 
-    try:
-        return resolved(trust=trust)
-    except CpackError as error:
-        needs = [part for part in error.parts or (error,) if isinstance(part, NeedsTrust)]
-        if len(needs) < len(error.parts or (error,)) or not _agreed(needs, terminal):
-            raise
-    return resolved(trust=True)
+    agreed: frozenset[str] = frozenset()
+    while True:
+        try:
+            return resolved(trust or agreed)
+        except CpackError as error:
+            needs = [part for part in error.parts or (error,) if isinstance(part, NeedsTrust)]
+            if len(needs) < len(error.parts or (error,)) or not _agreed(needs, agreed, terminal):
+                raise
+            # a yes is for what was shown: what a script asks for later, or another one, is shown as well
+            agreed |= {run for need in needs for run in need.runs}
 
 
-def _agreed(needs: Sequence[NeedsTrust], terminal: Terminal) -> bool:
-    """Whether somebody sits at the terminal and says yes."""
+def _agreed(needs: Sequence[NeedsTrust], before: frozenset[str], terminal: Terminal) -> bool:
+    """Whether somebody sits at the terminal and says yes to what was not agreed to *before*."""
     if terminal.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    for question in dict.fromkeys(need.question for need in needs):
-        for run in dict.fromkeys(run for need in needs for run in need.runs if need.question == question):
+    new = {run: need.question for need in needs for run in need.runs if run not in before}
+    for question in dict.fromkeys(new.values()):
+        for run in (run for run, of in new.items() if of == question):
             click.echo(printable(f"  {run}"), err=True)
         if not click.confirm(question, err=True):
             return False
-    return True
+    return bool(new)
