@@ -109,6 +109,21 @@ let
   };
   registryFile = pin: fetched { name = "${pin.name}-${pin.version}-archive"; inherit (pin) sha256 size url; };
 
+  # The layers of a base image are named by its manifest, whose digest is in the lock.
+  isScratch = lock.base.kind == "scratch";
+  baseDocuments = ./base + "/${builtins.replaceStrings [ "/" ] [ "-" ] chosen}";
+  baseManifest =
+    let file = baseDocuments + "/manifest.json"; in
+    if "sha256:${hashFile "sha256" file}" == lock.base.digest then fromJSON (readFile file)
+    else throw "base/ has another base image than cpack.lock: write both again with `cpack-build image PACK --backend nix --print DIR`";
+  baseLayers = map (layer: layer // { sha256 = builtins.replaceStrings [ "sha256:" ] [ "" ] layer.digest; }) baseManifest.layers;
+  baseLayerFile = layer: run "base-layer-${layer.sha256}"
+    { kind = "base-layer"; pin = lock.base; layer = { media_type = layer.mediaType; inherit (layer) digest size; }; }
+    { outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = layer.sha256; inherit impureEnvVars; };
+  base = run "base"
+    { kind = "base"; pin = lock.base; documents = "${baseDocuments}"; files = filesOf baseLayerFile baseLayers; }
+    { };
+
   # A model's addresses want what cpack-build knows of hubs.
   modelFile = model: run "model-${model.sha256}" { kind = "model-file"; inherit model; } {
     outputHashMode = "flat"; outputHashAlgo = "sha256"; outputHash = model.sha256; inherit impureEnvVars;
@@ -137,14 +152,13 @@ let
   listToAttrs' = make: items: listToAttrs (make items);
   debsOrder = debs: { inherit debs; files = filesOf debFile debs; };
   wheelsOrder = wheels: { inherit wheels; files = filesOf wheelFile wheels; };
-  isScratch = lock.base.kind == "scratch";
   where = { python = { inherit (lock.interpreter) version path; }; runtime = if isCompiled then "${runtime}" else null; };
 
   # The image's own Python, laid out to be started here, which compiles bytecode.
   runtime = run "runtime" (
     { kind = "runtime"; inherit (lock) interpreter; } // (
-      if isArchive
-      then { files.${lock.interpreter.sha256} = "${archiveFile}"; }
+      if isArchive then { files.${lock.interpreter.sha256} = "${archiveFile}"; }
+      else if lock.interpreter.kind == "base" then { base = "${base}"; }
       else debsOrder (lock.system ++ interpreterDebs))
   ) { };
   loaderCache = run "loader-cache"
@@ -193,6 +207,8 @@ let
       lock = "${./cpack.lock}";
       documents = "${./documents}";
       loaderCache = if isScratch then "${loaderCache}" else null;
+      base = if isScratch then null else "${base}";
+      isWhole = withModels;
       layers = map
         ({ entry, made }: if entry.kind == "model" && !withModels then { model = models.${entry.sha256}; } else { layer = "${made}"; })
         layers;
@@ -229,6 +245,7 @@ image // {
       sourcesOf debFile (lock.system ++ interpreterDebs)
       ++ sourcesOf wheelFile (serviceWheels ++ comfyuiWheels)
       ++ sourcesOf registryFile (filter isRegistered trees)
+      ++ (if isScratch then [ ] else sourcesOf baseLayerFile baseLayers)
       ++ (if isArchive then [ ({ id = lock.interpreter.sha256; } // sourceOf archiveFile) ] else [ ]);
     trees = map (pin: { id = pin.tree_sha256; } // sourceOf (treeFolder pin)) trees;
   };

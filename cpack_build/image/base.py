@@ -34,7 +34,7 @@ from cpack_build.oci.types import Blob, BytesBlob, Descriptor, Image, canonical_
 from cpack_build.oci.uncompressed import Uncompressed, uncompressed
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Base", "known_base_layers", "open_locked_base", "require_quiet_base"]
+__all__ = ["Base", "base_of", "known_base_layers", "locked_documents", "open_locked_base", "require_quiet_base"]
 
 _LAYER_COUNT = "base-layers"
 _QUIET = "base-quiet"
@@ -125,23 +125,62 @@ def open_locked_base(
     Raises :class:`StaleLock` when a local *name* holds another image now, :class:`UnsafeInput` when the summary is not
     the base's, and what reading it raises.
     """
-    image_name = parse_image_name(name if name not in ("scratch", *FAMILIES) else pin.reference)
-    if isinstance(image_name, Reference):
-        image_name = replace(image_name, tag=None, digest=pin.digest)
+    image_name = _located(pin, name)
     stamps = {path: stamp_at(path) for path in _files_of(image_name, [pin.digest])}
     source = open_source(image_name, mirrors=sources.mirrors, store=store, access=sources.registries)
-    descriptor, manifest = source.manifest(platform)
-    if descriptor.digest != pin.digest:
-        raise StaleLock("The lock", f"it pins the base {pin.digest}, and {name} is {descriptor.digest} now")
-    digests = [descriptor.digest, *(blob.digest for blob in _blobs_of(name, manifest))]
+    image = _locked(pin, source, platform=platform, name=name)
+    digests = [pin.digest, *(blob.digest for blob in _blobs_of(name, image.manifest.data))]
     stamps = {path: stamp_at(path) for path in _files_of(image_name, digests)} | stamps
-    image = source.as_image(platform)
     is_here = not (stays and pin.summary is not None and _is_away(source, image))
     if is_here:
         image = pull(source, platform, progress=progress).image
     if source.kept is not None:
         found = [store.find(digest) for digest in (digests if is_here else digests[:2])]
         stamps = {file.path: file.stamp for file in found if file is not None} if all(found) else {}
+    known = {path: stamp for path, stamp in stamps.items() if stamp is not None}
+    files = known if known and len(known) == len(stamps) else None
+    return base_of(pin, image, is_here=is_here, store=store, files=files, progress=progress)
+
+
+def locked_documents(
+    pin: BaseImage, *, platform: str, name: str, store: Store, sources: Sources
+) -> tuple[BytesBlob, BytesBlob]:
+    """Manifest and config of the base that a lock pins, as *name* has it; none of its layers is asked for.
+
+    Raises as :func:`open_locked_base`.
+    """
+    source = open_source(_located(pin, name), mirrors=sources.mirrors, store=store, access=sources.registries)
+    image = _locked(pin, source, platform=platform, name=name)
+    store.remember(_LAYER_COUNT, pin.digest, str(len(image.layers)))
+    return image.manifest, image.config
+
+
+def _located(pin: BaseImage, name: str) -> ImageName:
+    image_name = parse_image_name(name if name not in ("scratch", *FAMILIES) else pin.reference)
+    return replace(image_name, tag=None, digest=pin.digest) if isinstance(image_name, Reference) else image_name
+
+
+def _locked(pin: BaseImage, source: ImageSource, *, platform: str, name: str) -> Image:
+    """The image of *source*, which is the one that is pinned."""
+    digest = source.manifest(platform)[0].digest
+    if digest != pin.digest:
+        raise StaleLock("The lock", f"it pins the base {pin.digest}, and {name} is {digest} now")
+    return source.as_image(platform)
+
+
+def base_of(
+    pin: BaseImage,
+    image: Image,
+    *,
+    store: Store,
+    is_here: bool = True,
+    files: Mapping[Path, tuple[int, ...]] | None = None,
+    progress: Progress = SILENT,
+) -> Base:
+    """The base that *image* is, held against what the lock says of it as far as its layers are here.
+
+    Raises :class:`UnsafeInput`, and what reading a layer raises.
+    """
     config = json.loads(image.config.data)
     told: tuple[int | None, ...] = pin.summary.layers if pin.summary is not None else (None,) * len(image.layers)
     if len(told) != len(image.layers):
@@ -155,8 +194,6 @@ def open_locked_base(
             layers.append(plain)
             task.advance(1)
     store.remember(_LAYER_COUNT, pin.digest, str(len(layers)))
-    known = {path: stamp for path, stamp in stamps.items() if stamp is not None}
-    files = known if known and len(known) == len(stamps) else None
     return Base(config, tuple(layers), store, files, pin, is_here)
 
 

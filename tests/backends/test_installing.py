@@ -79,7 +79,7 @@ def test_what_a_script_leaves_is_pinned_and_any_backend_builds_it(
         assert "no network" in refused.result["error"]["message"]
         run = _locked(built, pack, new_docker, "--trust", "--build-network", "host")
         assert run.code == 0, run.said
-        assert "left note in its home folder" in run.said
+        assert "left 'note' in its home folder" in run.said
         path = tmp_path / "grown.cpack.lock"
         lock = json.loads(path.read_text())
         (node,) = lock["local_nodes"]

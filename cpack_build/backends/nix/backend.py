@@ -20,8 +20,10 @@ from cpack_build.errors import CpackError, Occupied, ToolMissing, Unresolvable, 
 from cpack_build.image.bundle import blobs_of
 from cpack_build.image.gather import require_own_vouched, require_vouched
 from cpack_build.image.models import found_layer
-from cpack_build.lock.schema import BaseImage, Lock
-from cpack_build.oci.types import Image, ImageIndex
+from cpack_build.lock.schema import Lock
+from cpack_build.oci.pull import bring
+from cpack_build.oci.types import Blob, FileBlob, Image, ImageIndex
+from cpack_build.oci.uncompressed import Uncompressed
 
 __all__ = ["NixBackend"]
 
@@ -105,6 +107,12 @@ class NixBackend:
         materials = request.materials(lock)
         paths = blobs_of(lock, materials, request.store)
         with request.progress.task("Into the Nix store", total=len(files) + len(trees), unit="items") as task:
+            for layer in materials.base.layers if materials.base is not None else ():
+                stored = layer.stored if isinstance(layer, Uncompressed) else layer
+                if (name := files.pop(stored.descriptor.digest.removeprefix("sha256:"), None)) is not None:
+                    with _as_file(bring(stored, progress=request.progress)) as path:
+                        self._nix.added_file(path, name)
+                    task.advance(1)
             for sha256, name in files.items():
                 self._nix.added_file(paths[sha256], name)
                 task.advance(1)
@@ -136,6 +144,19 @@ class NixBackend:
         )
 
 
+@contextmanager
+def _as_file(blob: Blob) -> Iterator[Path]:
+    """Where *blob* lies; proved bytes of it aside, where that is within a folder or file of somebody else's."""
+    if isinstance(blob, FileBlob):
+        yield blob.path
+        return
+    with TemporaryDirectory(prefix="cpack-blob-") as place:
+        path = Path(place, "blob")
+        with writing(path), path.open("wb") as file:
+            file.writelines(blob.chunks())
+        yield path
+
+
 def _has_builders(setting: str) -> bool:
     """Whether Nix knows remote builders: they are listed, or in a file."""
     if setting.startswith("@"):
@@ -151,12 +172,6 @@ def _is_seen(sandbox_paths: Sequence[str]) -> bool:
 
 
 def _refused(lock: Lock, request: Request) -> Iterator[CpackError]:
-    if isinstance(lock.base, BaseImage):
-        yield Unresolvable(
-            f"The Nix backend builds from nothing, and the lock has the base {lock.base.reference}.",
-            hint="Lock it with `base: scratch`, or leave --backend nix out.",
-        )
-        return
     shared = [
         one for one in planned_layers(lock, store=request.store, siblings=request.siblings) if one["kind"] == "models"
     ]

@@ -11,12 +11,14 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
+from cpack_build.backends.nix.base import read_base, write_base
 from cpack_build.backends.nix.nar import lay_out, tree_in
 from cpack_build.backends.nix.result import LAYER, LAYER_TAR, check_image, write_image
 from cpack_build.errors import CpackError, HashMismatch, Unresolvable
@@ -36,10 +38,23 @@ from cpack_build.image.trees import comfyui_layer, node_layer
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.lock.models import fetch_model
 from cpack_build.lock.nodes import open_tree
-from cpack_build.lock.schema import ArchiveInterpreter, Deb, Interpreter, Model, NodeTree, RegistryNode, read_lock
+from cpack_build.lock.schema import (
+    ArchiveInterpreter,
+    BaseImage,
+    BaseInterpreter,
+    Deb,
+    Interpreter,
+    Model,
+    NodeTree,
+    RegistryNode,
+    read_lock,
+)
 from cpack_build.lock.service import service_files
 from cpack_build.oci import tar
 from cpack_build.oci.modellayer import ModelLayer
+from cpack_build.oci.reference import parse_reference
+from cpack_build.oci.sources import open_source
+from cpack_build.oci.types import Descriptor
 
 __all__ = ["main"]
 
@@ -90,6 +105,33 @@ def _source(order: Order, out: Path) -> None:
 def _model_file(order: Order, out: Path) -> None:
     model = _of(Model, order["model"])
     _copy(fetch_model(model, store=_shared_store(), sources=Sources()), out)
+
+
+def _base_layer(order: Order, out: Path) -> None:
+    """A layer of the base, as its registry has it."""
+    layer, store = Descriptor(**order["layer"]), _shared_store()
+    found = store.find(layer.digest)
+    if found is not None:
+        _copy(found, out)
+        return
+    pin = _base_pin(order)
+    if pin.reference == "layout":
+        raise Unresolvable(
+            f"The base image lay in a folder, and cpack-build's store is not here or lacks its layer {layer.digest}.",
+            hint="Build with `cpack-build image --backend nix`, or lock with a base from a registry.",
+        )
+    name = replace(parse_reference(pin.reference), tag=None, digest=pin.digest)
+    with out.open("wb") as file:
+        file.writelines(open_source(name, store=store).read_blob(layer))
+
+
+def _base_pin(order: Order) -> BaseImage:
+    return BaseImage.model_validate_json(json.dumps(order["pin"]))
+
+
+def _base(order: Order, out: Path) -> None:
+    layers = {sha256: Path(path) for sha256, path in order["files"].items()}
+    write_base(_base_pin(order), Path(order["documents"]), layers, out, store=_store())
 
 
 def _copy(file: StoredFile, out: Path) -> None:
@@ -181,7 +223,10 @@ def _compiler(order: Order, store: Store) -> Iterator[Compiler | None]:
 def _runtime(order: Order, out: Path) -> None:
     interpreter, store = _interpreter(order), _store()
     out.mkdir()
-    if isinstance(interpreter, ArchiveInterpreter):
+    entries: Callable[[], Iterable[tar.Entry]]
+    if isinstance(interpreter, BaseInterpreter):
+        entries = partial(read_base(Path(order["base"])).base.interpreter_files, interpreter.version)
+    elif isinstance(interpreter, ArchiveInterpreter):
         file = _file(interpreter.sha256, order["files"][interpreter.sha256])
         entries = archive_layer(interpreter, file, store=store).entries
     else:
@@ -285,6 +330,8 @@ def _image(order: Order, out: Path) -> None:
         out,
         documents={path.relative_to(documents).as_posix(): path.read_bytes() for path in names},
         loader_cache=cache,
+        base=Path(order["base"]) if order["base"] is not None else None,
+        is_whole=order["isWhole"],
     )
 
 
@@ -293,6 +340,8 @@ def _check(order: Order, out: Path) -> None:
 
 
 _MAKE: Mapping[str, Callable[[Order, Path], None]] = {
+    "base": _base,
+    "base-layer": _base_layer,
     "check": _check,
     "image": _image,
     "loader-cache": _loader_cache,

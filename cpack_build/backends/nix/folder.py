@@ -16,17 +16,20 @@ from pathlib import Path
 from typing import Any
 
 import cpack_build
+from cpack_build.backends.nix.base import CONFIG, MANIFEST
 from cpack_build.backends.nix.nar import nar_sha256
 from cpack_build.backends.protocol import Request
 from cpack_build.errors import Unresolvable, writing
 from cpack_build.fetch.store import Store
+from cpack_build.image.base import locked_documents
 from cpack_build.image.layer import Recipe
 from cpack_build.image.plan import sketched_parts
 from cpack_build.lock.captured import CAPTURED
 from cpack_build.lock.nodes import open_tree
-from cpack_build.lock.schema import Lock, locks_to_bytes
+from cpack_build.lock.schema import BaseImage, Lock, locks_to_bytes
 from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.sharedlayer import SHARED
+from cpack_build.oci.types import BytesBlob
 
 __all__ = ["expressions", "planned_layers", "write_folder"]
 
@@ -35,11 +38,15 @@ _SKIPPED = ("__pycache__", "*.pyc", "nix-expressions")
 
 
 def write_folder(request: Request, folder: Path) -> None:
-    """Fill *folder*, which is there and empty. Fetches the trees, if this machine has never seen them.
+    """Fill *folder*, which is there and empty. Fetches the trees, if this machine has never seen them, and a base
+    image's documents.
 
     Raises :class:`StorageError`, and what opening a tree raises.
     """
     data = locks_to_bytes(request.locks)
+    bases = {
+        lock.platform: _base(lock.base, lock, request) for lock in request.locks if isinstance(lock.base, BaseImage)
+    }
     trees = {tree: nar for lock in request.locks for tree, nar in _trees(lock, request).items()}
     platforms = {
         lock.platform: {"layers": planned_layers(lock, store=request.store, siblings=request.siblings)}
@@ -55,6 +62,10 @@ def write_folder(request: Request, folder: Path) -> None:
         _write_json(folder / "host.json", _host())
         for name, document in request.documents.items():
             _write(folder / "documents" / name, document)
+        for platform, base in bases.items():
+            place = folder / "base" / platform.replace("/", "-")
+            _write(place / MANIFEST, base[0].data)
+            _write(place / CONFIG, base[1].data)
         _write_captured(request, folder / "captured")
         shutil.copytree(program, folder / "tool" / program.name, ignore=shutil.ignore_patterns(*_SKIPPED))
 
@@ -76,6 +87,14 @@ def _planned(part: Recipe | ModelLayer) -> dict[str, Any]:
         entry["sha256"] = part.annotations[SHARED].split(",")
         entry["number"] = int(part.name.rpartition(" ")[2], 16)
     return entry
+
+
+def _base(pin: BaseImage, lock: Lock, request: Request) -> tuple[BytesBlob, BytesBlob]:
+    """Manifest and config: they name the layers that are to be fetched, and their digest is in the lock."""
+    return locked_documents(
+        pin, platform=lock.platform, name=request.places[lock.platform].base, store=request.store,
+        sources=request.sources,
+    )  # fmt: skip
 
 
 def _trees(lock: Lock, request: Request) -> dict[str, str]:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from cpack_build.backends.nix.base import read_base
 from cpack_build.errors import BadImage, HashMismatch, StaleLock
 from cpack_build.image.app import app_layer
 from cpack_build.image.build import FORMATS, history_of
@@ -21,6 +22,7 @@ from cpack_build.oci.documents import parse_descriptor, parse_manifest
 from cpack_build.oci.layout import LAYOUT_FILE, image_index, index_entry
 from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.types import CHUNK, Blob, BytesBlob, Descriptor, FileBlob, Image
+from cpack_build.oci.uncompressed import Uncompressed
 
 __all__ = ["LAYER", "LAYER_TAR", "check_image", "lock_in", "open_image", "write_image"]
 
@@ -28,6 +30,8 @@ LAYER, LAYER_TAR = "layer.json", "layer.tar"
 """What the output of a layer's derivation holds: its descriptor and history, and its bytes."""
 LOCK = "cpack.lock"
 """The lock of the image, beside the layout's own files."""
+BASE = "base"
+"""The output of the derivation of its base image, a link."""
 _BLOBS = "blobs/sha256"
 
 
@@ -38,8 +42,13 @@ def write_image(
     *,
     documents: Mapping[str, bytes],
     loader_cache: bytes | None,
+    base: Path | None = None,
+    is_whole: bool = False,
 ) -> None:
     """The layout of *lock*'s image at *out*: *layers* are outputs of layers' derivations, and models that stay outside.
+
+    Over a *base*, the output of its derivation, whose compressed layers are left to it, unless the layout is to be
+    *whole*.
 
     Raises :class:`StaleLock` when the lock has another cpack-build's service.
     """
@@ -47,8 +56,14 @@ def write_image(
         raise StaleLock("cpack.lock", f"it pins the service of cpack-build {lock.service_code.version}, not this one's")
     blobs = out / _BLOBS
     blobs.mkdir(parents=True)
+    below = read_base(base) if base is not None else None
     descriptors: list[Blob] = []
     history: list[str] = []
+    if base is not None and below is not None:
+        (out / BASE).symlink_to(base)
+        for plain in below.base.layers:
+            _lay_base(plain, _blob_path(out, plain.descriptor), is_whole=is_whole)
+            descriptors.append(plain)
     for layer in layers:
         if isinstance(layer, Model):
             outside = ModelLayer(Path(layer.path), layer.sha256, layer.size, layer.layer_digest, layer.path)
@@ -61,14 +76,15 @@ def write_image(
         descriptors.append(blob)
         history.append(document["history"])
     documents = {**documents, "cpack.lock": lock.carried.to_bytes()}
-    top = _measured(app_layer(lock.models, documents, base_accounts=None, loader_cache=loader_cache))
+    accounts = below.accounts if below is not None else None
+    top = _measured(app_layer(lock.models, documents, base_accounts=accounts, loader_cache=loader_cache))
     form = FORMATS[lock.image_revision]
     every = [*descriptors, top]
     config = form.config(
         lock,
         history=[*history, history_of(top)],
         diff_ids=[layer.descriptor.digest for layer in every],
-        base=None,
+        base=below.base.config if below is not None else None,
     )
     image = Image(form.manifest(lock, config=config, layers=every), config, tuple(every))
     for small in (top, config, image.manifest):
@@ -77,6 +93,18 @@ def write_image(
     (out / "oci-layout").write_bytes(LAYOUT_FILE)
     (out / "index.json").write_bytes(image_index([index_entry(image, tag="latest")]))
     (out / LOCK).write_bytes(lock.to_bytes())
+
+
+def _lay_base(layer: Blob, place: Path, *, is_whole: bool) -> None:
+    """A base's *layer* into a layout, as far as it belongs there; a base may have the same one several times."""
+    if place.is_symlink() or place.exists():
+        return
+    stored = layer.stored if isinstance(layer, Uncompressed) else layer
+    if isinstance(stored, FileBlob) and stored.descriptor.digest == layer.descriptor.digest:
+        place.symlink_to(stored.path.resolve())
+    elif is_whole:
+        with place.open("wb") as file:
+            file.writelines(layer.chunks())
 
 
 def _measured(recipe: Recipe) -> TarLayer:
@@ -93,8 +121,8 @@ def open_image(folder: Path, models: Callable[[Model], Blob]) -> Image:
     manifest = BytesBlob(*_manifest(folder))
     config, descriptors = parse_manifest(str(folder), manifest.data)
     by_digest = {model.layer_digest: model for model in lock.models}
-    layers: list[Blob] = []
-    for descriptor in descriptors:
+    layers: list[Blob] = list(_base_layers(folder))
+    for descriptor in descriptors[len(layers) :]:
         path = _blob_path(folder, descriptor)
         if path.exists():
             layers.append(FileBlob(descriptor, path))
@@ -104,6 +132,11 @@ def open_image(folder: Path, models: Callable[[Model], Blob]) -> Image:
             raise BadImage(folder, f"has no {descriptor.shown}")
     data = _blob_path(folder, config).read_bytes()
     return Image(manifest, BytesBlob(config.media_type, data), tuple(layers))
+
+
+def _base_layers(folder: Path) -> Sequence[Blob]:
+    """The layers of the base, as it has them: whoever pushes them need not compress them again."""
+    return read_base(folder / BASE).base.layers if (folder / BASE).exists() else ()
 
 
 def lock_in(folder: Path) -> Lock:
@@ -125,6 +158,10 @@ def check_image(folder: Path) -> str:
         if hasher.hexdigest() != path.name:
             raise HashMismatch(f"The blob {path}", expected=path.name, actual=hasher.hexdigest())
     known = {model.layer_digest for model in lock.models}
+    for plain in _base_layers(folder):
+        for _ in plain.chunks():
+            pass  # which proves it by its diff ID
+        known.add(plain.descriptor.digest)
     for layer in layers:
         if not _blob_path(folder, layer).exists() and layer.digest not in known:
             raise BadImage(folder, f"has no {layer.shown}")
