@@ -16,8 +16,6 @@ import threading
 from pathlib import Path
 from typing import IO
 
-from cpack_build.errors import UsageError
-
 __all__ = [
     "allocated",
     "drop_pages",
@@ -41,6 +39,8 @@ def expanded(path: Path | str) -> Path:
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
+        from cpack_build.errors import UsageError  # not above: the plugin's copy of this file has no such neighbour
+
         name = Path(path).parts[0]
         raise UsageError(f"{path}: this machine knows no home of {name!r}.", hint="Write the path out.") from error
 

@@ -7,12 +7,19 @@ used.
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
 
 from tests import need
 from tests.engines import Docker, Podman, Registry, run_docker, run_podman, run_registry
+
+
+def pytest_configure() -> None:
+    """A shell that runs us in the background has us ignore Ctrl-C, and so would every program that a test interrupts."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
