@@ -324,7 +324,8 @@ def test_nix_makes_the_same_image_and_it_answers(built: Built, docker: Docker, t
         environment = {**built.environment, **nix.environment}
         where = f"oci:{tmp_path}/nix.oci"
         result = cpack_build(
-            "image", built.example.pack, "--backend", "nix", "--output", where, "--output", "docker", "-t", "example:nix",
+            "image", built.example.pack, "--backend", "nix", "-t", "example:nix", "--output", where,
+            "--output", "docker",
             environment=environment,
         )  # fmt: skip
         assert result["digest"] == built.result["digest"]
