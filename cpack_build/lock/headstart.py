@@ -124,6 +124,8 @@ def _start(begun: Sequence[_Begun]) -> None:
 
 def _fork(share: Sequence[_Begun]) -> tuple[int, int]:
     """A process that hashes *share*, and the pipe from it."""
+    if sys.platform != "linux":
+        raise OSError("only Linux forks")
     here, there = os.pipe()
     child = os.fork()
     if child:
