@@ -15,6 +15,7 @@
     ├── HashMismatch                5   bytes are not those that were promised
     ├── NetworkError                6   a host, registry or download failed
     ├── ToolMissing                 7   an engine or program that is needed is not here or does not answer
+    │   ├── NeedsBuilder                a stranger's code runs on a builder only, and none was named
     │   └── EngineFailed                it answers, but could not do what was asked
     ├── UnsafeInput                 8   refused for safety: a name that leaves its place, a forbidden URL, …
     │   ├── NeedsTrust                  a stranger's code would run, and nobody has agreed to it
@@ -49,6 +50,7 @@ __all__ = [
     "EngineFailed",
     "EngineUnavailable",
     "HashMismatch",
+    "NeedsBuilder",
     "NeedsTrust",
     "NetworkError",
     "NodeFailed",
@@ -171,6 +173,14 @@ class ToolMissing(CpackError):
     """A program, engine or daemon that is needed is not here or does not answer."""
 
     exit_code = 7
+
+
+class NeedsBuilder(ToolMissing):
+    """Code that somebody else wrote would run on a builder, and there is none: *runs* says which, one each."""
+
+    def __init__(self, message: str, *, hint: str, runs: Sequence[str]) -> None:
+        self.runs = tuple(runs)
+        super().__init__(message, hint=hint)
 
 
 class EngineFailed(ToolMissing):

@@ -17,7 +17,7 @@ from tests.engines import Docker, Podman, Registry, run_docker, run_podman, run_
 
 
 def pytest_configure() -> None:
-    """A shell that runs us in the background has us ignore Ctrl-C, and so every program that a test interrupts."""
+    """A shell that runs us in the background has us ignore Ctrl-C, and so would each program that a test interrupts."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -14,8 +14,12 @@ from cpack_build.lock.bill import parts_of
 from cpack_build.lock.sbom import spdx
 from cpack_build.lock.schema import Lock
 
-__all__ = ["SCANNER", "bake_file", "scan", "statement"]
+__all__ = ["OWN_DRIVER", "SCANNER", "bake_command", "bake_file", "bake_readme", "scan", "statement"]
 
+OWN_DRIVER = (
+    "The driver `docker` (dockerd's own BuildKit) does not rewrite the times of an image that it keeps "
+    '("conflicts with unpack"): with it set REWRITE_TIMESTAMP=false.'
+)
 SCANNER = "sbom-scanner"
 """The target and its stage in the Dockerfile."""
 
@@ -50,6 +54,26 @@ def bake_file(lock: Lock, *, secrets: Sequence[str], contexts: Mapping[str, str]
         "target": {"image": image, SCANNER: scanner},
     }
     return json.dumps(document, indent=2) + "\n"
+
+
+def bake_command(driver: str | None) -> str:
+    """What builds there, by a builder with that *driver* of buildx; ``None`` where nobody knows it."""
+    variable = "REWRITE_TIMESTAMP=false " if driver == "docker" else ""
+    return f"{variable}docker buildx bake --set image.tags=NAME --push"
+
+
+def bake_readme(command: str) -> str:
+    """What who finds the folder should know."""
+    return f"""# An image, to be built by BuildKit
+
+Made by cpack-build from a lock; `Dockerfile` names all by hash.
+
+    {command}
+
+{OWN_DRIVER}
+`CACHE=REF` takes and leaves a build cache in a registry. `SBOM_GENERATOR=REF@sha256:…` names a scanner; the target
+`{SCANNER}` is one, for this image alone.
+"""
 
 
 def statement(lock: Lock) -> str:

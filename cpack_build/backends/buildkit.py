@@ -19,16 +19,15 @@ from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 
-from cpack_build.backends.bake import bake_file
+from cpack_build.backends.bake import OWN_DRIVER, bake_command, bake_file, bake_readme
 from cpack_build.backends.builder import Builder, find_builder
 from cpack_build.backends.dockerfile import BASE_CONTEXT, Plan, dockerfile
 from cpack_build.backends.features import Features, features_named, features_of
 from cpack_build.backends.ingredients import Context, Foundation, LockContext
-from cpack_build.backends.protocol import Farm, Request
+from cpack_build.backends.protocol import Farm, Request, require_empty
 from cpack_build.errors import (
     BadField,
     CpackError,
-    Occupied,
     StaleLock,
     ToolMissing,
     Unresolvable,
@@ -105,14 +104,16 @@ class BuildKit:
             images = [self._one(lock, request, Path(name) / str(number)) for number, lock in enumerate(request.locks)]
             yield images[0] if len(images) == 1 else ImageIndex(tuple(images))
 
+    def require_writing(self, folder: Path) -> None:
+        require_empty(folder)
+        self._elsewhere()
+
     def written(self, request: Request, folder: Path) -> str:
+        self.require_writing(folder)
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
-            there = sorted(path.name for path in folder.iterdir())
-        if there:
-            raise Occupied(folder, there)
         several = len(request.locks) > 1
-        program, features = self._elsewhere()
+        program, features, driver = self._elsewhere()
         lines = []
         for lock in request.locks:
             place = folder / lock.platform.replace("/", "-") if several else folder
@@ -128,16 +129,23 @@ class BuildKit:
                 continue
             contexts = {BASE_CONTEXT: base} if base is not None else {}
             bake = bake_file(lock, secrets=plan.secrets, contexts=contexts)
+            command = bake_command(driver)
             with writing(place):
                 (place / "docker-bake.json").write_text(bake, "utf-8")
-            lines.append(f"cd {shlex.quote(str(place))} && docker buildx bake --set image.tags=NAME --push")
+                (place / "README.md").write_text(bake_readme(command), "utf-8")
+            lines.append(f"cd {shlex.quote(str(place))} && {command}")
+        if program == "buildkit" and driver is None:
+            request.progress.note(f"{OWN_DRIVER} `docker buildx inspect` shows which one it is.")
         return "; ".join(lines)
 
-    def _elsewhere(self) -> tuple[str, Features]:
-        """Who builds what is printed, and what it can do: the newest BuildKit, unless a builder is named."""
+    def _elsewhere(self) -> tuple[str, Features, str | None]:
+        """Who builds what is printed, what it can do, and by which driver of buildx where that is known: the newest
+        BuildKit, unless a builder is named."""
         if self.farm.builder is None:
-            return "buildkit", _NEWEST
-        return features_named(self.farm.builder) or ("buildkit", self._builder.features)
+            return "buildkit", _NEWEST, None
+        if (named := features_named(self.farm.builder)) is not None:
+            return *named, None
+        return "buildkit", self._builder.features, self._builder.driver
 
     def _one(self, lock: Lock, request: Request, folder: Path) -> Image:
         builder = self._builder

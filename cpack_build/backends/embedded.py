@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import NoReturn
 
 from cpack_build.backends.protocol import Request
 from cpack_build.errors import CpackError, UsageError
@@ -35,8 +36,11 @@ class Embedded:
                 images.append(stack.enter_context(made))
             yield images[0] if len(images) == 1 else ImageIndex(tuple(images))
 
-    def written(self, request: Request, folder: Path) -> str:
+    def require_writing(self, folder: Path) -> NoReturn:
         raise UsageError(
             "The embedded backend executes the lock itself; there is nothing else to print.",
             hint="Add --backend buildkit or nix, or give the lock to whoever builds.",
         )
+
+    def written(self, request: Request, folder: Path) -> str:
+        self.require_writing(folder)

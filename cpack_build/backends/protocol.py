@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from cpack_build.errors import CpackError
+from cpack_build.errors import CpackError, Occupied, writing
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.image.build import Materials
@@ -21,7 +21,7 @@ from cpack_build.lock.schema import Lock
 from cpack_build.oci.types import Image, ImageIndex
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["INSTALL_SECONDS", "Backend", "Farm", "Network", "Request"]
+__all__ = ["INSTALL_SECONDS", "Backend", "Farm", "Network", "Request", "require_empty"]
 
 Network = Literal["none", "default", "host"]
 """What a step of a build is given: nothing, the builder's own network, or its machine's."""
@@ -91,9 +91,22 @@ class Backend(Protocol):
         """The image, or for several platforms the index of images, for as long as the context lasts."""
         ...
 
-    def written(self, request: Request, folder: Path) -> str:
-        """Write what the backend executes into *folder*, which is new or empty; the command that builds from there.
+    def require_writing(self, folder: Path) -> None:
+        """See that what the backend executes can be written into *folder*, which is new or empty.
 
-        Raises :class:`UsageError` where there is nothing to write, :class:`Occupied` for a folder with something in it.
+        Raises :class:`UsageError` where there is nothing to write, :class:`Occupied` for a folder with something in it,
+        :class:`ToolMissing` for a builder that is to be asked what it can do and does not answer.
         """
         ...
+
+    def written(self, request: Request, folder: Path) -> str:
+        """Write what the backend executes into *folder*; the command that builds from there. Raises as the above."""
+        ...
+
+
+def require_empty(folder: Path) -> None:
+    """See that there is nothing in *folder*, if it is there. Raises :class:`Occupied`."""
+    with writing(folder):
+        there = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
+    if there:
+        raise Occupied(folder, there)

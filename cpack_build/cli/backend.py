@@ -39,13 +39,15 @@ class BackendChoice:
     def opened(self, *, dry_run: bool) -> Backend:
         """The backend, which answers unless it is a *dry_run* or the build is only printed.
 
-        Raises :class:`ToolMissing`, :class:`UsageError`.
+        Raises :class:`ToolMissing`, :class:`UsageError`, :class:`Occupied`.
         """
         from cpack_build.backends.choice import open_backend
         from cpack_build.backends.protocol import Farm
 
         backend = open_backend(self.name, Farm(self.builder, self.cache_from, self.cache_to))
-        if not dry_run and self.print_to is None:
+        if self.print_to is not None:
+            backend.require_writing(self.print_to)
+        elif not dry_run:
             backend.require()
         return backend
 

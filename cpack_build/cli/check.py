@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,7 +191,7 @@ def _locks_of(
 ) -> tuple[Pack | None, tuple[Lock, ...], Settings, CpackError | None, list[CpackError]]:
     """The pack, the locks to look at, the settings, why the lock at hand is stale, and what could not be resolved."""
     from cpack_build.cpack.reader import read_pack
-    from cpack_build.errors import CpackError, StaleLock
+    from cpack_build.errors import CpackError, NeedsBuilder, NeedsTrust, StaleLock
     from cpack_build.lock.freshness import check_all_fresh
     from cpack_build.lock.schema import load_locks
 
@@ -205,11 +206,27 @@ def _locks_of(
             return read, check_all_fresh(path.locks(), read, settings, name=path), settings, None, []
         except StaleLock as error:
             stale = error
-    try:
-        made = make_locks(read, settings, sources=chosen.sources(settings), terminal=terminal)
-        return read, made, settings, stale, []
-    except CpackError as error:
-        return read, (), settings, stale, list(error.parts or (error,))
+    missing: list[CpackError] = []
+    resolved = settings
+    while True:
+        try:
+            made = make_locks(read, resolved, sources=chosen.sources(settings), terminal=terminal)
+            return read, made, settings, stale, missing
+        except CpackError as error:
+            parts = error.parts or (error,)
+            runs = [run for part in parts if isinstance(part, NeedsBuilder) for run in part.runs]
+            if not runs:
+                return read, (), settings, stale, [*missing, *parts]
+            missing.append(
+                NeedsTrust(
+                    runs,
+                    why="The lock needs what these programs of others leave, and they have not run for this pack yet:",
+                    hint=f"`cpack-build lock {shlex.quote(str(pack))} --backend buildkit --trust` runs them once, on a "
+                    "builder; or leave the nodes out of nodes.install.",
+                )
+            )
+            # the rest is looked at as if they left nothing
+            resolved = settings.model_copy(update={"nodes": settings.nodes.model_copy(update={"install": ()})})
 
 
 def _base_layers(lock: Lock, settings: Settings, store: Any, sources: Any, missing: list[CpackError]) -> int:

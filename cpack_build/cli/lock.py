@@ -12,7 +12,7 @@ import click
 
 from cpack_build.cli.backend import BackendChoice, workshop_options
 from cpack_build.cli.downloads import Downloads, download_options
-from cpack_build.cli.lockfile import LockFile, lock_file
+from cpack_build.cli.lockfile import LockFile, archives_of, lock_file
 from cpack_build.cli.options import Chosen, form_options, in_settings, pack_argument, settings_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount, printable
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cpack_build.errors import NeedsTrust
     from cpack_build.fetch.http import Sources
     from cpack_build.fetch.store import Store
+    from cpack_build.lock.building import Consent
     from cpack_build.lock.installing import Installer
     from cpack_build.lock.schema import Lock
 
@@ -35,7 +36,11 @@ __all__ = ["counted_in", "lock", "make_locks", "told"]
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="By default NAME.cpack.lock beside PACK."
 )
-@click.option("--into-pack", is_flag=True, help="Put the lock and its pylock.toml into PACK, where images find it.")
+@click.option(
+    "--into-pack",
+    is_flag=True,
+    help="Put the lock and its pylock.toml into PACK, where images find it, and what install.py of nodes left.",
+)
 @click.option(
     "--update",
     multiple=True,
@@ -111,9 +116,11 @@ def lock(
         for one in lacking(made, store=store, find_links=settings.python.find_links)[0]:
             terminal.progress.note(f"{one}.")
     made = tuple(in_form(one, compression=settings.compression, revision=format_revision) for one in made)
-    changed = target.data != locks_to_bytes(made)
+    # what install.py left is on this machine alone; the pack is to be whole without it
+    installed = archives_of(made, store=store) if target.is_inside else {}
+    changed = target.data != locks_to_bytes(made) or not installed.keys() <= read.sizes.keys()
     if not dry_run and changed:
-        target.write(made)
+        target.write(made, installed=installed)
     outcome = "is up to date"
     if changed:
         outcome = f"would be {'changed' if target.data is not None else 'written'}" if dry_run else "is written"
@@ -229,7 +236,7 @@ def make_locks(
     for note in pack.snapshot.notes:
         terminal.progress.note(note)
 
-    def resolved(*, trust: bool) -> tuple[Lock, ...]:
+    def resolved(trust: Consent) -> tuple[Lock, ...]:
         return resolve_all(
             pack,
             settings.platform
@@ -246,22 +253,26 @@ def make_locks(
             progress=terminal.progress,
         )
 
-    try:
-        return resolved(trust=trust)
-    except CpackError as error:
-        needs = [part for part in error.parts or (error,) if isinstance(part, NeedsTrust)]
-        if len(needs) < len(error.parts or (error,)) or not _agreed(needs, terminal):
-            raise
-    return resolved(trust=True)
+    agreed: frozenset[str] = frozenset()
+    while True:
+        try:
+            return resolved(trust or agreed)
+        except CpackError as error:
+            needs = [part for part in error.parts or (error,) if isinstance(part, NeedsTrust)]
+            if len(needs) < len(error.parts or (error,)) or not _agreed(needs, agreed, terminal):
+                raise
+            # a yes is for what was shown: what a script asks for later, or another one, is shown as well
+            agreed |= {run for need in needs for run in need.runs}
 
 
-def _agreed(needs: Sequence[NeedsTrust], terminal: Terminal) -> bool:
-    """Whether somebody sits at the terminal and says yes."""
+def _agreed(needs: Sequence[NeedsTrust], before: frozenset[str], terminal: Terminal) -> bool:
+    """Whether somebody sits at the terminal and says yes to what was not agreed to *before*."""
     if terminal.json or not (sys.stdin.isatty() and sys.stderr.isatty()):
         return False
-    for question in dict.fromkeys(need.question for need in needs):
-        for run in dict.fromkeys(run for need in needs for run in need.runs if need.question == question):
+    new = {run: need.question for need in needs for run in need.runs if run not in before}
+    for question in dict.fromkeys(new.values()):
+        for run in (run for run, of in new.items() if of == question):
             click.echo(printable(f"  {run}"), err=True)
         if not click.confirm(question, err=True):
             return False
-    return True
+    return bool(new)

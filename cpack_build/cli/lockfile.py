@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Platform
+    from cpack_build.fetch.store import Store
     from cpack_build.lock.schema import Lock
 
-__all__ = ["LockFile", "is_lock", "lock_beside", "lock_file"]
+__all__ = ["LockFile", "archives_of", "is_lock", "lock_beside", "lock_file"]
 
 _INSIDE = "cpack.lock"
 _LIMIT = 64 << 20
@@ -47,11 +48,14 @@ class LockFile:
         assert self.data is not None
         return read_lock(self.data, name=str(self), platform=platform)
 
-    def write(self, locks: Sequence[Lock]) -> None:
-        """Put *locks* there, whole or not at all; into a pack with the ``pylock.toml`` of each platform."""
+    def write(self, locks: Sequence[Lock], *, installed: Mapping[str, Path] | None = None) -> None:
+        """Put *locks* there, whole or not at all; into a pack with the ``pylock.toml`` of each platform, and with the
+        tars that *installed* names, of what ``install.py`` left."""
+        from cpack_build.cpack.archive import open_archive
         from cpack_build.cpack.reader import LOCK_FILES
         from cpack_build.cpack.writer import replace_entries
         from cpack_build.errors import writing
+        from cpack_build.lock.installed import ARCHIVES, archive_of
         from cpack_build.lock.schema import locks_to_bytes
         from cpack_build.oci.storage import whole_file
 
@@ -59,12 +63,23 @@ class LockFile:
             with writing(self.path), whole_file(self.path) as file:
                 file.write(locks_to_bytes(locks))
             return
-        entries = {_INSIDE: locks_to_bytes(locks)}
+        entries: dict[str, bytes | Path] = {_INSIDE: locks_to_bytes(locks), **(installed or {})}
         for lock in locks:
             # PEP 751: one of several is named pylock.<identifier>.toml
             name = "pylock.toml" if len(locks) == 1 else f"pylock.{lock.platform.replace('/', '-')}.toml"
             entries[name] = lock.python.pylock.encode()
-        replace_entries(self.path, entries, without=LOCK_FILES)
+        pinned = {archive_of(pin.name) for lock in locks for pin in lock.custom_nodes if pin.installed is not None}
+        there = {name for name in open_archive(self.path).sizes if name.startswith(ARCHIVES)}
+        replace_entries(self.path, entries, without=LOCK_FILES | (there - pinned))
+
+
+def archives_of(locks: Sequence[Lock], *, store: Store) -> dict[str, Path]:
+    """The tars in *store* of what ``install.py`` left in nodes of *locks*, by what a pack calls them."""
+    from cpack_build.lock.installed import archive_of
+
+    pins = {pin.name: pin.installed for lock in locks for pin in lock.custom_nodes if pin.installed is not None}
+    found = {name: store.find(installed.sha256) for name, installed in pins.items()}
+    return {archive_of(name): file.path for name, file in found.items() if file is not None}
 
 
 def lock_file(pack: Pack, named: Path | None = None, *, inside: bool = False) -> LockFile:

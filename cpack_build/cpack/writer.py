@@ -66,7 +66,7 @@ def write_entries(path: Path, entries: Mapping[str, bytes | Path]) -> None:
             _add(archive, _entry(name), entries[name])
 
 
-def replace_entries(path: Path, entries: Mapping[str, bytes], *, without: Collection[str] = ()) -> None:
+def replace_entries(path: Path, entries: Mapping[str, bytes | Path], *, without: Collection[str] = ()) -> None:
     """Put *entries* into the pack at *path*, in place of those of the same name and of those named in *without*.
 
     All others keep their bytes; they are written as :func:`write_pack` does. Raises as :func:`write_pack`, and what
@@ -77,7 +77,7 @@ def replace_entries(path: Path, entries: Mapping[str, bytes], *, without: Collec
     with old.reading() as stream, _written(path) as archive:
         for name in sorted({*kept, *entries}):
             if name in entries:
-                archive.writestr(_entry(name), entries[name])
+                _add(archive, _entry(name), entries[name])
                 continue
             with archive.open(_entry(name, old.sizes[name]), "w") as member:
                 for chunk in stream(name):

@@ -35,7 +35,17 @@ from cpack_build.lock.uv import found_python, program
 from cpack_build.lock.wheels import Wheel, fetch_wheel, wheels_of
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["Project", "Resolve", "Workshop", "build_wheel", "build_wheels", "have_built", "image_platform", "rebuild"]
+__all__ = [
+    "Consent",
+    "Project",
+    "Resolve",
+    "Workshop",
+    "build_wheel",
+    "build_wheels",
+    "have_built",
+    "image_platform",
+    "rebuild",
+]
 
 DATE = 315532800
 """SOURCE_DATE_EPOCH: 1980-01-01, the earliest time that a zip can hold."""
@@ -43,6 +53,8 @@ _MEMO = "built-wheel-1"
 _LAST_WORDS = 12
 """Lines that are shown of what a failed build said."""
 
+Consent = bool | frozenset[str]
+"""To what others wrote being run: to all of it, or to that which was shown, word by word (:class:`NeedsTrust`)."""
 Resolve = Callable[[Sequence[str], Target], PinnedWheels]
 """Requirements and what their wheels must run on → the pinned wheels."""
 
@@ -84,7 +96,7 @@ def build_wheels(
     resolve: Resolve,
     store: Store,
     sources: Sources,
-    trust: bool,
+    trust: Consent,
     workshop: Workshop | None = None,
     progress: Progress = SILENT,
 ) -> tuple[BuiltWheel, ...]:
@@ -95,8 +107,10 @@ def build_wheels(
     """
     known = {project: _remembered(project, target, store) for project in projects}
     new = [project for project in projects if known[project] is None]
-    if new and not trust:
-        raise NeedsTrust([f"{project.shown}, {_built_by(project, store, sources, progress)}" for project in new])
+    if new and trust is not True:
+        runs = [f"{project.shown}, {_built_by(project, store, sources, progress)}" for project in new]
+        if not trust or not trust.issuperset(runs):
+            raise NeedsTrust(runs)
     built = []
     for project in projects:
         wheel = known[project] or build_wheel(

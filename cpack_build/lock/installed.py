@@ -1,8 +1,8 @@
 """A custom node as its ``install.py`` left it: its whole tree as one tar, pinned by hash, as any other archive is.
 
 Whoever builds takes the tree from there, and runs nothing. The tar is the lock maker's own: it lies in that store, in a
-bundle, (as files) in the image, and in a pack that came of one. Its bytes are a function of the tree alone, so it can
-be made again of the files."""
+bundle, (as files) in the image, and in a pack that came of one or holds its lock. Its bytes are a function of the tree
+alone, so it can be made again of the files."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ from cpack_build.lock.schema import Installed, NodeTree
 from cpack_build.oci import tar
 from cpack_build.oci.files import BoundedMember
 
-__all__ = ["LeftFile", "archive_of", "archived", "keep_tree", "open_installed"]
+__all__ = ["ARCHIVES", "LeftFile", "archive_of", "archived", "keep_tree", "open_installed"]
 
+ARCHIVES = "installed/"
+"""Where a pack has the tars."""
 _MEMBERS = 100_000
 
 
@@ -51,7 +53,7 @@ class _FileContent:
 
 def archive_of(name: str) -> str:
     """What a pack calls the tar of the node *name*."""
-    return f"installed/{name}.tar"
+    return f"{ARCHIVES}{name}.tar"
 
 
 def archived(files: Sequence[LeftFile]) -> Iterator[bytes]:
@@ -80,7 +82,7 @@ def keep_tree(name: str, files: Sequence[LeftFile], *, store: Store) -> tuple[St
 
 
 def open_installed(pin: NodeTree, installed: Installed, pack: Captured | None, *, store: Store) -> Tree:
-    """The tree of *pin*, proved by its hash: from the store, or a *pack* that came out of an image.
+    """The tree of *pin*, proved by its hash: from the store, or a *pack* that holds it.
 
     Raises :class:`Unresolvable` where neither has it, :class:`HashMismatch` where *pack* has another.
     """
@@ -96,8 +98,8 @@ def open_installed(pin: NodeTree, installed: Installed, pack: Captured | None, *
             raise Unresolvable(
                 f"The custom node {pin.name} is as its install.py left it, and that is not here: the store of whoever "
                 "made the lock has it.",
-                hint="Take it over with a bundle (`cpack-build fetch PACK -o DIR` there), export the pack out of its "
-                "image, or lock anew with "
+                hint="Take it over with a bundle (`cpack-build fetch PACK -o DIR` there) or in the pack "
+                "(`cpack-build lock PACK --into-pack` there), export the pack out of its image, or lock anew with "
                 "`cpack-build lock PACK --update all --backend buildkit --trust`.",
             )
         tree = _unpacked(pin.name, file, store)

@@ -8,7 +8,7 @@ What was changed anywhere else cannot be pinned, and is refused by name."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,10 +18,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from pydantic import BaseModel, ConfigDict
 
-from cpack_build.errors import BadSettings, CpackError, NeedsTrust, ToolMissing, Unresolvable
+from cpack_build.errors import BadSettings, CpackError, NeedsBuilder, NeedsTrust, Unresolvable
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
-from cpack_build.lock.building import Workshop
+from cpack_build.lock.building import Consent, Workshop
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.installed import LeftFile, keep_tree
 from cpack_build.lock.models import pin_local_model, refuse_pickles
@@ -117,19 +117,21 @@ def scripts_of(
     return tuple(scripts)
 
 
-def refused(scripts: Sequence[Script], *, installer: Installer | None, trust: bool) -> CpackError | None:
+def refused(scripts: Sequence[Script], *, installer: Installer | None, trust: Consent) -> CpackError | None:
     """Why *scripts* may not run, if so: nobody has agreed, or there is no place for them."""
     if installer is None:
-        return ToolMissing(
+        return NeedsBuilder(
             f"install.py of {', '.join(script.name for script in scripts)} runs on a builder only, never on this "
             "machine.",
             hint="Add --backend buildkit, or leave the node out of nodes.install.",
+            runs=[script.shown for script in scripts],
         )
-    if trust:
-        return None
     network = "no network" if installer.network == "none" else f"the network {installer.network!r}"
+    runs = [f"{script.shown}; with {network}" for script in scripts]
+    if trust is True or (trust and trust.issuperset(runs)):
+        return None
     return NeedsTrust(
-        [f"{script.shown}; with {network}" for script in scripts],
+        runs,
         why="These programs of others would run on the builder, in the image's root:",
         hint="Add --trust if you trust them, or leave the nodes out of nodes.install.",
         question="Run these programs on the builder?",
@@ -142,7 +144,7 @@ def install(
     *,
     pack: Captured | None,
     installer: Installer | None,
-    trust: bool,
+    trust: Consent,
     again: Callable[[Sequence[str]], PythonEnvironment],
     pickles: str,
     anew: bool = False,
@@ -172,12 +174,20 @@ def install(
     models = [model for one in done.values() for model in one.models]
     if pickles == "refuse":
         refuse_pickles(model.path for model in models)
-    placed = _placed(lock, done).model_copy(
-        update={"models": _joined(lock.models, models, done), "python": _environment(lock, done, again)}
-    )
+    joined = _joined(lock.models, models, done)
+    try:
+        python = _environment(lock, done, again)
+    except NeedsTrust:
+        # who is asked for what the scripts want built, and agrees, need not wait for them a second time
+        _remember(ran, store)
+        raise
+    _remember(ran, store)
+    return _placed(lock, done).model_copy(update={"models": joined, "python": python})
+
+
+def _remember(ran: Mapping[str, _Remembered], store: Store) -> None:
     for key, outcome in ran.items():
         store.remember(_MEMO, key, outcome.model_dump_json())
-    return placed
 
 
 def require_alike(locks: Sequence[Lock]) -> None:

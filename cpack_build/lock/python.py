@@ -28,7 +28,7 @@ from cpack_build.fetch.mirrors import local_path
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.urls import without_credentials
 from cpack_build.lock.asked import Asked, explained
-from cpack_build.lock.building import Project, Workshop, build_wheels
+from cpack_build.lock.building import Consent, Project, Workshop, build_wheels
 from cpack_build.lock.labelled import LabelledIndex, index_of
 from cpack_build.lock.requirements import git_source, hashed, is_name, is_source, parse_requirements
 from cpack_build.lock.schema import BuiltWheel, PythonEnvironment
@@ -57,7 +57,7 @@ def lock_environment(
     extra_index_urls: Sequence[str] = (),
     preferred: Sequence[str] = (),
     asked: Sequence[Asked] = (),
-    trust: bool = False,
+    trust: Consent = False,
     only_wheels: bool = False,
     workshop: Workshop | None = None,
     progress: Progress = SILENT,

@@ -21,6 +21,7 @@ from cpack_build.errors import BadInput, CpackError, UsageError, together
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.store import Store
 from cpack_build.lock.asked import Asked, asked_by_tree, left_out
+from cpack_build.lock.building import Consent
 from cpack_build.lock.captured import Captured
 from cpack_build.lock.form import in_form
 from cpack_build.lock.hub import confirmed
@@ -70,7 +71,7 @@ def resolve_all(
     sources: Sources,
     previous: Sequence[Lock] = (),
     update: Collection[str] = (),
-    trust: bool = False,
+    trust: Consent = False,
     workshop: Installer | None = None,
     workspace: bool = False,
     progress: Progress = SILENT,
@@ -120,16 +121,16 @@ def resolve(
     platform: AnyPlatform | None = None,
     previous: Lock | None = None,
     update: Collection[str] = (),
-    trust: bool = False,
+    trust: Consent = False,
     workshop: Installer | None = None,
     workspace: bool = False,
     progress: Progress = SILENT,
 ) -> Lock:
     """Resolve *pack* to its lock for *platform*, by default the one that *settings* name, else this machine's.
 
-    *sources* holds the mirrors (flags and settings) and transports. With *trust* packages that have no
-    wheel are built, in the *workshop* where there is one, and ``install.py`` of the nodes that *settings* name runs
-    there.
+    *sources* holds the mirrors (flags and settings) and transports. As far as *trust* goes, packages
+    that have no wheel are built, in the *workshop* where there is one, and ``install.py`` of the nodes that *settings*
+    name runs there.
 
     The Python packages of an earlier lock, *previous*, keep their versions where they can, but for those named in
     *update*; ``python`` there means every one of them. Other parts (``system``, ``nodes``, ``models``, ``service``)

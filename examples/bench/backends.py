@@ -1,4 +1,5 @@
-"""A rebuild after one node changed, by each backend that is here: what a person waits for between two tries.
+"""A rebuild after one node changed, by each backend that is here: what a person waits for between two tries; and beside
+each time the image's digest, and what of its root file system is not the embedded one's.
 
 Each has built the example before, so its caches are warm. Locking the changed pack is not counted."""
 
@@ -9,12 +10,18 @@ import json
 import shutil
 import subprocess
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import PIL.Image
 
 from bench.measure import BenchError, Row, cpack_build
+from cpack_build.lock.machine import this_platform
+from cpack_build.oci.reference import LayoutName
+from cpack_build.oci.sources import open_source
+from cpack_build.oci.types import Image
+from tests.backends.roots import differences, root_of
 from tests.example import make_example
 
 BACKENDS = {"embedded": None, "buildkit": "docker", "nix": "nix"}
@@ -41,7 +48,25 @@ def rows(place: Path) -> Iterator[Row]:
     seconds = {name: _image(pack, name, home, place / f"{name}-2") for name in here}
     for name, took in seconds.items():
         peer = "" if name == "embedded" else "embedded"
-        yield Row("backends", f"one node changed, {name}", took, peer, seconds["embedded"] if peer else None)
+        yield Row(
+            "backends", f"one node changed, {name}", took, peer, seconds["embedded"] if peer else None,
+            note=_compared(place / "embedded-2", place / f"{name}-2"),
+        )  # fmt: skip
+
+
+def _compared(ours: Path, theirs: Path) -> str:
+    """The digest of *theirs*, and how its root differs from that of *ours*, by the names of the files that do."""
+    image, other = _opened(ours), _opened(theirs)
+    if other.digest == image.digest:
+        return f"{other.digest}, {'the digest of the same lock' if ours == theirs else 'the same'}"
+    root, found = root_of(image), differences(root_of(image), root_of(other))
+    kinds = Counter("bin/*" if "/bin/" in path else path.rpartition("/")[2] for path in found)
+    told = ", ".join(f"{count} {name}" for name, count in kinds.most_common(6))
+    return f"{other.digest}, {len(found)} of {len(root)} entries differ: {told}"
+
+
+def _opened(layout: Path) -> Image:
+    return open_source(LayoutName(layout)).as_image(this_platform())
 
 
 def _image(pack: Path, backend: str, home: Path, layout: Path) -> float:

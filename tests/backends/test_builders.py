@@ -45,6 +45,27 @@ def test_a_builder_elsewhere_makes_the_same_root(built: Built, new_docker: Docke
     assert not [path for path in found if not KNOWN.fullmatch(path)]
 
 
+def test_the_printed_command_fits_the_driver_of_the_builder_and_runs_as_it_is(
+    built: Built, new_docker: Docker, far: Relay, registry: Registry, tmp_path: Path
+) -> None:
+    commands = {}
+    for builder in ("default", "far"):
+        printed = ("--print", tmp_path / builder)
+        run = built.image("--backend", "buildkit", "--builder", builder, *printed, environment=new_docker.environment)
+        assert run.code == 0, run.said
+        commands[builder] = run.result["build"].partition(" && ")[2]
+        assert commands[builder] in (tmp_path / builder / "README.md").read_text()
+        assert "REWRITE_TIMESTAMP" not in run.said, "its driver is known"
+    assert commands["default"] == f"REWRITE_TIMESTAMP=false {commands['far']}"
+    name = f"{registry.host}/printed:1"
+    subprocess.run(
+        ["/bin/sh", "-c", commands["default"].replace("NAME", name)],
+        cwd=tmp_path / "default", env={**os.environ, **new_docker.environment,
+        "PATH": f"{Path(new_docker.command).parent}:{os.environ['PATH']}"}, check=True,
+    )  # fmt: skip
+    assert new_docker("buildx", "imagetools", "inspect", name).returncode == 0
+
+
 def test_a_builder_that_does_not_know_our_certificate_is_named(
     built: Built, new_docker: Docker, far: Relay, tmp_path: Path
 ) -> None:

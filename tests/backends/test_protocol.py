@@ -41,6 +41,9 @@ class Refusing:
         raise AssertionError("built in spite of its refusals")
         yield
 
+    def require_writing(self, folder: Path) -> None:
+        self.asked.append("require_writing")
+
     def written(self, request: Request, folder: Path) -> str:
         raise AssertionError("written in spite of its refusals")
 
@@ -106,21 +109,6 @@ def test_the_embedded_backend_has_nothing_to_print(call: Caller, example: Exampl
     assert not (tmp_path / "printed").exists()
 
 
-@pytest.mark.parametrize(
-    "flag",
-    [("--builder", "ssh://farm x86_64-linux"), ("--cache-from", "http://cache.example"), ("--cache-to", "file:///c")],
-    ids=lambda flag: flag[0],
-)
-def test_what_is_printed_for_nix_names_no_builder_and_no_cache(
-    call: Caller, example: Example, tmp_path: Path, flag: tuple[str, str]
-) -> None:
-    assert call("lock", example.pack).code == 0
-    done = call("image", example.pack, "--backend", "nix", "--print", tmp_path / "printed", *flag)
-    assert done.code == 2, done
-    assert "Leave --builder, --cache-from and --cache-to out" in " ".join(done.err.split())
-    assert not (tmp_path / "printed").exists()
-
-
 @pytest.mark.parametrize("where", [("--push", "registry.example/x:1"), ("--output", "oci:x.oci")])
 def test_what_is_only_printed_goes_nowhere(
     call: Caller, example: Example, tmp_path: Path, where: tuple[str, str]
@@ -129,3 +117,31 @@ def test_what_is_only_printed_goes_nowhere(
     assert done.code == 2
     assert "--print builds nothing" in done.err
     assert not (tmp_path / "printed").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--backend", "embedded"], 2, "there is nothing else to print"),
+        (["--backend", "nix", "--builder", "ssh://farm x86_64-linux"], 2, "names no builder and no cache"),
+        (["--backend", "nix", "--cache-from", "http://cache.example"], 2, "names no builder and no cache"),
+        (["--backend", "nix", "--cache-to", "file:///c"], 2, "Leave --builder, --cache-from and --cache-to out"),
+        (["--backend", "nix", "full"], 8, "mine.txt"),
+        (["--backend", "buildkit", "full"], 8, "mine.txt"),
+        (["--backend", "buildkit", "--builder", "farm"], 7, "docker"),
+    ],
+)
+def test_what_cannot_be_printed_is_said_before_anything_is_locked(
+    options: list[str], code: int, words: str, call: Caller, example: Example, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("CPACK_DOCKER", "/nonexistent/docker")
+    place = tmp_path / "printed"
+    if options[-1] == "full":
+        place.mkdir()
+        (place / "mine.txt").write_text("mine")
+    done = call("image", example.pack, *[word for word in options if word != "full"], "--print", place)
+    assert done.code == code, done.err
+    assert words in " ".join(done.err.split())
+    assert not example.pack.with_name("example.cpack.lock").exists()
+    assert not (tmp_path / "store" / "blobs").exists(), "nothing was fetched"

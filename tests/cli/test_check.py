@@ -86,6 +86,32 @@ def test_what_is_there_of_a_pack_is_looked_at_though_it_cannot_be_locked(call: C
     assert {("node", "__init__.py", 2), ("mine", "__init__.py", 3), ("models", "models/a/x.ckpt", 0)} <= places
 
 
+def test_a_script_that_has_yet_to_run_is_a_finding_beside_all_others(call: Caller, tmp_path: Path) -> None:
+    from cpack_build.cpack.writer import write_pack
+    from tests.fetch.repositories import make_repository
+
+    commit = make_repository(tmp_path / "comfyui", {"main.py": ""})
+    models = [{"filename": "models/a/x.ckpt", "size": 1, "sha256": "0" * 64, "source": {}}]
+    snapshot = {
+        "comfyui": commit, "git_custom_nodes": {}, "cnr_custom_nodes": {}, "file_custom_nodes": [], "pips": {},
+        "python": "3.99", "models": models,
+    }  # fmt: skip
+    workflow = {"1": {"class_type": "CPackOutputImage", "inputs": {"images": ["1", 0]}}}
+    pack = tmp_path / "x.cpack.zip"
+    other: dict[str, bytes | Path] = {"nodes/mine/__init__.py": b"", "nodes/mine/install.py": b"import os\n"}
+    write_pack(pack, snapshot_document=snapshot, workflow_api=workflow, workflow={}, other=other)
+    (tmp_path / "x.cpack.yaml").write_text("nodes: {install: [mine]}\n")
+    where = ("--mirror", f"https://github.com/Comfy-Org/ComfyUI={tmp_path}/comfyui")
+    outcome = call("check", pack, *where, "--json")
+    found = {one["type"]: one for one in outcome.document["missing"]}
+    assert outcome.code == 4, "not 7: no tool of this machine is missing"
+    assert "install.py of mine, 2 lines" in found["NeedsTrust"]["message"]
+    assert f"`cpack-build lock {pack} --backend buildkit --trust`" in found["NeedsTrust"]["hint"]
+    assert any("x.ckpt" in one["message"] for one in outcome.document["missing"]), "the rest is looked at"
+    assert "ToolMissing" not in found
+    assert "NeedsBuilder" not in found
+
+
 def test_inspect_tells_what_each_platform_of_a_lock_pins(call: Caller, tmp_path: Path) -> None:
     from cpack_build.cpack.writer import write_pack
     from cpack_build.lock.schema import locks_to_bytes

@@ -15,6 +15,7 @@ from cpack_build.errors import BadSettings, CpackError, HashMismatch, NeedsTrust
 from cpack_build.fetch.http import Offline, Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.store import Store
+from cpack_build.lock.building import Consent
 from cpack_build.lock.captured import Captured, lock_local
 from cpack_build.lock.installed import LeftFile, keep_tree
 from cpack_build.lock.installing import Outcome, install, require_alike, scripts_of
@@ -74,7 +75,7 @@ class Room:
         self,
         installer: FakeInstaller | None,
         *names: str,
-        trust: bool = True,
+        trust: Consent = True,
         again: Callable[[Sequence[str]], PythonEnvironment] | None = None,
         pickles: str = "allow",
     ) -> Lock:
@@ -199,6 +200,28 @@ def test_packages_are_resolved_again_and_two_versions_are_named(room: Room) -> N
         room.installed(None, "one", again=fails)
     with pytest.raises(Unresolvable, match=r"install.py of two installs tiny==2, and that of one tiny==1"):
         room.installed(FakeInstaller(packages=["tiny==2"]), "one", "two", again=again)
+
+
+def test_a_yes_is_for_what_was_shown_and_a_build_that_comes_of_it_is_asked_for_without_a_second_run(room: Room) -> None:
+    installer = FakeInstaller(packages=["tiny==1"])
+    with pytest.raises(NeedsTrust) as shown:
+        room.installed(installer, "one", trust=False)
+    agreed = frozenset(shown.value.runs)
+    with pytest.raises(NeedsTrust, match=r"install\.py of two"):
+        room.installed(installer, "one", "two", trust=agreed)
+    with pytest.raises(NeedsTrust, match=r"install\.py of one"):
+        room.installed(FakeInstaller(network="host"), "one", trust=agreed)
+    assert installer.runs == []
+
+    def builds(more: Sequence[str]) -> PythonEnvironment:
+        raise NeedsTrust(["tiny from https://x.example/tiny-1.tar.gz, built by setuptools"])
+
+    with pytest.raises(NeedsTrust, match=r"What install.py of one installs cannot be pinned(.|\n)*built by setuptools"):
+        room.installed(installer, "one", trust=agreed, again=builds)
+    lock = room.installed(
+        installer, "one", trust=False, again=lambda more: PythonEnvironment(pylock="", pylock_sha256="c" * 64)
+    )
+    assert (installer.runs, lock.python.pylock_sha256) == (["one"], "c" * 64)
 
 
 @pytest.mark.parametrize("files", [{"../x": b""}, {"a/.git/config": b""}, {"a\nb": b""}])

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import pytest
+import requests
 from playwright.sync_api import Browser, Page, TimeoutError
 
 from tests.browser import Record, browsing, chromium, screenshot
 from tests.nodes import routing
-from tests.nodes.comfy import PLUGIN, Comfy, running
+from tests.nodes.comfy import PLUGIN, Comfy, newest_frontend, running
+from tests.nodes.dialogs import Dialog
+from tests.serve.running import DEADLINE
 
 KINDS = [pytest.param("standin", id="standin")]
 if "CPACK_TEST_COMFYUI" in os.environ:
@@ -55,14 +58,15 @@ _READY = (
 )
 
 
-def wait_until_ready(page: Page, record: Record) -> None:
+def wait_until_ready(page: Page, record: Record | None = None) -> None:
     """Wait until the frontend has loaded its extensions and shows a graph; a page that never does is described."""
     for condition in _READY:
         try:
             page.wait_for_function(condition)
         except TimeoutError as error:
             text = page.evaluate("document.body.innerText")
-            raise AssertionError(f"waited in vain for {condition}\n{record.told()}\nthe page: {text}") from error
+            told = record.told() if record else ""
+            raise AssertionError(f"waited in vain for {condition}\n{told}\nthe page: {text}") from error
 
 
 @dataclass
@@ -154,3 +158,36 @@ def comfy_page(comfy: Comfy, browser: Browser, tmp_path: Path) -> Iterator[OpenC
     """Opens a page of its own for the test."""
     with opening(comfy, browser, tmp_path) as open_comfy:
         yield open_comfy
+
+
+NEWEST_PAGE = ("--front-end-root", str(newest_frontend()))
+"""Arguments of ComfyUI, for the newest frontend instead of its own."""
+_QUIET = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Workflow.Persist": False,
+    "Comfy.Notification.ShowVersionUpdates": False,
+}
+
+
+class Open(Protocol):
+    """Opens ComfyUI's page with a workflow (in the API's format) in it."""
+
+    def __call__(self, comfyui: routing.Comfyui, prompt: dict[str, Any]) -> Dialog: ...
+
+
+@pytest.fixture
+def at(browser: Browser) -> Iterator[Open]:
+    """Opens a page of its own each time."""
+    with ExitStack() as stack:
+
+        def open_page(comfyui: routing.Comfyui, prompt: dict[str, Any]) -> Dialog:
+            requests.post(f"{comfyui.url}/api/settings", json=_QUIET, timeout=DEADLINE).raise_for_status()
+            viewport = {"width": 1024, "height": 640}
+            context, record = stack.enter_context(browsing(browser, comfyui.url, viewport=viewport))
+            page = context.new_page()
+            page.goto("/")
+            wait_until_ready(page, record)
+            page.evaluate("prompt => app.loadApiJson(prompt, 'my picture.json')", prompt)
+            return Dialog(page)
+
+        yield open_page

@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -17,6 +19,7 @@ from typing import Any, Literal
 
 import requests
 
+from tests import need
 from tests.serve.running import DEADLINE, ROOT, free_port, wait_for
 from tests.standin.repository import make_model
 from tests.workspace.installs import HUB, WORKFLOW, make_git_node, make_install, publish
@@ -98,13 +101,14 @@ def running(
     kind: Kind = "standin",
     arguments: tuple[str, ...] = (),
     install: Path | None = None,
+    python: str = "",
     **environment: str,
 ) -> Iterator[Comfyui]:
-    """ComfyUI, laid out in *folder* as an install with git, nodes, a model and inputs; ended afterwards."""
+    """ComfyUI, laid out in *folder* as an install with git, nodes, a model and inputs (or the *install* that there is),
+    run by *python* or by the one that its *kind* has; ended afterwards."""
     root = install or make_comfyui(folder / "ComfyUI", kind=kind)
-    python = sys.executable
     if kind == "comfyui":
-        python = os.environ["CPACK_TEST_COMFYUI_PYTHON"]
+        python = python or os.environ["CPACK_TEST_COMFYUI_PYTHON"]
         arguments += ("--cpu", "--disable-auto-launch", "--database-url", f"sqlite:///{folder / 'comfyui.db'}")
     temporary = folder / "tmp"
     temporary.mkdir(exist_ok=True)
@@ -119,7 +123,7 @@ def running(
     }
     with (folder / "log").open("ab") as log:
         process = subprocess.Popen(
-            [python, "main.py", "--port", str(port), *arguments],
+            [python or sys.executable, "main.py", "--port", str(port), *arguments],
             cwd=root, stdout=log, stderr=log, env=variables, start_new_session=True,
         )  # fmt: skip
     comfyui = Comfyui(f"http://127.0.0.1:{port}", root, process.pid, temporary)
@@ -169,6 +173,29 @@ def fake_tool(folder: Path) -> Path:
     program.write_text(FAKE_TOOL)
     program.chmod(0o755)
     return program
+
+
+def listening(port: int) -> set[str]:
+    """The addresses on which *port* is listened to, as Linux has them."""
+    found = set()
+    for name, family in (("tcp", socket.AF_INET), ("tcp6", socket.AF_INET6)):
+        for line in Path("/proc/net", name).read_text().splitlines()[1:]:
+            _, local, _, state, *_ = line.split()
+            address, _, number = local.partition(":")
+            if state == "0A" and int(number, 16) == port:
+                words = [int(address[at : at + 8], 16) for at in range(0, len(address), 8)]
+                found.add(socket.inet_ntop(family, struct.pack(f"={len(words)}I", *words)))
+    return found
+
+
+def own_address() -> str:
+    """An address of this machine that is not loopback."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+        except OSError:
+            need.missing("a network address besides loopback")
 
 
 def alive(pid: int) -> bool:

@@ -5,44 +5,28 @@ else with a tool that answers what a build, a cloud or a restore would.
 from __future__ import annotations
 
 import json
+import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
 
 import pytest
 import requests
 from PIL import Image
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import expect
 
 from cpack_build.cpack.reader import read_pack
-from tests.browser import browsing
 from tests.cpack.packs import make_pack
-from tests.nodes.comfy import newest_frontend
-from tests.nodes.conftest import KINDS
-from tests.nodes.dialogs import Dialog
-from tests.nodes.routing import Comfyui, Kind, fake_tool, make_comfyui, running, workflow
+from tests.nodes.conftest import KINDS, NEWEST_PAGE, Open, wait_until_ready
+from tests.nodes.routing import Comfyui, Kind, fake_tool, listening, make_comfyui, own_address, running, workflow
 from tests.nodes.test_building import ANSWERS
 from tests.serve.running import DEADLINE, free_port
 
-PAGE = ("--front-end-root", str(newest_frontend()))
-SETTINGS = {
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Workflow.Persist": False,
-    "Comfy.Notification.ShowVersionUpdates": False,
-}
-
 _FAKED = ("lock", "plan", "image", "deploy", "restore")
 _REAL = str(Path(sys.executable).with_name("cpack-build"))
-
-
-class Open(Protocol):
-    def __call__(self, comfyui: Comfyui, prompt: dict[str, Any]) -> Dialog: ...
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -52,7 +36,7 @@ def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     kind: Kind = "standin" if request.param == "standin" else "comfyui"
     root = make_comfyui(folder / "ComfyUI", kind=kind)
     Image.new("RGB", (4, 3), (255, 0, 10)).save(root / "input" / "a picture.png")
-    page = () if request.param == "comfyui" else PAGE
+    page = () if request.param == "comfyui" else NEWEST_PAGE
     with running(folder, kind=kind, install=root, arguments=page) as comfyui:
         yield comfyui
 
@@ -74,32 +58,10 @@ def faked(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     )
     tool.chmod(0o755)
     kind: Kind = "standin" if request.param == "standin" else "comfyui"
-    page = () if request.param == "comfyui" else PAGE
+    page = () if request.param == "comfyui" else NEWEST_PAGE
     environment = {"CPACK_BUILD": str(tool), "FAKE_TOOL": str(fake), "CPACK_BUILD_FLAGS": ""}
     with running(folder, kind=kind, arguments=page, **environment) as comfyui:
         yield comfyui
-
-
-@pytest.fixture
-def at(browser: Browser) -> Iterator[Open]:
-    """Opens ComfyUI's page with a workflow in it."""
-    with ExitStack() as stack:
-
-        def open_page(comfyui: Comfyui, prompt: dict[str, Any]) -> Dialog:
-            requests.post(f"{comfyui.url}/api/settings", json=SETTINGS, timeout=DEADLINE).raise_for_status()
-            context, _ = stack.enter_context(browsing(browser, comfyui.url, viewport={"width": 1024, "height": 640}))
-            page = context.new_page()
-            page.goto("/")
-            ready(page)
-            page.evaluate("prompt => app.loadApiJson(prompt, 'my picture.json')", prompt)
-            return Dialog(page)
-
-        yield open_page
-
-
-def ready(page: Page) -> None:
-    page.wait_for_function("window.app?.graph && window.app.extensionManager && window.app.vueAppReady")
-    page.wait_for_function("!document.querySelector('#splash-loader')")
 
 
 def test_a_package_has_what_was_ticked_and_comes_as_a_download(real: Comfyui, at: Open, tmp_path: Path) -> None:
@@ -125,7 +87,7 @@ def test_a_package_saved_on_the_server_is_there_and_survives_a_reload(real: Comf
     expect(dialog.root.locator("[data-part=outcome] .notice.done")).to_contain_text("cpack/kept here.cpack.zip")
     assert (real.saved / "kept here.cpack.zip").is_file()
     dialog.page.reload()
-    ready(dialog.page)
+    wait_until_ready(dialog.page)
     dialog.page.evaluate("app.extensionManager.command.execute('Workspace.ToggleSidebarTab.cpack')")
     job = dialog.page.locator(".job", has_text="kept here")
     expect(job).to_contain_text("Done")
@@ -157,7 +119,14 @@ def test_a_model_that_is_not_here_is_found_and_leads_to_its_node(real: Comfyui, 
     assert chosen == [number]
 
 
-def test_a_workflow_is_served_called_as_the_dialog_says_and_stopped(real: Comfyui, at: Open, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("who", "token", "address"),
+    [("This computer only", "", "127.0.0.1"), ("Everyone in the network", "t0ken-of-mine", "0.0.0.0")],
+    ids=["loopback", "network"],
+)
+def test_a_workflow_is_served_called_as_the_dialog_says_and_stopped(
+    real: Comfyui, at: Open, tmp_path: Path, who: str, token: str, address: str
+) -> None:
     prompt = {
         "1": {"class_type": "CPackInputImage", "inputs": {"image": "a picture.png"}, "_meta": {"title": "photo"}},
         "2": {"class_type": "ImageInvert", "inputs": {"image": ["1", 0]}},
@@ -166,13 +135,26 @@ def test_a_workflow_is_served_called_as_the_dialog_says_and_stopped(real: Comfyu
     port = free_port()
     dialog = at(real, prompt).open("Serve")
     dialog.root.get_by_label("Port").fill(str(port))
+    dialog.root.get_by_role("radio", name=who).check()
+    dialog.root.get_by_label("Token").fill(token)
     dialog.primary.click()
     expect(dialog.root.locator(".state.ready")).to_be_visible()
+    assert listening(port) == {address}
+    if token:
+        answer = requests.post(f"http://{own_address()}:{port}/generate", timeout=DEADLINE)
+        assert answer.status_code == 401, "a caller from elsewhere who has no token"
+        asking = {"Authorization": f"Bearer {token}"}
+        document = requests.get(f"http://{own_address()}:{port}/interface.json", headers=asking, timeout=DEADLINE)
+        assert document.status_code == 200
+    else:
+        with pytest.raises(requests.ConnectionError):
+            requests.get(f"http://{own_address()}:{port}/readyz", timeout=DEADLINE)
     expect(dialog.root.get_by_role("link")).to_have_attribute("href", f"http://127.0.0.1:{port}")
     line = dialog.root.locator("[role=tabpanel]:visible pre").inner_text()
     assert line.startswith("curl ")
     shutil.copy(real.folder / "input" / "a picture.png", tmp_path)
-    done = subprocess.run(shlex.split(line.replace("\\\n", "")), cwd=tmp_path, capture_output=True, check=False)
+    environment = {**os.environ, "CPACK_TOKEN": token}
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=environment, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
     (made,) = [path for path in tmp_path.iterdir() if path.name != "a picture.png"]
     assert Image.open(made).convert("RGB").getpixel((0, 0)) == (0, 255, 245)

@@ -16,19 +16,8 @@ from PIL import Image
 
 from cpack_build.nodes.examples import examples
 from tests import need
-from tests.nodes.routing import Comfyui, gone, make_comfyui, running, settled
+from tests.nodes.routing import Comfyui, gone, listening, make_comfyui, own_address, running, settled
 from tests.serve.running import free_port, wait_for
-
-
-def own_address() -> str:
-    """An address of this machine that is not loopback."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            probe.connect(("192.0.2.1", 9))
-            address = str(probe.getsockname()[0])
-        except OSError:
-            need.missing("a network address besides loopback")
-    return address
 
 
 def answers(url: str) -> bool:
@@ -63,7 +52,9 @@ def test_it_listens_where_it_was_told_and_nowhere_else(serving_comfyui: Comfyui,
     job = comfyui.until(key, lambda job: (job["result"] or {}).get("health") in ("ready", "busy") or job["error"])
     assert job["error"] is None, job
     assert job["result"]["port"] == port
+    assert listening(port) == {"127.0.0.1" if listen == "loopback" else "0.0.0.0"}
     assert answers(f"http://127.0.0.1:{port}")
+    assert answers(f"http://127.0.0.2:{port}") is (listen == "network")
     assert answers(f"http://{own_address()}:{port}") is (listen == "network")
     assert (job["result"]["network_url"] is not None) is (listen == "network")
     status = comfyui.get("/cpack/status").json()

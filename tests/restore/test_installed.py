@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import zipfile
 from pathlib import Path
 
@@ -93,6 +94,34 @@ def test_an_image_s_pack_has_it_and_gives_the_same_image_where_nobody_else_has_i
     twice = tmp_path / "twice.cpack.zip"
     assert call("export", f"oci:{installed.layout}", "-o", twice).code == 0
     assert twice.read_bytes() == pack.read_bytes()
+
+
+def test_a_pack_that_holds_its_lock_holds_it_as_well_and_gives_the_same_image_elsewhere(
+    installed: World, call: Caller, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, layout = tmp_path / "carried.cpack.zip", f"oci:{tmp_path}/built.oci"
+    shutil.copyfile(installed.pack, pack)
+    replace_entries(pack, {"installed/left-over.tar": b"of a node that is no more"})
+    lock_beside(pack).write_bytes(installed.lock.to_bytes())
+    monkeypatch.setenv("CPACK_HOME", str(installed.folder / "builder"))
+    outcome = call("lock", pack, "--into-pack", "--json")
+    assert outcome.code == 0, outcome
+    lock_beside(pack).unlink()
+    with zipfile.ZipFile(pack) as archive:
+        names = {name for name in archive.namelist() if name.startswith("installed/")}
+        assert names == {"installed/mine.tar", "installed/fancy.tar"}
+    assert not call("lock", pack, "--into-pack", "--json").document["changed"]
+
+    monkeypatch.setenv("CPACK_HOME", str(tmp_path / "elsewhere"))
+    places = ["--find-links", installed.wheels, "--models", installed.folder / "models", *mirrored(installed)]
+    built = call("image", pack, "--frozen", *places, "--output", layout, "--json")
+    assert built.code == 0, built
+    again = tmp_path / "again.cpack.zip"
+    assert call("export", layout, "-o", again).code == 0
+    assert (
+        call("image", again, "--frozen", *places, "--output", f"oci:{tmp_path}/twice.oci", "--json").document["digest"]
+        == built.document["digest"]
+    ), "image → pack → lock → image"
 
 
 @pytest.mark.parametrize("what", ["image", "pack"])

@@ -15,8 +15,8 @@ from cpack_build.backends.nix.folder import planned_layers, write_folder
 from cpack_build.backends.nix.nar import lay_out
 from cpack_build.backends.nix.program import Nix, hidden
 from cpack_build.backends.nix.result import open_image
-from cpack_build.backends.protocol import Farm, Request
-from cpack_build.errors import CpackError, Occupied, ToolMissing, Unresolvable, UsageError, writing
+from cpack_build.backends.protocol import Farm, Request, require_empty
+from cpack_build.errors import CpackError, ToolMissing, Unresolvable, UsageError, writing
 from cpack_build.image.bundle import blobs_of
 from cpack_build.image.gather import require_own_vouched, require_vouched
 from cpack_build.image.models import found_layer
@@ -49,15 +49,17 @@ class NixBackend:
     def refusals(self, request: Request) -> Sequence[CpackError]:
         return [error for lock in request.locks for error in _refused(lock, request)]
 
-    def written(self, request: Request, folder: Path) -> str:
+    def require_writing(self, folder: Path) -> None:
         if not self._farm.is_default:
             raise UsageError(
                 "What is printed for Nix names no builder and no cache: whoever runs Nix does.",
                 hint="Leave --builder, --cache-from and --cache-to out, and give `nix build` its --builders, --option "
                 "extra-substituters and `nix copy`.",
             )
-        if folder.exists() and any(folder.iterdir()):
-            raise Occupied(folder, sorted(path.name for path in folder.iterdir()))
+        require_empty(folder)
+
+    def written(self, request: Request, folder: Path) -> str:
+        self.require_writing(folder)
         for lock in request.locks:
             require_own_vouched(lock, store=request.store, trust=request.trust)
         with writing(folder):
