@@ -1,9 +1,9 @@
 """The submodules of a commit: the tree says where and which commit, ``.gitmodules`` what each is called and whence it
 comes (gitmodules(5)).
 
-A name becomes a folder of git's, ``.git/modules/NAME``, for whoever makes a checkout: so one that would leave it, or lie
-in another's, is refused here, as git refuses it (CVE-2018-11235, CVE-2019-1387). Others that git takes are taken, also
-``./lib``, ``a//b`` and ``/lib``: as for git, their folders are ``lib`` and ``a/b``."""
+A name becomes a folder of git's, ``.git/modules/NAME``, for whoever makes a checkout: so one that would leave it, or
+lie in another's, is refused here, as git refuses it (CVE-2018-11235, CVE-2019-1387). Others that git takes are
+taken, also ``./lib``, ``a//b`` and ``/lib``: as for git, their folders are ``lib`` and ``a/b``."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def _parts(name: str) -> list[str]:
 
 
 def _check_names(names: Iterable[str], parent: str) -> None:
-    """A backslash parts folders on some systems (git's ``check_submodule_name`` counts it as ``/``, too), and case is one
-    on some."""
+    """Raise :class:`UnsafeInput` for one that leads elsewhere on any system: a backslash may part folders (git's
+    ``check_submodule_name`` takes it for one that does), and case may make no difference."""
     seen = set[str]()
     folders = {name: _parts(name.replace("\\", "/").casefold()) for name in names}
     for name, parts in sorted(folders.items(), key=lambda item: item[1]):

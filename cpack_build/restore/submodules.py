@@ -56,6 +56,9 @@ def check_out_submodules(
         made = CheckedOut(path, without_credentials(submodule.url), submodule.commit)
         if is_reserved(submodule.path):
             raise UnsafeInput(f"{redact(tree.url)} has a submodule at {submodule.path!r}.", hint="Do not use it.")
+        if "\\" in submodule.folder:  # a folder on one system, and two on another
+            yield _not(made, f"its name {submodule.name!r} has a backslash")
+            continue
         inner = fetch(tree, submodule, path)
         if inner is None:
             yield _not(made, f"{redact(made.url)} cannot be had here")
