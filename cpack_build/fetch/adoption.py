@@ -19,7 +19,6 @@ from typing import Literal
 
 from cpack_build import filesystem
 from cpack_build.errors import Unresolvable, UnsafeInput, writing
-from cpack_build.fetch.huggingface import cache_folders
 from cpack_build.fetch.store import CHUNK, Store, StoredFile, stat_key, stored_at
 from cpack_build.progress import SILENT, Progress, working
 
@@ -44,6 +43,8 @@ class Added:
 
 def other_stores() -> tuple[Path, ...]:
     """Folders of other programs that hold models under their hash: comfy-pack's, and Hugging Face's caches."""
+    from cpack_build.fetch.huggingface import cache_folders  # its modules are many, and few builds ask
+
     return (Path.home() / ".comfypack" / "models", *cache_folders())
 
 

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 from urllib.parse import urlsplit
 
-from cpack_build.errors import CpackError
+from cpack_build.errors import Cancelled, CpackError
 from cpack_build.fetch.http import HeadTransport, PostTransport, Response, Sources
 from cpack_build.fetch.mirrors import local_path
 
@@ -78,6 +78,8 @@ class Asker:
         try:
             with send(target) as response:
                 return response.status, response.headers
+        except Cancelled:
+            raise
         except (ConnectionError, TimeoutError, CpackError) as error:
             self._silence(host, str(error))
             return 0, {}
@@ -117,6 +119,8 @@ class Asker:
                     if len(data) > _LIMIT:
                         return 200, None
             return 200, json.loads(bytes(data))
+        except Cancelled:
+            raise
         except (ConnectionError, TimeoutError, CpackError) as error:
             self._silence(host, str(error))
             return 0, None

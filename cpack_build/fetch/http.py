@@ -8,7 +8,6 @@ the user's own ``~/.netrc`` holds for that very host, and none is ever shown.
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from cpack_build.fetch.mirrors import Mirrors, local_path
 from cpack_build.fetch.store import CHUNK, Store, StoredFile
 from cpack_build.fetch.tuning import Tuning
 from cpack_build.fetch.urls import check_http, redact
-from cpack_build.progress import SILENT, Progress
+from cpack_build.progress import SILENT, Progress, check, on_stop, pause, waiting_for
 
 if TYPE_CHECKING:
     import requests
@@ -122,9 +121,14 @@ class RequestsTransport:
         import requests
         from urllib3.exceptions import HTTPError
 
-        asked = {"User-Agent": "cpack-build", "Accept-Encoding": "identity", **headers}
+        session = self._session()
+
+        def ask() -> requests.Response:
+            asked = {"User-Agent": "cpack-build", "Accept-Encoding": "identity", **headers}
+            return session.request(method, url, data=body, headers=asked, stream=True, timeout=self._timeouts)
+
         try:
-            answer = self._session().request(method, url, data=body, headers=asked, stream=True, timeout=self._timeouts)
+            answer = waiting_for(ask, drop=lambda answer: answer.close())
         except requests.exceptions.InvalidSchema:
             raise UnsafeInput(f"{redact(url)} leads to something that is no http(s) URL.") from None
         except requests.exceptions.TooManyRedirects:
@@ -139,10 +143,12 @@ class RequestsTransport:
                 # What has come, without waiting for a whole chunk: a connection that breaks then loses nothing.
                 while chunk := answer.raw.read1(CHUNK, decode_content=True):
                     yield chunk
+                check()
             except (HTTPError, OSError) as error:
+                check()
                 raise ConnectionError(_reason(error)) from error
 
-        with answer:
+        with answer, on_stop(answer.raw.shutdown):
             headers = {name.lower(): value for name, value in answer.headers.items()}
             yield Response(answer.status_code, headers, chunks(), answer.url if answer.history else "")
 
@@ -180,7 +186,7 @@ def download(
     what: str = "",
     headers: Mapping[str, str] | None = None,
     progress: Progress = SILENT,
-    sleep: Callable[[float], object] = time.sleep,
+    sleep: Callable[[float], object] = pause,
 ) -> StoredFile:
     """The file at *url*, through the mirrors, in the store; at once if a file with that hash is known already.
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from cpack_build import filesystem
 from cpack_build.errors import NetworkError, StorageError, UnsafeInput, writing
+from cpack_build.progress import Stop
 
 __all__ = ["PART", "Partial", "alone"]
 
@@ -199,10 +200,10 @@ class Partial:
                 self.size = self.done[0] if self.done else 0
             self._moved.notify_all()
 
-    def front(self, after: int, stopped: threading.Event) -> int:
-        """How far the file is whole from its beginning, once that is more than *after* or all; -1 when *stopped*."""
+    def front(self, after: int, stop: Stop) -> int:
+        """How far the file is whole from its beginning, once that is more than *after* or all; -1 at a *stop*."""
         with self._moved:
-            while not stopped.is_set():
+            while not stop.is_set():
                 front = self._front()
                 if front > after or front == self.size:
                     return front

@@ -15,9 +15,10 @@ from itertools import chain
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from cpack_build.errors import CpackError, NetworkError, ToolMissing, Unresolvable
+from cpack_build.errors import Cancelled, CpackError, NetworkError, ToolMissing, Unresolvable
 from cpack_build.fetch.http import HttpTransport, Response
 from cpack_build.fetch.urls import redact
+from cpack_build.progress import waiting_for
 
 __all__ = ["BUCKETS", "BucketFile", "HttpFile", "Piece", "Remote", "TryLater"]
 
@@ -167,10 +168,12 @@ class BucketFile:
         except ImportError as error:
             raise self._missing("fsspec") from error
         try:
-            files, path = url_to_fs(self.url)
-            total = int(files.info(path)["size"])
+            files, path = waiting_for(lambda: url_to_fs(self.url))
+            total = int(waiting_for(lambda: files.info(path))["size"])
         except ImportError as error:
             raise self._missing(str(error)) from error
+        except Cancelled:
+            raise
         except Exception as error:
             raise self._failed(error) from error
         yield Piece(start, total, self._chunks(files, path, start, total if stop is None else min(stop, total)))
@@ -178,7 +181,10 @@ class BucketFile:
     def _chunks(self, files: Any, path: str, start: int, stop: int) -> Iterator[bytes]:
         while start < stop:
             try:
-                chunk = files.cat_file(path, start=start, end=min(start + _PIECE, stop))
+                end = min(start + _PIECE, stop)
+                chunk: bytes = waiting_for(lambda start=start, end=end: files.cat_file(path, start=start, end=end))  # type: ignore[misc]
+            except Cancelled:
+                raise
             except Exception as error:
                 raise self._failed(error) from error
             if not chunk:

@@ -21,7 +21,7 @@ from cpack_build.fetch.partial import Partial, alone
 from cpack_build.fetch.remote import Piece, Remote, TryLater
 from cpack_build.fetch.store import CHUNK, Store, StoredFile, stored_at
 from cpack_build.fetch.tuning import Tuning
-from cpack_build.progress import SILENT, Progress, Task
+from cpack_build.progress import SILENT, Progress, Stop, Task, check
 
 __all__ = ["Frame", "Transferred", "transfer"]
 
@@ -91,10 +91,6 @@ def transfer(
                 partial.close()
 
 
-class _Stopped(Exception):
-    """Raised in a connection when another one failed for good."""
-
-
 class _Run:
     """One source's turn at one file."""
 
@@ -120,7 +116,8 @@ class _Run:
         self._frame = frame
         self._progress = progress
         self._lock = threading.Lock()
-        self._stopped = threading.Event()
+        self._stop = Stop()
+        """Set when one connection failed for good: the others end."""
         self._failure: BaseException | None = None
         self._parts: list[int] = []
         self._file_hash: _Follower | None = None
@@ -152,21 +149,22 @@ class _Run:
         partial = self._partial
         with self._progress.task(self._name, total=partial.size or self._size) as task:
             task.advance(partial.count)
-            self._file_hash = _Follower(partial, self._stopped)
+            self._file_hash = _Follower(partial, self._stop)
             if partial.size is not None:
                 self._follow_frame(partial.size)
             try:
-                self._take_all(task)
+                with self._stop.applied():
+                    self._take_all(task)
                 partial.end()
                 assert partial.size is not None
                 self._follow_frame(partial.size)
                 digest = self._file_hash.finish()
                 framed = self._frame_hash.finish() if self._frame_hash is not None else None
-            except _Stopped:
-                raise self._cause() from None
-            except BaseException:
-                self._stopped.set()
+            except BaseException as error:
+                self._stop.set()
                 partial.wake()
+                if isinstance(error, Cancelled):
+                    raise self._cause() from None
                 raise
             finally:
                 for follower in (self._file_hash, self._frame_hash):
@@ -182,7 +180,7 @@ class _Run:
     def _follow_frame(self, size: int) -> None:
         if self._frame is not None and self._frame_hash is None:
             before, after = self._frame(size)
-            self._frame_hash = _Follower(self._partial, self._stopped, before, after)
+            self._frame_hash = _Follower(self._partial, self._stop, before, after)
 
     def _take_all(self, task: Task) -> None:
         """Every part that is missing: the first over this thread's connection, which tells whether others help."""
@@ -211,13 +209,14 @@ class _Run:
             while (number := self._next()) is not None:
                 self._retried(lambda number=number: self._part(number, task, ranged, lambda: not helpers))  # type: ignore[misc]
         except BaseException:
-            self._stopped.set()
+            self._stop.set()
             raise
         finally:
             for helper in helpers:
                 helper.join()
         if self._failure is not None:
             raise self._failure
+        check()
 
     def _cause(self) -> BaseException:
         """Why a thread was told to stop."""
@@ -228,18 +227,17 @@ class _Run:
 
     def _next(self) -> int | None:
         with self._lock:
-            return self._parts.pop(0) if self._parts and not self._stopped.is_set() else None
+            return self._parts.pop(0) if self._parts and not self._stop.is_set() else None
 
     def _help(self, task: Task) -> None:
         try:
-            while (number := self._next()) is not None:
-                self._retried(lambda number=number: self._part(number, task, _nothing))  # type: ignore[misc]
-        except _Stopped:
-            pass
+            with self._stop.applied():
+                while (number := self._next()) is not None:
+                    self._retried(lambda number=number: self._part(number, task, _nothing))  # type: ignore[misc]
         except BaseException as error:
             with self._lock:
                 self._failure = self._failure or error
-            self._stopped.set()
+            self._stop.set()
             self._partial.wake()
         finally:
             self._tuning.all.release()
@@ -305,8 +303,7 @@ class _Run:
             )
 
     def _arrived(self, count: int, task: Task, *, came: int | None = None) -> None:
-        if self._stopped.is_set():
-            raise _Stopped
+        check()
         if not count and came is None:
             return
         if self._tuning.limit is not None:
@@ -332,15 +329,11 @@ class _Run:
                     "--mirror.",
                 )
                 wait = None
+            check()
             failures = 1 if self._partial.count - before >= _PROGRESS else failures + 1
             if failures >= self._tuning.retries or (wait or 0.0) > _LONGEST_WAIT:
                 raise problem
-            self._pause(float(2 ** (failures - 1)) if wait is None else wait)
-
-    def _pause(self, seconds: float) -> None:
-        if self._stopped.is_set():
-            raise _Stopped
-        self._tuning.sleep(seconds)
+            self._tuning.sleep(float(2 ** (failures - 1)) if wait is None else wait)
 
 
 def _nothing() -> None:
@@ -350,11 +343,12 @@ def _nothing() -> None:
 class _Follower:
     """Hashes a partial file behind its front, in a thread of its own."""
 
-    def __init__(self, partial: Partial, stopped: threading.Event, before: bytes = b"", after: bytes = b"") -> None:
+    def __init__(self, partial: Partial, stop: Stop, before: bytes = b"", after: bytes = b"") -> None:
         self._partial = partial
-        self._stopped = stopped
+        self._stop = stop
         self._hasher = hashlib.sha256(before)
         self._after = after
+        self._is_done = False
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
@@ -365,29 +359,32 @@ class _Follower:
             buffer = bytearray(CHUNK)
             view = memoryview(buffer)
             while True:
-                front = self._partial.front(offset, self._stopped)
+                front = self._partial.front(offset, self._stop)
                 if front < 0:
                     return
-                while offset < front and not self._stopped.is_set():
+                while offset < front and not self._stop.is_set():
                     count = filesystem.read_into(self._partial.descriptor, view[: min(CHUNK, front - offset)], offset)
                     if not count:
                         raise Unresolvable(f"{self._partial.path} became shorter while it was downloaded.")
                     self._hasher.update(view[:count])
                     offset += count
                 if self._partial.is_whole(offset):
+                    self._is_done = True
                     return
         except BaseException as error:
             self.error = error
-            self._stopped.set()
+            self._stop.set()
 
     def join(self) -> None:
         self._thread.join()
 
     def finish(self) -> str:
-        """The hash, once all is read."""
+        """The hash, once all is read. Raises :class:`Cancelled` when that was stopped."""
         self._thread.join()
         if self.error is not None:
             raise self.error
+        if not self._is_done:
+            raise Cancelled
         self._hasher.update(self._after)
         self._after = b""
         return self._hasher.hexdigest()

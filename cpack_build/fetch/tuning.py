@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from cpack_build.fetch.partial import PART
+from cpack_build.progress import pause
 
 __all__ = ["RateLimit", "Tuning"]
 
@@ -15,7 +16,7 @@ __all__ = ["RateLimit", "Tuning"]
 class RateLimit:
     """No more than so many *bytes* a second, of all who share it."""
 
-    def __init__(self, bytes_a_second: int, *, sleep: Callable[[float], object] = time.sleep) -> None:
+    def __init__(self, bytes_a_second: int, *, sleep: Callable[[float], object] = pause) -> None:
         self._rate = bytes_a_second
         self._sleep = sleep
         self._lock = threading.Lock()
@@ -40,5 +41,5 @@ class Tuning:
     """Failures in a row, without progress, after which a source is given up."""
     limit: RateLimit | None = None
     part: int = PART
-    sleep: Callable[[float], object] = time.sleep
+    sleep: Callable[[float], object] = pause
     all: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(16))

@@ -13,18 +13,19 @@ import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, TypeVar
 
-from cpack_build.errors import NetworkError, UnsafeInput
+from cpack_build.errors import Cancelled, NetworkError, UnsafeInput
 from cpack_build.fetch.remote import Piece
 from cpack_build.fetch.urls import check_http, redact
+from cpack_build.progress import check, waiting_for
 
 __all__ = ["Grant", "Xet", "XetFile", "grant_of", "hash_of", "is_installed"]
 
+T = TypeVar("T")
 _WINDOW = 4 << 20
 """Bytes that one stream is asked for. It holds some five times as much, whatever its own limits say."""
 _STREAMS = 4
@@ -94,34 +95,51 @@ class Xet:
         self._turns = threading.Semaphore(_STREAMS)
 
     def group(self, grant: Grant) -> Any:
-        """``hf_xet``'s streams with that grant."""
+        """``hf_xet``'s streams with that grant. Raises :class:`XetFailed`."""
         with self._lock:
             if self._session is None:
                 # It would keep a log of its own in the user's cache; no other way to say so is heeded.
                 os.environ.setdefault("HF_XET_LOG_DEST", os.devnull)
                 import hf_xet
 
-                self._session = hf_xet.XetSession(hf_xet.XetConfig().with_config(_SETTINGS))
-        return self._session.new_download_stream_group(
-            endpoint=grant.url, token=grant.token, token_expiry_unix_secs=_FOREVER
+                self._session = _native(lambda: hf_xet.XetSession(hf_xet.XetConfig().with_config(_SETTINGS)))
+        return _native(
+            lambda: self._session.new_download_stream_group(
+                endpoint=grant.url, token=grant.token, token_expiry_unix_secs=_FOREVER
+            )
         )
 
     def take(self, group: Any, xet_hash: str, size: int, start: int, stop: int) -> bytes:
-        """What comes of those bytes: fewer if the stream breaks off, which it may do without a word."""
+        """What comes of those bytes: fewer if the stream breaks off, which it may do without a word.
+
+        Raises :class:`XetFailed`, :class:`Cancelled`.
+        """
         import hf_xet
 
-        info, coming = hf_xet.XetFileInfo(xet_hash, size), Future[bytes]()
+        def read() -> bytes:
+            return _native(lambda: b"".join(group.download_stream(hf_xet.XetFileInfo(xet_hash, size), start, stop)))
 
-        def read() -> None:
-            try:
-                coming.set_result(b"".join(group.download_stream(info, start, stop)))
-            except BaseException as error:
-                coming.set_exception(error)
+        while not self._turns.acquire(timeout=0.1):
+            check()
+        try:
+            return waiting_for(read)
+        finally:
+            self._turns.release()
 
-        with self._turns:
-            # A stream does not wake for Ctrl-C, so it is read in a thread of its own, for which no exit waits.
-            threading.Thread(target=read, name="xet", daemon=True).start()
-            return coming.result()
+
+class XetFailed(Exception):
+    """``hf_xet`` did not do what it was asked."""
+
+
+def _native(call: Callable[[], T]) -> T:
+    """What *call* of ``hf_xet`` returns. Whatever it raises is its failure, a panic of its Rust code as well, which is
+    no ``Exception`` (pyo3, ``PanicException``)."""
+    try:
+        return call()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        raise XetFailed(redact(str(error)) or type(error).__name__) from error
 
 
 class XetFile:
@@ -148,7 +166,7 @@ class XetFile:
     def _reading(self, start: int, stop: int) -> Iterator[Piece]:
         try:
             yield Piece(start, self._size, self._chunks(start, stop))
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, Cancelled):
             self._end()
             raise
 
@@ -167,8 +185,9 @@ class XetFile:
                 if len(data) == stop - start:
                     return data
                 problem = f"{len(data)} bytes came of {stop - start}"
-            except (OSError, RuntimeError, ValueError) as error:
-                problem = redact(str(error))
+            except XetFailed as error:
+                check()
+                problem = str(error)
         raise NetworkError(
             f"{self.shown} cannot be read from Xet storage: {problem}.",
             hint="Run it again, or without it: HF_HUB_DISABLE_XET=1.",
@@ -177,15 +196,19 @@ class XetFile:
     def _granted(self, *, instead_of: Any) -> Any:
         """The streams in use, or new ones with a new grant where those failed."""
         with self._lock:
-            if self._is_over:
-                raise ConnectionError("it was given up")
             if self._group is None or self._group is instead_of:
+                self._check()
                 self._group = self._xet.group(self._ask())
+            self._check()
             return self._group
 
+    def _check(self) -> None:
+        if self._is_over:
+            raise Cancelled
+
     def _end(self) -> None:
-        """Wake whoever waits for a stream, for good."""
-        with self._lock:
-            self._is_over = True
-            if self._group is not None:
-                self._group.abort()
+        """Wake whoever waits for a stream, for good. It does not wait for one who waits for a grant, who will see."""
+        self._is_over = True
+        if (group := self._group) is not None:
+            with suppress(XetFailed):
+                _native(group.abort)

@@ -1,10 +1,11 @@
 """A head start: the models that a build will have to hash are hashed while the program is still being imported.
 
-Hashing takes longest, needs neither the interpreter's lock nor most of the program, and one large file keeps one core
-busy only. So what is likely to be hashed is looked up first, in the lock's plain JSON, and hashed in threads of its
-own. That is no answer to anything: the ordinary path (:func:`cpack_build.lock.proof.prove`) checks every document, asks
-for the file that it wants, and takes the hash from here only where it would begin the same one now, of a file whose
-stat is still what it was. A guess that was wrong costs time and nothing else (docs/decisions/028-head-start.md).
+Hashing takes longest, needs hardly any of the program, and one large file keeps one core busy only. So what is likely
+to be hashed is looked up first, in the lock's plain JSON, and hashed by forks of this process, which share no
+interpreter's lock with what goes on here. That is no answer to anything: the ordinary path
+(:func:`cpack_build.lock.proof.prove`) checks every document, asks for the file that it wants, and takes the hash from
+here only where it would begin the same one now, of a file whose stat is still what it was. A guess that was wrong costs
+time and nothing else (docs/decisions/028-head-start.md).
 
 Imported before pydantic and all that needs it, so nothing here may import those.
 """
@@ -13,10 +14,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
+import struct
 import sys
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,13 +33,13 @@ from cpack_build.oci.modellayer import hash_layer
 
 __all__ = ["begin"]
 
-_SWITCH = 0.0005
-"""Seconds after which a thread that hashed gets the interpreter's lock from one that imports: Python's own 5 ms are as
-long as hashing 8 MB takes."""
 _LIMIT = 64 << 20
 """Bytes of a lock or of settings that are looked into."""
 _LOOK = 0.1
 """Seconds between two looks at how far a hash is."""
+_RECORD = struct.Struct("=IQ72s")
+"""What a fork tells: a file's number, how many more bytes of it were read, and at the end its digest or `_NONE`."""
+_NONE = b"none"
 
 
 @dataclass(frozen=True)
@@ -48,41 +51,49 @@ class _Pin:
 
 
 class _Begun:
-    """The hash of one file's layer, which one of the threads computes."""
+    """The hash of one file's layer, which a fork computes."""
 
     def __init__(self, file: StoredFile) -> None:
-        self._file = file
-        self._read = 0
-        self._digest: Future[str | None] = Future()
-
-    def compute(self) -> None:
-        def count(length: int) -> None:
-            self._read += length
-
-        try:
-            file = self._file
-            self._digest.set_result(hash_layer(file.path, file.sha256, file.size, on_read=count))
-        except BaseException as error:
-            self._digest.set_exception(error)  # whoever asks gets it
+        self.file = file
+        self.read = 0
+        self.said: Future[bytes] = Future()
+        """What the fork says at the end; nothing if it ended before."""
 
     def digest(self, *, on_read: Callable[[int], object]) -> str | None:
         """The digest (:func:`hash_layer`); *on_read* is told of what was read, also before it was asked for."""
         told = 0
+
+        def tell(read: int) -> None:
+            nonlocal told
+            on_read(max(0, read - told))
+            told = max(told, read)
+
         is_done = False
         while not is_done:
-            is_done = bool(wait([self._digest], timeout=_LOOK).done)
-            read = self._read
-            on_read(read - told)
-            told = read
-        return self._digest.result()
+            is_done = bool(wait([self.said], timeout=_LOOK).done)
+            tell(self.read)
+        if said := self.said.result():
+            return None if said == _NONE else said.decode("ascii")
+        # The fork met an error or was ended: what is wrong, if anything, is found and said here.
+        count = 0
+
+        def again(length: int) -> None:
+            nonlocal count
+            count += length
+            tell(count)
+
+        return hash_layer(self.file.path, self.file.sha256, self.file.size, on_read=again)
 
 
 def begin(lock: Path, settings: Path, *, folders: Sequence[str], store: Store) -> None:
     """Begin to hash the models of the lock in *lock* that lie in *folders*, or where the file *settings* says, and that
     *store* does not know. It has them as ``store.begun``.
 
-    Whatever is wrong with any of it is passed over: the ordinary path says so.
+    Whatever is wrong with any of it is passed over: the ordinary path says so. It does nothing where forks are not
+    cheap and safe: beside other threads, and on other systems than Linux.
     """
+    if sys.platform != "linux" or threading.active_count() > 1:
+        return
     with suppress(CpackError, OSError, ValueError, RuntimeError):  # The last of a home that nobody has.
         begun = {}
         places = [*folders, *_folders(settings)]
@@ -91,54 +102,66 @@ def begin(lock: Path, settings: Path, *, folders: Sequence[str], store: Store) -
                 for file in candidates(pin, folders=places, store=store):
                     begun[file] = _Begun(file)
                     break
-        store.begun = begun
         _start(list(begun.values()))
+        store.begun = begun
 
 
-class _Switching:
-    """Quick switching between threads, from the first that enters it until the last has left."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._before = 0.0
-
-    def enter(self) -> None:
-        with self._lock:
-            if not self._inside:
-                self._before = sys.getswitchinterval()
-                sys.setswitchinterval(_SWITCH)
-            self._inside += 1
-
-    def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            if not self._inside:
-                sys.setswitchinterval(self._before)
+def _start(begun: Sequence[_Begun]) -> None:
+    """Have *begun*, the largest first, computed by as many forks as there are cores. They end with this process."""
+    shares: list[list[_Begun]] = [[] for _ in range(min(os.cpu_count() or 1, len(begun)))]
+    for task in begun:
+        min(shares, key=lambda share: sum(other.file.size for other in share)).append(task)
+    forks = []
+    with suppress(OSError):  # There can be no more processes: what they would do is left to whoever asks for it.
+        for share in shares:
+            forks.append(_fork(share))
+    # Threads begin when all forks are made: a fork has but the thread that made it.
+    for (child, pipe), share in zip(forks, shares, strict=False):
+        threading.Thread(target=_hear, args=(child, pipe, share), name="head start", daemon=True).start()
+    for share in shares[len(forks) :]:
+        _give_up(share)
 
 
-_switching = _Switching()
+def _fork(share: Sequence[_Begun]) -> tuple[int, int]:
+    """A process that hashes *share*, and the pipe from it."""
+    here, there = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(there)
+        return child, here
+    try:
+        os.close(here)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
+        for number, task in enumerate(share):
+            file = task.file
+
+            def tell(length: int, said: bytes = b"", number: int = number) -> None:
+                # Fails once nobody hears any more, which ends the process.
+                os.write(there, _RECORD.pack(number, length, said))
+
+            digest = hash_layer(file.path, file.sha256, file.size, on_read=tell)
+            tell(0, digest.encode("ascii") if digest else _NONE)
+    finally:  # An error, too: whoever asks for what is missing meets it (`_Begun.digest`).
+        os._exit(0)
 
 
-def _start(begun: Collection[_Begun]) -> None:
-    """Compute all of *begun*, as many at once as there are cores. A process that ends does not wait for it."""
-    waiting = iter(begun)
-    one_at_a_time = threading.Lock()
+def _hear(child: int, pipe: int, share: Sequence[_Begun]) -> None:
+    """Note what *child* says of *share*, until it has ended."""
+    with open(pipe, "rb", buffering=0) as file:
+        while len(record := file.read(_RECORD.size)) == _RECORD.size:
+            number, length, said = _RECORD.unpack(record)
+            share[number].read += length
+            if said := said.rstrip(b"\0"):
+                share[number].said.set_result(said)
+    os.waitpid(child, 0)
+    _give_up(share)
 
-    def work() -> None:
-        try:
-            while True:
-                with one_at_a_time:
-                    task = next(waiting, None)
-                if task is None:
-                    return
-                task.compute()
-        finally:
-            _switching.leave()
 
-    for _ in range(min(os.cpu_count() or 1, len(begun))):
-        _switching.enter()
-        threading.Thread(target=work, name="head start", daemon=True).start()
+def _give_up(share: Sequence[_Begun]) -> None:
+    for task in share:
+        if not task.said.done():
+            task.said.set_result(b"")
 
 
 def _content(path: Path) -> bytes:

@@ -19,6 +19,7 @@ from cpack_build.oci.connection import Connection
 from cpack_build.oci.modellayer import DATA_OFFSET, layer_size
 from cpack_build.oci.reference import parse_reference
 from cpack_build.oci.transport import Access
+from cpack_build.progress import check, on_stop
 
 if TYPE_CHECKING:
     import requests
@@ -63,7 +64,7 @@ class _PushedModel:
             ok=(200, 206),
             headers={"Accept": "*/*", "Range": f"bytes={begin}-{end - 1}"},
         )
-        with response:
+        with response, on_stop(response.raw.shutdown):
             whole = layer_size(self.size)
             at, length = 0, response.headers.get("Content-Length", "")
             told = int(length) if length.isdecimal() else whole
@@ -86,5 +87,7 @@ class _PushedModel:
                 at += len(chunk)
                 if data:
                     yield data
+            check()
         except (HTTPError, OSError) as error:
+            check()
             raise ConnectionError(type(error).__name__) from error

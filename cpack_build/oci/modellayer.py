@@ -169,7 +169,7 @@ def hash_layer(path: Path, sha256: str, size: int, *, on_read: Callable[[int], o
 
     hasher = hashlib.sha256(prefix(sha256, size))
     count = 0
-    buffers = [memoryview(bytearray(4 * CHUNK)) for _ in range(2)]
+    buffers = [memoryview(bytearray(16 * CHUNK)) for _ in range(2)]
     with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as second:
         # What comes next is read, which is a copy at the least, while this is hashed.
         pending = second.submit(file.readinto, buffers[0])

@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 
 from cpack_build.errors import UsageError
 from cpack_build.oci.types import CHUNK
+from cpack_build.progress import pause as slept
+from cpack_build.progress import waiting_for
 
 if TYPE_CHECKING:
     import requests
@@ -111,7 +113,8 @@ class Transport:
             self.requests += 1
             session = self._session()
         unproved = self._insecure and urlsplit(url).netloc == self._host
-        try:
+
+        def ask() -> requests.Response:
             return session.request(
                 method,
                 url,
@@ -123,6 +126,10 @@ class Transport:
                 auth=_no_netrc,
                 verify=not unproved,
             )
+
+        try:
+            # A body is sent by the thread that reads it, and ends with what that is told.
+            return ask() if isinstance(body, Sized) else waiting_for(ask, drop=lambda answer: answer.close())
         except requests.exceptions.SSLError as error:
             # A body that breaks is told as an SSL error, too, and worth another try; a certificate is not.
             if "CERTIFICATE" in str(error) or "WRONG_VERSION" in str(error):
@@ -169,7 +176,10 @@ def pause(attempt: int, after: str | None, stop: threading.Event | None) -> None
     seconds = _seconds(after)
     if seconds is None:
         seconds = 0.5 * 2**attempt * SystemRandom().uniform(0.5, 1.5)
-    (stop or threading.Event()).wait(min(seconds, _LONGEST_PAUSE))
+    if stop is None:
+        slept(min(seconds, _LONGEST_PAUSE))
+    else:
+        stop.wait(min(seconds, _LONGEST_PAUSE))
 
 
 def _seconds(after: str | None) -> float | None:

@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from cpack_build.fetch.partial import Partial
 from cpack_build.fetch.store import Store
 from cpack_build.lock.schema import Lock, Model, PythonEnvironment
 from cpack_build.lock.service import service_code
@@ -201,3 +208,64 @@ def test_inspect_of_a_model_file_tells_what_it_is(call: Caller, tmp_path: Path) 
     broken = call("inspect", path)
     assert broken.code == 3
     assert "x.safetensors is no sound safetensors file" in broken.err
+
+
+LARGE, MIDDLE = b"large" * 1_500_000, b"middle" * 500_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_fetch_that_is_interrupted_ends_says_so_and_goes_on_next_time(
+    locked: Locked,
+    clone: tuple[str, str],
+    tmp_path: Path,
+    number: signal.Signals,
+) -> None:
+    """The program itself, with two files under way."""
+    large = hashlib.sha256(LARGE).hexdigest()
+    is_silent, over = True, threading.Event()
+
+    def answer(request: Request) -> Answer:
+        told = ranged(LARGE if request.path == "/large" else MIDDLE)(request)
+        return replace(told, cut=700_000, silent=over) if is_silent else told
+
+    environment = {
+        **os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "CPACK_HOME": str(tmp_path / "store"),
+        "HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }  # fmt: skip
+    with serving(answer) as server:
+        lock = locked(model(f"{server.url}/large", body=LARGE), model(f"{server.url}/x", name="y.bin", body=MIDDLE))
+        command = [sys.executable, "-m", "cpack_build", "fetch", str(lock), *clone]
+        running = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL)
+        try:
+            until = time.monotonic() + 60
+            journals = (tmp_path / "store/partial").glob
+            while len({request.path for request in server.requests}) < 2 or len(list(journals("*.journal"))) < 2:
+                assert running.poll() is None, running.communicate()
+                assert time.monotonic() < until
+                time.sleep(0.02)
+            time.sleep(0.5)
+            running.send_signal(number)
+            _, said = running.communicate(timeout=30.0)
+        finally:
+            running.kill()
+            running.wait()
+            over.set()
+        assert running.returncode == 130
+        assert said.decode().endswith("Stopped.\nNothing half-made was left behind; run the same command to go on.\n")
+        store = Store(tmp_path / "store", further=())
+        assert store.find(large) is None
+        partial = Partial(store.root, large)
+        assert partial.count == 700_000
+        partial.close()
+        is_silent = False
+        server.requests.clear()
+        again = subprocess.run(command, env=environment, capture_output=True, check=False)
+        assert again.returncode == 0, again.stderr
+        assert store.find(large) is not None
+        assert store.find(hashlib.sha256(MIDDLE).hexdigest()) is not None
+        assert {length(request) for request in server.requests} == {len(LARGE) - 700_000, len(MIDDLE) - 700_000}
+
+
+def length(request: Request) -> int:
+    first, _, last = request.headers["range"].removeprefix("bytes=").partition("-")
+    return int(last) - int(first) + 1

@@ -22,12 +22,13 @@ class Request:
 
 @dataclass
 class Answer:
-    """What to send; *cut* sends so many bytes and then closes the connection."""
+    """What to send; *cut* sends so many bytes and then closes the connection, unless it stays *silent* until then."""
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
+    silent: threading.Event | None = None
 
 
 @dataclass
@@ -55,6 +56,9 @@ def serving(answer: Callable[[Request], Answer]) -> Iterator[Server]:
             self.end_headers()
             if self.command != "HEAD":
                 self.wfile.write(told.body if told.cut is None else told.body[: told.cut])
+            if told.silent is not None:
+                self.wfile.flush()
+                told.silent.wait(120)
             self.close_connection = True
 
         do_HEAD = do_PATCH = do_POST = do_GET  # noqa: N815

@@ -25,6 +25,7 @@ from cpack_build.fetch.places import Wanted
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tuning import Tuning
 from tests.fetch.servers import Answer, Request, serving
+from tests.fetch.test_stopping import stopped
 from tests.fetch.xetstore import HF_TOKEN, XetHub, xet_hub
 from tests.lock.progress import Heard
 
@@ -259,6 +260,91 @@ def test_ctrl_c_ends_it_while_the_storage_says_nothing(hub: XetHub, store: Store
             running.kill()
             running.wait()
             over.set()
+
+
+def test_it_ends_when_nobody_waits_any_more(hub: XetHub, store: Store) -> None:
+    """In a pool's thread, which no Ctrl-C reaches: the native download, and others that wait for their turn."""
+    asked, over = threading.Event(), threading.Event()
+    inner = hub.answer_cas
+
+    def silent(request: Request) -> Answer:
+        asked.set()
+        over.wait(120)
+        return inner(request)
+
+    with serving(silent) as cas:
+        hub.hub_changes = {"casUrl": cas.url}
+        stopped(lambda: get(hub, store), when=asked.is_set)
+        assert not over.is_set()
+        over.set()
+    hub.hub_changes = {}
+    assert is_whole(get(hub, store))
+
+
+def test_it_ends_while_the_hub_is_asked_for_a_grant(hub: XetHub, store: Store) -> None:
+    asked, over = threading.Event(), threading.Event()
+    inner = hub.answer_hub
+
+    def silent(request: Request) -> Answer:
+        if "/xet-read-token/" in request.path:
+            asked.set()
+            over.wait(120)
+        return inner(request)
+
+    with serving(silent) as other, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HF_ENDPOINT", other.url)
+        stopped(lambda: get(hub, store), when=asked.is_set)
+        over.set()
+
+
+class Panic(BaseException):
+    """As pyo3's ``PanicException``: no ``Exception``."""
+
+
+class Panicking:
+    """Streams whose Rust code panics."""
+
+    def __init__(self, error: BaseException) -> None:
+        self._error = error
+
+    def download_stream(self, *arguments: object) -> Iterator[bytes]:
+        raise self._error
+
+    def abort(self) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize("where", ["stream", "group"])
+def test_a_panic_of_its_is_that_sources_failure(
+    hub: XetHub, store: Store, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    import hf_xet
+
+    class Session:
+        def __init__(self, config: object) -> None:
+            pass
+
+        def new_download_stream_group(self, **arguments: object) -> Panicking:
+            if where == "group":
+                raise Panic("index out of bounds")
+            return Panicking(Panic("index out of bounds"))
+
+    monkeypatch.setattr(hf_xet, "XetSession", Session)
+    heard = Heard()
+    assert is_whole(get(hub, store, heard=heard))
+    (note,) = heard.notes
+    assert "x.safetensors (Xet) cannot be read from Xet storage: index out of bounds" in note
+    assert f"{hub.hub.url}/org/model/resolve/main/deep/x.safetensors is asked next." in note
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_program_is_no_failure_of_a_source(
+    hub: XetHub, store: Store, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    monkeypatch.setattr("cpack_build.fetch.xet.Xet.group", lambda self, grant: Panicking(error()))
+    with pytest.raises(error):
+        get(hub, store)
+    assert hub.paths(hub.hub, "/resolve/") == []
 
 
 def test_a_login_is_that_of_huggingface_hub(hub: XetHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

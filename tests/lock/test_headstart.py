@@ -3,9 +3,11 @@ whatever the lock, the settings and the files do meanwhile."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -66,8 +68,16 @@ class Scene:
         return store
 
 
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="elsewhere nothing is begun"),
+    # From 3.12 on Python says of every fork beside threads what `begin` heeds, which this module has it pass over.
+    pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
+]
+
+
 @pytest.fixture
-def scene(tmp_path: Path) -> Scene:
+def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    monkeypatch.setattr(threading, "active_count", lambda: 1)  # the runner's own thread is no obstacle
     return Scene(tmp_path)
 
 
@@ -247,16 +257,82 @@ def test_a_lock_behind_a_link_is_a_lock(scene: Scene) -> None:
     assert len(scene.begun().begun) == 1
 
 
-def test_threads_are_switched_as_before_once_all_is_hashed(scene: Scene) -> None:
-    before = sys.getswitchinterval()
-    for number in range(3):
-        scene.add(f"{number}.bin", bytes([number]) * 100_000)
-    begin(scene.lock, scene.settings, folders=[str(scene.folder)], store=scene.store())
-    scene.begun()
+def test_nothing_is_begun_beside_other_threads(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene.add("a.bin", b"weights")
+    monkeypatch.setattr(threading, "active_count", lambda: 2)
+    assert not scene.begun().begun
+
+
+@pytest.mark.parametrize("failing", ["killed", "no process", "no memory"])
+def test_where_the_fork_fails_the_hash_is_made_by_who_asks(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    models = [scene.add(f"{number}.bin", bytes([number]) * 100_000) for number in range(4)]
+    if failing == "no process":
+
+        def no_fork() -> int:
+            raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+        monkeypatch.setattr(os, "fork", no_fork)
+        store = scene.begun()
+    else:
+
+        def fails(*_: object, **__: object) -> str:
+            if failing == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise MemoryError
+
+        with monkeypatch.context() as within:  # the forks have it so for good
+            within.setattr("cpack_build.lock.headstart.hash_layer", fails)
+            store = scene.begun()
+    for model in models:
+        read: list[int] = []
+        assert store.begun[file_of(scene, model)].digest(on_read=read.append) == model.layer_digest
+        assert sum(read) == model.size
+
+
+def test_no_fork_is_left_behind(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    forks = []
+    fork = os.fork
+
+    def noted() -> int:
+        forks.append(fork())
+        return forks[-1]
+
+    monkeypatch.setattr(os, "fork", noted)
+    model = scene.add("a.bin", b"weights" * 1000)
+    scene.begun().begun[file_of(scene, model)].digest(on_read=lambda length: None)
     for thread in threading.enumerate():
         if thread.name == "head start":
             thread.join()
-    assert sys.getswitchinterval() == before
+    (child,) = forks
+    with pytest.raises(ChildProcessError):
+        os.waitpid(child, os.WNOHANG)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_forks_end_with_the_program_however_it_ends(scene: Scene, how: signal.Signals) -> None:
+    """They hold its standard output, which says that the last of them has ended."""
+    path = scene.folder / "loras/a.bin"
+    path.parent.mkdir(parents=True)
+    with path.open("wb") as file:
+        file.truncate(1 << 40)
+    scene.lock.write_text(json.dumps({"models": [{**_PIN, "size": 1 << 40}]}))
+    program = (
+        "import signal, sys; from pathlib import Path; from cpack_build.fetch.store import Store;"
+        "from cpack_build.lock.headstart import begin; lock, settings, folder, store = map(Path, sys.argv[1:]);"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL);"
+        "store = Store(store); begin(lock, settings, folders=[str(folder)], store=store);"
+        "print(len(store.begun), flush=True);"
+        "[begun.digest(on_read=lambda length: None) for begun in store.begun.values()]"
+    )
+    command = [sys.executable, "-c", program, scene.lock, scene.settings, scene.folder, scene.place / "store"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "1\n"
+        process.send_signal(how)
+        assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == -how
 
 
 @pytest.mark.parametrize("begins", [True, False], ids=["begun", "not begun"])

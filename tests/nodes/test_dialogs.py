@@ -350,7 +350,7 @@ def test_what_the_server_refuses_is_told_with_the_next_step_and_can_be_tried_aga
     at.page.unroute_all()
     at.page.route("**/cpack/jobs", lambda route: route.abort())
     dialog.primary.click()
-    expect(dialog.root.get_by_role("alert")).to_contain_text("ComfyUI's server does not answer.")
+    expect(dialog.root.get_by_role("alert").filter(has_text="ComfyUI's server does not answer.")).to_be_visible()
 
 
 def test_a_failed_job_tells_why_and_leads_back_to_what_was_filled_in(desk: OpenDesk) -> None:

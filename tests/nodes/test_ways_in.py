@@ -6,10 +6,12 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import TimeoutError as NotInTime
 
 from tests import need
 from tests.nodes.comfy import running
@@ -63,8 +65,15 @@ def by_keys(page: Page) -> None:
 def by_menu(page: Page) -> None:
     for name in NAMES:
         page.locator("[class*=comfyui-logo]").first.click()
-        page.get_by_role("menuitem", name="CPack", exact=True).hover()
-        page.get_by_role("menuitem", name=re.compile(f"^{name}")).first.click()
+        entry = page.get_by_role("menuitem", name=re.compile(f"^{name}")).first
+        # A slow page has not yet laid the menu out when the pointer comes, and opens nothing until it comes again.
+        for _ in range(10):
+            page.get_by_role("menuitem", name="CPack", exact=True).hover()
+            with suppress(NotInTime):
+                entry.wait_for(timeout=3000)
+                break
+            page.mouse.move(0, 0)
+        entry.click()
         is_open(page, name)
 
 
