@@ -131,8 +131,8 @@ def _fork(share: Sequence[_Begun]) -> tuple[int, int]:
         return child, here
     try:
         os.close(here)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        for end in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(end, signal.SIG_DFL)
         for number, task in enumerate(share):
             file = task.file
 
