@@ -318,20 +318,23 @@ def test_a_second_build_elsewhere_gives_the_same_image(built: Built, tmp_path: P
     assert result["digest"] == built.result["digest"]
 
 
-def test_nix_makes_the_same_image(built: Built, tmp_path: Path) -> None:
+def test_nix_makes_the_same_image_and_it_answers(built: Built, docker: Docker, tmp_path: Path) -> None:
     """With real packages, its own Python as compiler and the loader's cache; entry by entry."""
     with nix_store(tmp_path / "nix") as nix:
         environment = {**built.environment, **nix.environment}
         where = f"oci:{tmp_path}/nix.oci"
         result = cpack_build(
-            "image", built.example.pack, "--backend", "nix", "--output", where, environment=environment
-        )
+            "image", built.example.pack, "--backend", "nix", "-t", "example:nix", "--output", where,
+            "--output", "docker",
+            environment=environment,
+        )  # fmt: skip
         assert result["digest"] == built.result["digest"]
         assert not [name for name in nix.names() if "model" in name]
     images = [open_source(LayoutName(path)).as_image(this_platform()) for path in (built.layout, tmp_path / "nix.oci")]
     roots = [root_of(image) for image in images]
     assert len(roots[0]) > 10_000
     assert differences(*roots) == {}
+    check_answers(docker, "example:nix")
 
 
 @pytest.fixture(scope="module")

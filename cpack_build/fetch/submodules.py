@@ -1,8 +1,9 @@
 """The submodules of a commit: the tree says where and which commit, ``.gitmodules`` what each is called and whence it
 comes (gitmodules(5)).
 
-A name becomes a folder of git's, ``.git/modules/NAME``, for whoever makes a checkout: so a name that would leave it, or
-lie in another's, is refused here, as git refuses it (CVE-2018-11235, CVE-2019-1387)."""
+A name becomes a folder of git's, ``.git/modules/NAME``, for whoever makes a checkout: so one that would leave it, or
+lie in another's, is refused here, as git refuses it (CVE-2018-11235, CVE-2019-1387). Others that git takes are
+taken, also ``./lib``, ``a//b`` and ``/lib``: as for git, their folders are ``lib`` and ``a/b``."""
 
 from __future__ import annotations
 
@@ -30,6 +31,11 @@ class Submodule:
     name: str
     url: str
     commit: str
+
+    @property
+    def folder(self) -> str:
+        """Where its history lies below ``modules/`` of its parent's."""
+        return "/".join(_parts(self.name))
 
 
 def submodules_of(repository: Path, commit: str, *, parent: str) -> tuple[Submodule, ...]:
@@ -71,12 +77,18 @@ def _said(repository: Path, blob: str) -> dict[str, tuple[str, str]]:
     return {place["path"]: (name, place["url"]) for name, place in places.items() if {"path", "url"} <= place.keys()}
 
 
+def _parts(name: str) -> list[str]:
+    """The folders that *name* leads through: for a system ``//`` is ``/``, and ``.`` is nothing."""
+    return [part for part in name.split("/") if part not in ("", ".")]
+
+
 def _check_names(names: Iterable[str], parent: str) -> None:
+    """Raise :class:`UnsafeInput` for one that leads elsewhere on any system: a backslash may part folders (git's
+    ``check_submodule_name`` takes it for one that does), and case may make no difference."""
     seen = set[str]()
-    for name in sorted(names, key=lambda name: name.casefold().split("/")):
-        parts = name.casefold().split("/")
-        odd = "\\" in name or any(unicodedata.category(character) == "Cc" for character in name)
-        if odd or any(part in ("", ".", "..") for part in parts):
+    folders = {name: _parts(name.replace("\\", "/").casefold()) for name in names}
+    for name, parts in sorted(folders.items(), key=lambda item: item[1]):
+        if not parts or ".." in parts or any(unicodedata.category(character) == "Cc" for character in name):
             raise UnsafeInput(f"{redact(parent)} has a submodule with the name {name!r}, which is no name.", hint=_HINT)
         if any("/".join(parts[:end]) in seen for end in range(1, len(parts) + 1)):
             raise UnsafeInput(

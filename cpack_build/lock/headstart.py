@@ -124,6 +124,8 @@ def _start(begun: Sequence[_Begun]) -> None:
 
 def _fork(share: Sequence[_Begun]) -> tuple[int, int]:
     """A process that hashes *share*, and the pipe from it."""
+    if sys.platform != "linux":
+        raise OSError("only Linux forks")
     here, there = os.pipe()
     child = os.fork()
     if child:
@@ -131,8 +133,8 @@ def _fork(share: Sequence[_Begun]) -> tuple[int, int]:
         return child, here
     try:
         os.close(here)
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_DFL)
+        for end in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(end, signal.SIG_DFL)
         for number, task in enumerate(share):
             file = task.file
 

@@ -52,15 +52,18 @@ def check_out_submodules(
         return
     for submodule in submodules_of(tree.repository, tree.commit, parent=tree.url):
         path, place = below + submodule.path, prefix + submodule.path
-        module = f"{git_dir}/modules/{submodule.name}"
+        module = f"{git_dir}/modules/{submodule.folder}"
         made = CheckedOut(path, without_credentials(submodule.url), submodule.commit)
         if is_reserved(submodule.path):
             raise UnsafeInput(f"{redact(tree.url)} has a submodule at {submodule.path!r}.", hint="Do not use it.")
+        if "\\" in submodule.folder:  # a folder on one system, and two on another
+            yield _not(made, f"its name {submodule.name!r} has a backslash")
+            continue
         inner = fetch(tree, submodule, path)
         if inner is None:
             yield _not(made, f"{redact(made.url)} cannot be had here")
             continue
-        if sys.platform == "win32" and (problem := windows_problem(submodule.name)):
+        if sys.platform == "win32" and (problem := windows_problem(submodule.folder)):
             yield _not(made, f"its name {submodule.name!r} {problem}")
             continue
         if problem := _check_out(folder, place, module, inner, made.url):

@@ -58,7 +58,7 @@ def _compared(ours: Path, theirs: Path) -> str:
     """The digest of *theirs*, and how its root differs from that of *ours*, by the names of the files that do."""
     image, other = _opened(ours), _opened(theirs)
     if other.digest == image.digest:
-        return f"{other.digest}, {'the digest of the same lock' if ours == theirs else 'the same'}"
+        return other.digest if ours == theirs else f"{other.digest}, the same"
     root, found = root_of(image), differences(root_of(image), root_of(other))
     kinds = Counter("bin/*" if "/bin/" in path else path.rpartition("/")[2] for path in found)
     told = ", ".join(f"{count} {name}" for name, count in kinds.most_common(6))

@@ -17,7 +17,9 @@ from typing import Any
 import PIL.Image
 import pytest
 
+from cpack_build.oci.types import Image
 from tests import need
+from tests.backends.debian import make_debian
 from tests.backends.roots import Entry, root_of
 from tests.engines import Docker, run_docker
 from tests.example import Example, make_example
@@ -80,6 +82,13 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     run = made.image("--output", f"oci:{layout}", environment={})
     assert run.code == 0, run.said
     return Built(example, made.home, layout, root_in(layout))
+
+
+@pytest.fixture(scope="session")
+def debian(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Image]:
+    """A Debian, as a layout."""
+    layout = tmp_path_factory.mktemp("debian") / "base.oci"
+    return layout, make_debian(layout)
 
 
 def _old_client() -> str:

@@ -26,11 +26,8 @@ from cpack_build.oci.layout import write_layout
 from cpack_build.oci.types import Image
 from cpack_build.progress import SILENT
 from tests.backends.conftest import Built
-from tests.backends.test_base_images import debian
 from tests.engines import Docker
 from tests.oci.images import image_of, text_layer
-
-__all__ = ["debian"]
 
 BASE = BaseImage(reference="base.example/debian:12", digest=f"sha256:{'a' * 64}")
 

@@ -11,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from cpack_build.lock.machine import this_platform
+from cpack_build.oci.reference import ArchiveName
+from cpack_build.oci.sources import open_source
 from tests import need
-from tests.backends.conftest import Built, root_in
-from tests.backends.roots import differences
+from tests.backends.conftest import Built
+from tests.backends.roots import differences, root_of
 from tests.backends.test_buildkit import KNOWN
 from tests.engines import Docker, Podman, run_podman
 from tests.test_first_light import check_answers
@@ -57,15 +60,14 @@ def test_buildah_makes_the_same_root_and_the_image_answers(
     program, verb, *words = shlex.split(run.result["build"].replace(" NAME ", " example:buildah "))
     assert (program, verb) == ("buildah", "build")
     environment = {**os.environ, **storage.environment, "BUILDAH_ISOLATION": "oci"}
-    layout, archive = tmp_path / "layout", tmp_path / "image.tar"
+    archive = tmp_path / "image.tar"
     for command in (
         [verb, *words],
-        ["push", "--quiet", "example:buildah", f"oci:{layout}:1"],
         ["push", "--quiet", "example:buildah", f"docker-archive:{archive}:example:buildah"],
     ):
         done = subprocess.run([buildah, *command], env=environment, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    root = root_in(layout)
+    root = root_of(open_source(ArchiveName(archive, "docker")).as_image(this_platform()))
     found = differences(dict(built.root), root)
     assert not [path for path in found if not KNOWN.fullmatch(path) and not OWN.fullmatch(path)]
     assert len(root) > 10_000

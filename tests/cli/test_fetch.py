@@ -269,3 +269,112 @@ def test_a_fetch_that_is_interrupted_ends_says_so_and_goes_on_next_time(
 def length(request: Request) -> int:
     first, _, last = request.headers["range"].removeprefix("bytes=").partition("-")
     return int(last) - int(first) + 1
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+def test_connections_are_as_many_as_the_flag_says(
+    call: Caller, locked: Locked, clone: tuple[str, str], connections: int
+) -> None:
+    """A file of four parts; the server counts the requests that it has at once."""
+    body, lock = bytes(100 << 20), threading.Lock()
+    at_once, most = 0, 0
+
+    def answer(request: Request) -> Answer:
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        time.sleep(0.05)
+        with lock:
+            at_once -= 1
+        return ranged(body)(request)
+
+    with serving(answer) as server:
+        done = call("fetch", locked(model(f"{server.url}/x", body=body)), *clone, "--connections", connections)
+    assert done.code == 0, done.err
+    assert len(server.requests) == 4
+    assert most <= connections
+    assert (most > 1) == (connections > 1)
+
+
+@pytest.mark.parametrize("retries", [1, 3])
+def test_a_source_that_fails_is_asked_as_often_as_the_flag_says(
+    call: Caller, locked: Locked, clone: tuple[str, str], retries: int
+) -> None:
+    with serving(lambda _: Answer(503, headers={"Retry-After": "0"})) as server:
+        done = call("fetch", locked(model(f"{server.url}/x")), *clone, "--retries", retries)
+    assert len(server.requests) == retries
+    assert done.code == 4
+    assert "x.safetensors" in done.err
+    assert "answered HTTP 503 again and again" in done.err
+
+
+def test_the_rate_is_what_the_flag_says(
+    call: Caller, locked: Locked, clone: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a clock of its own: two files together take as long as their bytes do at that rate."""
+    from cpack_build.fetch import tuning
+
+    lock, clock, taken = threading.Lock(), 0.0, 0
+
+    class Limit(tuning.RateLimit):
+        def __init__(self, bytes_a_second: int) -> None:
+            assert bytes_a_second == 20_000
+            super().__init__(bytes_a_second, sleep=sleep)
+
+        def take(self, count: int) -> None:
+            nonlocal taken
+            with lock:
+                taken += count
+            super().take(count)
+
+    class Clock:
+        monotonic = staticmethod(lambda: 0.0)
+
+    def sleep(seconds: float) -> None:
+        nonlocal clock
+        clock = max(clock, seconds)  # the hands of the clock stay at 0: each wait is until a moment
+
+    monkeypatch.setattr(tuning, "RateLimit", Limit)
+    monkeypatch.setattr(tuning, "time", Clock)
+    files = {"/x": BODY, "/y": BODY[::-1]}
+    with serving(lambda request: ranged(files[request.path])(request)) as server:
+        models = [model(f"{server.url}{path}", name=f"{path[1:]}.bin", body=body) for path, body in files.items()]
+        done = call("fetch", locked(*models), *clone, "--limit-rate", "20kB")
+    assert done.code == 0, done.err
+    assert taken == 2 * len(BODY)
+    assert 0 < 2 * len(BODY) / 20_000 - clock <= len(BODY) / 20_000  # the last chunk is not waited for
+    assert call("fetch", locked(*models), *clone, "--limit-rate", "fast").code == 2
+
+
+def test_progress_is_told_by_file_and_in_all(
+    call: Caller, locked: Locked, clone: tuple[str, str], tmp_path: Path
+) -> None:
+    import json
+
+    from tests.cli.test_terminal import _on_a_terminal
+
+    files = {"/x": BODY, "/y": BODY[:1000]}
+
+    def slow(request: Request) -> Answer:
+        time.sleep(0.4)  # a bar is drawn some ten times a second
+        return ranged(files[request.path])(request)
+
+    with serving(slow) as server:
+        lock = locked(model(f"{server.url}/x"), model(f"{server.url}/y", name="y.bin", body=files["/y"]))
+        told = call("fetch", lock, *clone, "--json", "--progress", "json")
+        assert told.code == 0, told.err
+        assert told.document["fetched"] == 2
+        command = [sys.executable, "-m", "cpack_build", "fetch", str(lock), *clone]
+        shown = _on_a_terminal(command, CPACK_HOME=str(tmp_path / "another"))
+    events = [json.loads(line) for line in told.err.splitlines()]
+    titles = {event["task"]: event["title"] for event in events if event["event"] == "start"}
+    ends = {titles[event["task"]]: event for event in events if event["event"] == "end"}
+    sizes = {"x.safetensors": len(BODY), "y.bin": 1000, "In all": len(BODY) + 1000}
+    assert {name: (ends[name]["done"], ends[name]["total"], ends[name]["complete"]) for name in sizes} == {
+        name: (size, size, True) for name, size in sizes.items()
+    }
+    for title in sizes:
+        assert title in shown
+    assert "0.0/120.0 kB" in shown
+    assert "0.0/121.0 kB" in shown

@@ -196,8 +196,10 @@ def test_a_link_that_takes_the_place_of_its_folder_is_not_followed(
     [
         ("../../evil", "../inner"),
         ("a/../../../evil", "../inner"),
-        ("a//b", "../inner"),
-        ("/evil", "../inner"),
+        ("a//../../evil", "../inner"),
+        ("/../evil", "../inner"),
+        ("./", "../inner"),
+        ("a\\\\..\\\\b", "../inner"),
         ("..\\\\..\\\\evil", "../inner"),
         ("s", "-uevil"),
         ("s", "--upload-pack=evil"),
@@ -219,11 +221,58 @@ def test_names_and_urls_that_lead_elsewhere_are_refused_and_nothing_written(
     refused(world, evil, call, tmp_path, says="submodule|refused")
 
 
-def test_folders_of_git_s_within_each_other_are_refused(call: Caller, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["./lib", "a//b", "/lib", "a/./b"])
+def test_odd_names_that_git_takes_are_taken_and_lie_where_git_has_them(call: Caller, tmp_path: Path, name: str) -> None:
+    inner = make_repository(tmp_path / "git/inner", {"inner.py": "INNER = 1\n"})
+    world = make_world(
+        tmp_path / "made",
+        node_files={**NODE_FILES, ".gitmodules": gitmodules(name=name, path="sub", url="../inner.git")},
+        node_submodules={"sub": inner},
+        mirrors={f"{TEAM}/inner": str(tmp_path / "git/inner")},
+    )
+    root, peer = tmp_path / "w", tmp_path / "peer"
+    outcome = call("restore", f"oci:{world.layout}", "-d", root, "--no-venv", *mirrored(world), "--json")
+    assert outcome.code == 0, outcome
+    node = root / "custom_nodes/fancy"
+    check_clean(node, {"sub": inner})
+    instead = [f"url.{place}.insteadOf={url}{end}" for url, place in world.mirrors.items()
+               for end in ((".git", "") if "inner" in url else ("",))]  # fmt: skip
+    flags = [flag for one in ("protocol.file.allow=always", *instead) for flag in ("-c", one)]
+    git(tmp_path, *flags, "clone", "--quiet", "--recurse-submodules", NODE_URL, str(peer))
+    assert recursive(node) == recursive(peer)
+    for checkout in (node, peer):
+        history = Path(git(checkout / "sub", "rev-parse", "--absolute-git-dir"))
+        assert history == (checkout / ".git/modules" / name.lstrip("/")).resolve()
+    urls = ("config", "--get-regexp", r"^submodule\..*\.url$")
+    assert git(node, *urls) == git(peer, *urls)
+    git(node, "submodule", "update", "--init", "--recursive")  # finds all of it there, and asks nobody
+
+
+def test_one_whose_name_has_a_backslash_is_its_files_and_told(call: Caller, tmp_path: Path) -> None:
+    inner = make_repository(tmp_path / "git/inner", {"inner.py": "INNER = 1\n"})
+    world = make_world(
+        tmp_path / "made",
+        node_files={**NODE_FILES, ".gitmodules": gitmodules(name="a\\\\b", path="sub", url="../inner.git")},
+        node_submodules={"sub": inner},
+        mirrors={f"{TEAM}/inner": str(tmp_path / "git/inner")},
+    )
+    root = tmp_path / "w"
+    outcome = call("restore", f"oci:{world.layout}", "-d", root, "--no-venv", *mirrored(world), "--json")
+    assert outcome.code == 0, outcome
+    node = root / "custom_nodes/fancy"
+    assert (node / "sub/inner.py").read_text() == "INNER = 1\n"
+    assert not (node / "sub/.git").exists()
+    assert any("its name 'a\\\\b' has a backslash" in note for note in outcome.document["notes"]), outcome
+
+
+@pytest.mark.parametrize("names", [("s", "S/hooks"), ("s", "./s/hooks"), ("s", "s//hooks"), ("a/b", "/a/./b")])
+def test_folders_of_git_s_within_each_other_are_refused(call: Caller, tmp_path: Path, names: tuple[str, str]) -> None:
     """CVE-2019-1387: one submodule's files would be another's hooks."""
     inner = make_repository(tmp_path / "git/inner", {"inner.py": ""})
     world = make_world(tmp_path / "made")
-    text = "".join(gitmodules(name=name, path=path, url="../inner") for name, path in (("s", "a"), ("S/hooks", "b")))
+    text = "".join(
+        gitmodules(name=name, path=path, url="../inner") for name, path in zip(names, ("a", "b"), strict=True)
+    )
     files = {**NODE_FILES, ".gitmodules": text}
     evil = make_repository(world.folder / "git/fancy", files, submodules={"a": inner, "b": inner})
     refused(world, evil, call, tmp_path, says="whose folder is another's")
