@@ -58,9 +58,9 @@ _READY = (
 )
 
 
-def wait_until_ready(page: Page, record: Record | None = None) -> None:
-    """Wait until the frontend has loaded its extensions and shows a graph; a page that never does is described."""
-    for condition in _READY:
+def wait_until_ready(page: Page, record: Record | None = None, *, graph: bool = True) -> None:
+    """Wait until the frontend has loaded its extensions and shows a *graph*; a page that never does is described."""
+    for condition in _READY if graph else _READY[:-1]:
         try:
             page.wait_for_function(condition)
         except TimeoutError as error:
@@ -186,7 +186,7 @@ def at(browser: Browser) -> Iterator[Open]:
             context, record = stack.enter_context(browsing(browser, comfyui.url, viewport=viewport))
             page = context.new_page()
             page.goto("/")
-            wait_until_ready(page, record)
+            wait_until_ready(page, record, graph=False)  # an older frontend has none where nothing persists
             page.evaluate("prompt => app.loadApiJson(prompt, 'my picture.json')", prompt)
             return Dialog(page)
 

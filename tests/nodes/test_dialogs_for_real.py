@@ -87,7 +87,7 @@ def test_a_package_saved_on_the_server_is_there_and_survives_a_reload(real: Comf
     expect(dialog.root.locator("[data-part=outcome] .notice.done")).to_contain_text("cpack/kept here.cpack.zip")
     assert (real.saved / "kept here.cpack.zip").is_file()
     dialog.page.reload()
-    wait_until_ready(dialog.page)
+    wait_until_ready(dialog.page, graph=False)
     dialog.page.evaluate("app.extensionManager.command.execute('Workspace.ToggleSidebarTab.cpack')")
     job = dialog.page.locator(".job", has_text="kept here")
     expect(job).to_contain_text("Done")
