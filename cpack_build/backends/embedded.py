@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from cpack_build.backends.protocol import Request
 from cpack_build.errors import CpackError, UsageError
-from cpack_build.image.build import build
+from cpack_build.image.build import build, measure_ahead
 from cpack_build.oci.types import Image, ImageIndex
 
 __all__ = ["Embedded"]
@@ -30,7 +31,8 @@ class Embedded:
         with ExitStack() as stack:
             images = []
             for lock in request.locks:
-                materials = request.materials(lock)
+                ahead = partial(measure_ahead, lock, store=request.store, progress=request.progress)
+                materials = request.materials(lock, meanwhile=ahead)
                 request.gathered(materials)
                 made = build(lock, materials, store=request.store, progress=request.progress)
                 images.append(stack.enter_context(made))

@@ -66,13 +66,14 @@ class Request:
     gathered: Callable[[Materials], object] = lambda materials: None
     """Is told what each image is made of, by a backend that has all of it as files of this machine."""
 
-    def materials(self, lock: Lock) -> Materials:
-        """All that the image of *lock*, one of these, is made of, as files of this machine. Raises what fetching
-        raises, and :class:`UnsafeInput` for a Python that nobody here has vouched for."""
+    def materials(self, lock: Lock, *, meanwhile: Callable[[Materials], object] | None = None) -> Materials:
+        """All that the image of *lock*, one of these, is made of, as files of this machine; *meanwhile* as
+        :func:`~cpack_build.image.gather.gather` has it. Raises what fetching raises, and :class:`UnsafeInput` for a
+        Python that nobody here has vouched for."""
         return gather(
             lock, documents=self.documents, pack=self.pack, places=self.places[lock.platform], store=self.store,
             sources=self.sources, siblings=self.siblings, trust=self.trust, base_stays=self.base_stays,
-            progress=self.progress,
+            meanwhile=meanwhile, progress=self.progress,
         )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ kept."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +41,7 @@ from cpack_build.oci.modellayer import ModelLayer
 from cpack_build.oci.types import Blob, BytesBlob, Image
 from cpack_build.progress import SILENT, Progress, working
 
-__all__ = ["FORMATS", "Materials", "build", "compiler_identity", "history_of", "layers_of"]
+__all__ = ["FORMATS", "Materials", "build", "compiler_identity", "history_of", "layers_of", "measure_ahead"]
 
 _WORKERS = os.cpu_count() or 1
 
@@ -97,18 +97,10 @@ def build(
     Reads what has not been measured before. Writes no layer, only the store's memo and bytecode.
     """
     with _compiler(lock, materials, store=store) as compiler:
-        base_layers = len(materials.base.layers) if materials.base is not None else 0
-        cache = None
-        if lock.base.kind == "scratch":
-            cache = stored_cache(materials.system, materials.interpreter_debs, store=store)
         form = FORMATS[lock.image_revision]
-        parts = form.layers(
-            lock, materials, store=store, compiler=compiler, base_layers=base_layers, loader_cache=cache
-        )
+        parts = _parts(lock, materials, store=store, compiler=compiler)
         recipes = [part for part in parts if isinstance(part, Recipe)]
-        with working(workers, progress) as (pool, reports):
-            layers = pool.map(lambda recipe: recipe.measured(store, progress=reports), recipes)
-            measured = dict(zip((recipe.key for recipe in recipes), layers, strict=True))
+        measured = _measured(recipes, store=store, workers=workers, progress=progress)
         ours = [measured[part.key] if isinstance(part, Recipe) else part for part in parts]
         base = materials.base
         below: tuple[Blob, ...] = base.layers if base is not None else ()
@@ -123,6 +115,34 @@ def build(
         for note in overlaps(materials.wheels, own=own, store=store):
             progress.note(note)
         yield Image(form.manifest(lock, config=config, layers=every), config, every)
+
+
+def measure_ahead(lock: Lock, materials: Materials, *, store: Store, progress: Progress = SILENT) -> None:
+    """Measure the layers of *lock* that need no model, of *materials* without any: the store knows them when
+    :func:`build` asks. It is for the time in which models are hashed."""
+    lock = lock.model_copy(update={"models": ()})
+    with _compiler(lock, materials, store=store) as compiler:
+        parts = _parts(lock, materials, store=store, compiler=compiler)
+        # the topmost has the lock, with its models
+        recipes = [part for part in parts if isinstance(part, Recipe) and part.kind != "app"]
+        _measured(recipes, store=store, workers=_WORKERS, progress=progress)
+
+
+def _parts(lock: Lock, materials: Materials, *, store: Store, compiler: Compiler | None) -> list[Recipe | ModelLayer]:
+    cache = None
+    if lock.base.kind == "scratch":
+        cache = stored_cache(materials.system, materials.interpreter_debs, store=store)
+    base_layers = len(materials.base.layers) if materials.base is not None else 0
+    return FORMATS[lock.image_revision].layers(
+        lock, materials, store=store, compiler=compiler, base_layers=base_layers, loader_cache=cache
+    )
+
+
+def _measured(recipes: Sequence[Recipe], *, store: Store, workers: int, progress: Progress) -> Mapping[str, TarLayer]:
+    """Key → layer. Up to *workers* are made at once."""
+    with working(workers, progress) as (pool, reports):
+        layers = pool.map(lambda recipe: recipe.measured(store, progress=reports), recipes)
+        return dict(zip((recipe.key for recipe in recipes), layers, strict=True))
 
 
 @contextmanager

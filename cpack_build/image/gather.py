@@ -6,8 +6,7 @@ had is named, and nothing is built."""
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from cpack_build.errors import StaleLock, UnsafeInput
@@ -73,6 +72,7 @@ def gather(
     trust: bool = False,
     compiles: bool = True,
     base_stays: bool = False,
+    meanwhile: Callable[[Materials], object] | None = None,
     progress: Progress = SILENT,
 ) -> Materials:
     """The materials of *lock*; *documents* go below ``/app/cpack``. *pack* holds what nobody else has.
@@ -82,6 +82,7 @@ def gather(
     :class:`UnsafeInput` is raised before anything is fetched. It is not asked for where nothing *compiles*: the
     materials are only brought here. Packages that were built from source are built again only with *trust*. If the
     *base_stays* where it is, because only registries are given the image, its layers come only if something reads them.
+    *meanwhile* is told of all materials but the models, if those are still hashed or fetched when all else is here.
 
     Raises :class:`HashMismatch`, :class:`NetworkError`, :class:`Unresolvable`; and :class:`StaleLock` when the lock has
     another cpack-build's service.
@@ -135,13 +136,11 @@ def gather(
                 item, folders=places.models, places=model_places, store=store, sources=sources, progress=reports
             )
 
-        def each(
-            work: Callable[[_Item], _Result], items: Iterable[_Item], *, by: Executor = pool
-        ) -> Callable[[], tuple[_Result, ...]]:
-            waiting = [by.submit(work, item) for item in items]
+        def each(work: Callable[[_Item], _Result], items: Iterable[_Item]) -> Callable[[], tuple[_Result, ...]]:
+            waiting = [pool.submit(work, item) for item in items]
             return lambda: tuple(future.result() for future in waiting)
 
-        models = each(model, by_size, by=hashing)
+        hashed = [hashing.submit(model, item) for item in by_size]
         if isinstance(lock.base, BaseImage):
             base = open_locked_base(
                 lock.base, platform=lock.platform, name=places.base, store=store, sources=sources,
@@ -166,7 +165,7 @@ def gather(
         comfyui, *nodes = trees()
         if accounts is not None:
             accounts.result()  # are what the lock says
-        return Materials(
+        materials = Materials(
             base=base,
             system=system(),
             interpreter_debs=interpreter_debs(),
@@ -176,11 +175,15 @@ def gather(
             wheels=comfyui_wheels(),
             comfyui=comfyui,
             nodes=tuple(nodes),
-            models={item.sha256: file for item, file in zip(by_size, models(), strict=True)},
+            models={},
             documents=documents,
             compiler=compiler,
             compiler_debs=each(deb, compiler_debs)(),
         )
+        if meanwhile is not None and not all(future.done() for future in hashed):
+            meanwhile(materials)
+        found = {item.sha256: future.result() for item, future in zip(by_size, hashed, strict=True)}
+        return replace(materials, models=found)
 
 
 def require_vouched(lock: Lock, *, siblings: Sequence[Lock], store: Store, trust: bool) -> Lock | None:

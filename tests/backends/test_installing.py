@@ -193,5 +193,5 @@ def test_a_script_sees_no_token(built: Built, new_docker: Docker, tmp_path: Path
 
 def test_without_a_builder_it_is_said_where_scripts_run(built: Built, tmp_path: Path) -> None:
     run = built.call("lock", _pack(built, tmp_path, "pass"), "--trust", environment={})
-    assert (run.code, run.result["error"]["type"]) == (7, "ToolMissing")
+    assert (run.code, run.result["error"]["type"]) == (7, "NeedsBuilder")
     assert "--backend buildkit" in run.result["error"]["hint"]

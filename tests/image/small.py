@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cpack_build.fetch.git import fetch_tree
@@ -92,11 +92,15 @@ def make_parts(folder: Path, *, models: Iterable[int], seed: int = 1, busybox: b
     return lock
 
 
-def gathered(folder: Path, lock: Lock, *, store: Store) -> Materials:
+def gathered(
+    folder: Path, lock: Lock, *, store: Store, meanwhile: Callable[[Materials], object] | None = None
+) -> Materials:
     """The parts in *folder*, proved."""
     places = Places(base=f"oci:{folder}/base.oci", models=[str(folder / "models")], find_links=[str(folder / "wheels")])
     sources = Sources(Mirrors({CODE: f"{folder}/", DEBS: f"{folder}/"}))
-    return gather(lock, documents={"snapshot.json": b"{}"}, places=places, store=store, sources=sources)
+    return gather(
+        lock, documents={"snapshot.json": b"{}"}, places=places, store=store, sources=sources, meanwhile=meanwhile
+    )
 
 
 def _environment(wheels: list[Wheel]) -> PythonEnvironment:
