@@ -22,6 +22,7 @@ from cpack_build.oci.modellayer import ModelLayer, hash_model
 from cpack_build.oci.types import CONFIG, LAYER, MANIFEST, BytesBlob, Image, canonical_json
 
 MIB = int(os.environ.get("CPACK_BENCH_MODEL_MIB", "2048"))
+TURNS = 3
 
 
 def rows(place: Path) -> Iterator[Row]:
@@ -35,23 +36,53 @@ def rows(place: Path) -> Iterator[Row]:
     layout = place / "image.oci"
     write_layout(first, layout, tag="one")
     write_layout(second, layout, tag="two")
+    pushed = yield from _pushes(place, layout, first)
     with run_registry() as registry:
-        pushed = yield from _pushes(place, registry.host, layout, first)
+        yield from _again(place, registry.host, layout, first)
         yield from _pulls(place, registry.host, first)
         yield from _beside_docker(place, registry.host, pushed)
         yield from _beside_podman(place, registry.host)
 
 
-def _pushes(place: Path, host: str, layout: Path, image: Image) -> Generator[Row, None, float]:
-    """The rows; the seconds of a push to a registry that has nothing."""
+def _pushes(place: Path, layout: Path, image: Image) -> Generator[Row, None, float]:
+    """The rows; the seconds of a push to a registry that has nothing.
+
+    Each push meets a registry of its own, whose data are gone before the next: who wrote to memory that the machine has
+    handed out before was faster by half than who came next. The first push counts for nothing, of the others each
+    one's best does.
+    """
+    from tests.engines import run_registry
+
     note = f"{image.size / 1e9:.1f} GB"
     blob = max((layout / "blobs/sha256").iterdir(), key=lambda path: path.stat().st_size)
-    raw = timed(lambda: _put(host, "raw", blob))
-    ours = cpack_build("push", f"oci:{layout}:one", f"{host}/ours:one", "-q", home=place / "push")
-    yield Row("registry", "push, nothing there", ours.seconds, "raw PUT", raw, 1.1, ours.peak_mb, note)
-    if skopeo := _skopeo(place):
-        other = run([*skopeo, "--dest-tls-verify=false", f"oci:{layout}:one", f"docker://{host}/skopeo:one"])
-        yield Row("registry", "push, nothing there", ours.seconds, "skopeo", other.seconds, 1.0, ours.peak_mb, note)
+    skopeo = _skopeo(place)
+    raws, others, ours = [], [], []
+    with run_registry() as registry:
+        _put(registry.host, "raw", blob)
+    for turn in range(TURNS):
+        with run_registry() as registry:
+            raws.append(timed(lambda host=registry.host: _put(host, "raw", blob)))
+        with run_registry() as registry:
+            words = ("push", f"oci:{layout}:one", f"{registry.host}/ours:one", "-q")
+            ours.append(cpack_build(*words, home=place / f"push{turn}"))
+        if skopeo:
+            with run_registry() as registry:
+                words = ("--dest-tls-verify=false", f"oci:{layout}:one", f"docker://{registry.host}/skopeo:one")
+                others.append(run([*skopeo, *words]).seconds)
+    best = min(ours, key=lambda one: one.seconds)
+    yield Row("registry", "push, nothing there", best.seconds, "raw PUT", min(raws), 1.1, best.peak_mb, note)
+    if others:
+        yield Row("registry", "push, nothing there", best.seconds, "skopeo", min(others), 1.0, best.peak_mb, note)
+    return best.seconds
+
+
+def _again(place: Path, host: str, layout: Path, image: Image) -> Iterator[Row]:
+    """Pushes of what the registry has, in whole or but for the top layer."""
+    note = f"{image.size / 1e9:.1f} GB"
+    skopeo = _skopeo(place)
+    cpack_build("push", f"oci:{layout}:one", f"{host}/ours:one", "-q", home=place / "push")
+    if skopeo:
+        run([*skopeo, "--dest-tls-verify=false", f"oci:{layout}:one", f"docker://{host}/skopeo:one"])
     again = cpack_build("push", f"oci:{layout}:one", f"{host}/ours:one", "--json", home=place / "push")
     [pushed] = json.loads(again.stdout)["pushed"]
     requests = f"{pushed['requests']} request"
@@ -60,7 +91,6 @@ def _pushes(place: Path, host: str, layout: Path, image: Image) -> Generator[Row
     if skopeo:
         other = run([*skopeo, "--dest-tls-verify=false", f"oci:{layout}:two", f"docker://{host}/skopeo:two"])
         yield Row("registry", "push, top layer changed", changed.seconds, "skopeo", other.seconds, note=note)
-    return ours.seconds
 
 
 def _pulls(place: Path, host: str, image: Image) -> Iterator[Row]:
