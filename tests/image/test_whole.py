@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cpack_build.errors import BadInput, HashMismatch
+from cpack_build.fetch.housekeeping import collect
 from cpack_build.fetch.store import Store
 from cpack_build.image.base import Base
 from cpack_build.image.build import build
@@ -79,6 +80,58 @@ def test_a_build_killed_at_any_of_50_moments_leaves_nothing_wrong(tmp_path: Path
     assert len(found) == 50
     assert any(one["killed"] for one in found)  # how many of the moments came before the end is the machine's business
     assert [one for one in found if one["digest"] != expected or one["damaged"]] == []
+
+
+_PAUSED = """
+import sys
+from pathlib import Path
+from cpack_build.fetch.store import Store
+from cpack_build.image.build import build
+from cpack_build.lock.schema import read_lock
+from cpack_build.oci.layout import write_layout
+from tests.image.small import gathered
+folder = Path(sys.argv[1])
+lock, store = read_lock((folder / "cpack.lock").read_bytes(), name="lock"), Store(folder / "store")
+materials = gathered(folder, lock, store=store)
+print("gathered", flush=True)
+sys.stdin.readline()
+with build(lock, materials, store=store) as image:
+    write_layout(image, folder / "layout")
+    print(image.digest)
+"""
+
+
+def test_gc_beside_a_build_in_progress_takes_nothing_from_it(tmp_path: Path) -> None:
+    """What the build has found is needed only later: its wheels and packages lie in the store and nowhere else."""
+    lock = make_parts(tmp_path, models=[1000])
+    with build(
+        lock, gathered(tmp_path, lock, store=Store(tmp_path / "other")), store=Store(tmp_path / "other")
+    ) as image:
+        expected = image.digest
+    store = Store(tmp_path / "store")
+    for path in (tmp_path / "tool.deb", *(tmp_path / "wheels").iterdir()):
+        store.put([path.read_bytes()], what=path)
+        path.unlink()
+    unused = store.put([b"of no build"], what="x").path
+    del store  # and with it, what this process holds
+    looking = Store(tmp_path / "store", leased=False)
+    building = subprocess.Popen(
+        [sys.executable, "-c", _PAUSED, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with building as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "gathered\n"
+        beside = collect(looking, max_size=0)
+        assert [removal.path for removal in beside.removals] == [unused]
+        assert beside.in_use == 3
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.read().split() == [expected]
+    assert process.returncode == 0
+    assert len(collect(looking, max_size=0).removals) >= 3, "when it has ended, nothing is held"
 
 
 @pytest.mark.parametrize("what", ["tool.deb", "one-1.0", "models"])
