@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ from cpack_build.image.build import build
 from cpack_build.image.layer import text
 from cpack_build.image.plan import plan
 from cpack_build.lock.wheels import wheels_of
+from cpack_build.oci.archive import write_archive
 from cpack_build.oci.engines import DockerEngine
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.reference import parse_reference
+from cpack_build.oci.types import Image
 from tests.engines import Docker
 from tests.image.small import gathered, make_parts
 from tests.oci.images import BrokenBlob, layer
@@ -156,6 +159,26 @@ def test_a_file_that_changes_after_it_was_hashed_spoils_no_later_build(tmp_path:
     fresh = Store(tmp_path / "fresh")
     with build(lock, gathered(tmp_path, lock, store=fresh), store=fresh) as image:
         assert image.digest == after
+
+
+@pytest.mark.parametrize("write", [write_layout, write_archive])
+def test_a_model_of_the_same_size_and_time_that_takes_the_place_of_a_proved_one_gets_into_no_image(
+    write: Callable[[Image, Path], object], tmp_path: Path
+) -> None:
+    """A build reads no model of a layer of its own: it is read when the image is written."""
+    lock = make_parts(tmp_path, models=[300_000])
+    store = Store(tmp_path / "store")
+    with build(lock, gathered(tmp_path, lock, store=store), store=store) as image:
+        path = tmp_path / "models/loras/000.safetensors"
+        data, status = path.read_bytes(), path.stat()
+        (tmp_path / "new").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(tmp_path / "new", ns=(status.st_atime_ns, status.st_mtime_ns))
+        (tmp_path / "new").replace(path)
+        with pytest.raises(HashMismatch, match=r"models/loras/000\.safetensors"):
+            write(image, tmp_path / "image")
+    assert not (tmp_path / "image").exists()
+    with pytest.raises(HashMismatch, match=lock.models[0].sha256):
+        gathered(tmp_path, lock, store=store)
 
 
 def test_the_base_s_accounts_are_read_from_its_layers_once(tmp_path: Path) -> None:
