@@ -98,10 +98,9 @@ def scan(file: IO[bytes]) -> Verdict:
         file.seek(0)
         _scan_stream(file, found, many=True)
     imports = sorted(found.imports)
-    dangerous = [
-        one for one in imports if not re.fullmatch(_SAFE, one) and (re.fullmatch(_DANGEROUS, one) or " " in one)
-    ]
-    unknown = [one for one in imports if not re.fullmatch(_SAFE, one) and one not in dangerous]
+    doubtful = [one for one in imports if not re.fullmatch(_SAFE, one)]
+    dangerous = [one for one in doubtful if re.fullmatch(_DANGEROUS, one) or " " in one]
+    unknown = [one for one in doubtful if one not in dangerous]
     return Verdict((*unknown, *found.odd), (*dangerous, *found.hidden), tuple(sorted(found.names)))
 
 

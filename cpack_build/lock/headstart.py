@@ -142,30 +142,30 @@ def _fork(share: Sequence[_Begun], *, reader: _Reader) -> tuple[int, int]:
         for end in (signal.SIGINT, signal.SIGTERM):
             signal.signal(end, signal.SIG_DFL)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        _hash(share, there, reader=reader)
+        for number, task in enumerate(share):
+            _hash(task.file, number, there, reader=reader)
     finally:  # An error, too: whoever asks for what is missing meets it (`_Begun.digest`).
         os._exit(0)
 
 
-def _hash(share: Sequence[_Begun], pipe: int, *, reader: _Reader) -> None:
-    """Hash *share*, and write :data:`_RECORD` after record to *pipe*."""
-    for number, task in enumerate(share):
-        file, unsaid = task.file, 0
+def _hash(file: StoredFile, number: int, pipe: int, *, reader: _Reader) -> None:
+    """Hash *file*, and write :data:`_RECORD` after record of its *number* to *pipe*."""
+    unsaid = 0
 
-        def say(said: bytes, number: int = number) -> None:
-            nonlocal unsaid
-            # Fails once nobody hears any more, which ends the process.
-            os.write(pipe, _RECORD.pack(number, unsaid, said))
-            unsaid = 0
+    def say(said: bytes) -> None:
+        nonlocal unsaid
+        # Fails once nobody hears any more, which ends the process.
+        os.write(pipe, _RECORD.pack(number, unsaid, said))
+        unsaid = 0
 
-        def tell(length: int, say: Callable[[bytes], None] = say) -> None:
-            nonlocal unsaid
-            unsaid += length
-            if unsaid >= _OFTEN:
-                say(b"")
+    def tell(length: int) -> None:
+        nonlocal unsaid
+        unsaid += length
+        if unsaid >= _OFTEN:
+            say(b"")
 
-        digest = hash_layer(file.path, file.sha256, file.size, on_read=tell, reader=reader)
-        say(digest.encode("ascii") if digest else _NONE)
+    digest = hash_layer(file.path, file.sha256, file.size, on_read=tell, reader=reader)
+    say(digest.encode("ascii") if digest else _NONE)
 
 
 def _hear(child: int, pipe: int, share: Sequence[_Begun]) -> None:
