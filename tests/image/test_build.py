@@ -60,6 +60,6 @@ def test_of_two_wheels_that_fight_over_a_path_the_upper_layer_s_wins_and_the_bui
                             contents.append(file.read())
     assert contents == [b"heavy", b"light"], "from the bottom"
     assert heard.notes == [
-        "zeta-1.0-py3-none-any.whl and alpha-1.0-py3-none-any.whl both have shared/a.py, and they differ: the image has "
-        "those of alpha-1.0-py3-none-any.whl."
+        "zeta-1.0-py3-none-any.whl and alpha-1.0-py3-none-any.whl both have shared/a.py, and they differ: the image "
+        "has those of alpha-1.0-py3-none-any.whl."
     ]
