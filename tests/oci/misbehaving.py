@@ -66,9 +66,12 @@ class Request:
     method: str
     path: str
     query: dict[str, str]
+    """The last value of each name."""
     headers: dict[str, str]
     taken: int = 0
     """Bytes of the body that were read."""
+    scopes: tuple[str, ...] = ()
+    """What a token is asked for."""
 
 
 @dataclass
@@ -153,10 +156,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         parts = urlsplit(self.path)
-        query = {key: values[-1] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        values = parse_qs(parts.query, keep_blank_values=True)
+        query = {key: given[-1] for key, given in values.items()}
         headers = {key.lower(): value for key, value in self.headers.items()}
         with self.state.lock:
             self.request_ = Request(len(self.state.seen), self.command, parts.path, query, headers)
+            self.request_.scopes = tuple(values.get("scope", ()))
             self.state.seen.append(self.request_)
             fault = self.state.fault(self.request_)
         self._left = int(headers.get("content-length", "0"))
