@@ -63,6 +63,7 @@ def test_podman_runs_an_image_straight_from_a_layout(podman: Podman, tmp_path: P
 
 
 @pytest.mark.docker
+@pytest.mark.xdist_group("builders")  # Who have that Docker running.
 def test_containerds_store_runs_what_it_was_given_and_what_it_pulled_by_digest(
     new_docker: Docker, registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
