@@ -1,4 +1,4 @@
-"""A real registry that takes tokens alone (Debian's docker-registry): each is asked for by need, and by who may have it.
+"""A real registry that takes tokens alone (Debian's docker-registry), each of which is asked for what is needed.
 
 The token service is ours; what a token is good for is judged by the registry, by the signature and by its own rules.
 """
