@@ -23,9 +23,13 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of an engine share one worker, so that each engine is started once (pytest-xdist, ``--dist loadgroup``)."""
+    """Tests of an engine share one worker, so that each engine is started once (pytest-xdist, ``--dist loadgroup``).
+
+    Those of builders name a group of their own: either takes long, and the other worker has it.
+    """
     for item in items:
-        if {"docker", "podman"} & set(getattr(item, "fixturenames", ())):
+        is_grouped = item.get_closest_marker("xdist_group") is not None
+        if not is_grouped and {"docker", "podman"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("engines"))
 
 

@@ -100,7 +100,6 @@ def deliver(image: Image | ImageIndex, destination: Destination, *, progress: Pr
     :class:`UsageError` where an index has no image for this machine.
     """
     from cpack_build.oci.archive import write_archive
-    from cpack_build.oci.engines import open_engine
     from cpack_build.oci.layout import write_layout
 
     place = destination.place
@@ -109,6 +108,8 @@ def deliver(image: Image | ImageIndex, destination: Destination, *, progress: Pr
     elif isinstance(place, ArchiveName):
         write_archive(image, place.path, name=destination.reference, progress=progress)
     else:
+        from cpack_build.oci.engines import open_engine
+
         assert isinstance(place, EngineName)
         open_engine(place).load(own_image(image), destination.reference, progress=progress)
 

@@ -21,6 +21,7 @@ from cpack_build.cli.terminal import Terminal, amount
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
+    from cpack_build.fetch.store import Store, StoredFile
     from cpack_build.lock.schema import Lock
     from cpack_build.progress import Progress, Task
 
@@ -107,13 +108,13 @@ def fetch(
             )
             for lock in locks
         ]
-    models = {model.path: gathered[0].models[model.sha256].path for model in locks[0].models}
+    models = {model.path: gathered[0].models[model.sha256] for model in locks[0].models}
     for name, file in models.items():
-        _warn_of_pickle(file, name, terminal)
+        _warn_of_pickle(file, name, store, terminal)
     result: dict[str, object] = {
         "fetched": len(missing),
         "fetched_bytes": size,
-        "models": [{"path": name, "file": str(file)} for name, file in models.items()],
+        "models": [{"path": name, "file": str(file.path)} for name, file in models.items()],
     }
     told = (
         f"{len(missing)} files, {amount(size, None, 'B')}, were fetched" if missing else "Everything was here already"
@@ -213,9 +214,9 @@ def _document(path: Path, kind: str) -> str:
     return f"{stem or 'pack'}.cpack.{kind}"
 
 
-def _warn_of_pickle(path: Path, name: str, terminal: Terminal) -> None:
-    from cpack_build.fetch.pickles import scan_file
+def _warn_of_pickle(file: StoredFile, name: str, store: Store, terminal: Terminal) -> None:
+    from cpack_build.fetch.pickles import verdict_of
 
-    verdict = scan_file(path, name=name)
+    verdict = verdict_of(file, name=name, store=store)
     if verdict is not None and verdict.is_dangerous:
         terminal.progress.note(f"{name} would run code when it is loaded: {', '.join(verdict.dangerous)}.")

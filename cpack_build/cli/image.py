@@ -130,7 +130,6 @@ def image(
     from cpack_build.lock.form import compression_of, in_form
     from cpack_build.lock.freshness import check_all_fresh
     from cpack_build.lock.schema import read_locks
-    from cpack_build.oci.engines import open_engine
     from cpack_build.oci.reference import EngineName, Reference
     from cpack_build.oci.types import ImageIndex
 
@@ -162,6 +161,8 @@ def image(
     for destination in destinations:
         # An engine that does not answer is better known now than after the build.
         if outputs and isinstance(destination.place, EngineName) and not dry_run:
+            from cpack_build.oci.engines import open_engine
+
             open_engine(destination.place).require()
 
     def asked(locks: tuple[Lock, ...]) -> Request:

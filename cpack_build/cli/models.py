@@ -42,8 +42,9 @@ def models(
     """
     from cpack_build.fetch.adoption import other_stores
     from cpack_build.fetch.asking import Asker
+    from cpack_build.fetch.folders import Folders
     from cpack_build.fetch.inventory import incomplete_sets, inventory
-    from cpack_build.fetch.places import Folders, OtherStores
+    from cpack_build.fetch.places import OtherStores
     from cpack_build.fetch.store import Store
     from cpack_build.lock.models import refuse_pickles
 

@@ -193,10 +193,19 @@ class PushOptions:
 
     @property
     def places(self) -> list[Reference]:
-        """Where models go, besides the image."""
+        """Where models go, besides the image. Raises :class:`UsageError`."""
+        from cpack_build.oci.modelimage import check_models
         from cpack_build.oci.reference import parse_reference
 
-        return [parse_reference(self.models_to)] if self.models_to else []
+        places = [parse_reference(self.models_to)] if self.models_to else []
+        for place in places:
+            check_models((), place)
+        return places
+
+    @property
+    def limit(self) -> int | None:
+        """Bytes of the largest blob, if it is set by hand."""
+        return None if self.blob_limit is None else self.blob_limit << 20
 
     def __post_init__(self) -> None:
         """What cannot be attached is better known before the push, or the build, than after it."""
@@ -223,15 +232,18 @@ class PushOptions:
         images of their own are those of *models_of*, where *image* has none any more. Its provenance names us as the
         builder if it was *built_here*, by this run."""
         from cpack_build.fetch.store import Store
+        from cpack_build.oci.modelimage import check_models
         from cpack_build.oci.push import push as push_image
         from cpack_build.oci.push import push_index
         from cpack_build.oci.types import ImageIndex
 
         memo = Store()
         models = _models_for(models_of or image, self.places, dry_run=dry_run, progress=terminal.progress)
+        for place in self.places:
+            check_models(models, place, blob_limit=self.limit)  # Before the image has gone.
         given: dict[str, Any] = {
             "jobs": self.jobs,
-            "blob_limit": None if self.blob_limit is None else self.blob_limit << 20,
+            "blob_limit": self.limit,
             "layer_limit": self.layer_limit,
             "access": access,
             "mount_from": mount_from,
@@ -291,7 +303,7 @@ class PushOptions:
             mount_from=sources,
             memo=memo,
             jobs=self.jobs,
-            blob_limit=None if self.blob_limit is None else self.blob_limit << 20,
+            blob_limit=self.limit,
             progress=terminal.progress,
         )
 

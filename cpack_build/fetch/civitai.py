@@ -21,7 +21,7 @@ from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.remote import HttpFile
 
 if TYPE_CHECKING:
-    from cpack_build.fetch.places import Wanted
+    from cpack_build.fetch.folders import Wanted
 
 __all__ = ["Civitai", "authorization", "by_hash", "by_hashes", "source_of_version"]
 

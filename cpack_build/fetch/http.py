@@ -46,6 +46,8 @@ _LARGE = 64 << 20
 """Bytes from which on a file is worth several connections and a journal."""
 _LONGEST_WAIT = 60.0
 """Seconds that a ``Retry-After`` may ask for before giving up is the kinder answer."""
+_REDIRECT_BODY = 64 << 10
+"""Bytes of a redirect's body that are read, so that its connection stays open."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class RequestsTransport:
         if session is None:
             session = self._local.session = requests.Session()
             session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+            session.hooks["response"].append(_without_long_body)
         return session
 
     def get(self, url: str, *, headers: Mapping[str, str]) -> AbstractContextManager[Response]:
@@ -137,6 +140,8 @@ class RequestsTransport:
             raise ConnectionError(_reason(error)) from error
         except requests.exceptions.RequestException as error:
             raise NetworkError(f"{redact(url)} cannot be asked for: {redact(str(error))}.") from error
+        except ValueError:  # ``requests`` lets urllib's own through for the address of a redirect.
+            raise UnsafeInput(f"{redact(url)} leads to something that is no http(s) URL.") from None
 
         def chunks() -> Iterator[bytes]:
             try:
@@ -151,6 +156,13 @@ class RequestsTransport:
         with answer, on_stop(answer.raw.shutdown):
             headers = {name.lower(): value for name, value in answer.headers.items()}
             yield Response(answer.status_code, headers, chunks(), answer.url if answer.history else "")
+
+
+def _without_long_body(answer: requests.Response, **_: object) -> None:
+    """Hang up on a redirect with more to say: ``requests`` reads it to its end, and it may have none."""
+    length = answer.headers.get("Content-Length", "")
+    if answer.is_redirect and not (length.isdigit() and int(length[:12]) <= _REDIRECT_BODY):
+        answer.close()
 
 
 class Offline:

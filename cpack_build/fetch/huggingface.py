@@ -28,7 +28,7 @@ from cpack_build.fetch.urls import redact
 from cpack_build.fetch.xet import Grant, Xet, XetFile, grant_of, hash_of, is_installed
 
 if TYPE_CHECKING:
-    from cpack_build.fetch.places import Wanted
+    from cpack_build.fetch.folders import Wanted
 
 __all__ = [
     "HuggingFace",

@@ -15,10 +15,11 @@ from urllib.parse import urlsplit
 
 from cpack_build.errors import CpackError
 from cpack_build.fetch.asking import Asker
+from cpack_build.fetch.folders import LocalFile, Wanted
 from cpack_build.fetch.gguf import read_gguf
 from cpack_build.fetch.huggingface import parse_address, terms_of
 from cpack_build.fetch.pickles import PICKLED, scan_file
-from cpack_build.fetch.places import LocalFile, Place, Wanted
+from cpack_build.fetch.places import Place
 from cpack_build.fetch.safetensors import read_header
 from cpack_build.fetch.store import Store
 

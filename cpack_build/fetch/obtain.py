@@ -12,8 +12,9 @@ from itertools import chain
 from pathlib import Path
 
 from cpack_build.errors import CpackError, HashMismatch
+from cpack_build.fetch.folders import LocalFile, Wanted
 from cpack_build.fetch.http import adopt_verified
-from cpack_build.fetch.places import LocalFile, Place, Wanted
+from cpack_build.fetch.places import Place
 from cpack_build.fetch.remote import Remote
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.fetch.transfer import Frame, transfer

@@ -8,19 +8,25 @@ its imports counts as dangerous.
 
 from __future__ import annotations
 
+import json
 import pickletools
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
-__all__ = ["PICKLED", "Verdict", "scan", "scan_file"]
+if TYPE_CHECKING:
+    from cpack_build.fetch.store import Store, StoredFile
+
+__all__ = ["PICKLED", "Verdict", "scan", "scan_file", "verdict_of"]
 
 PICKLED = (".ckpt", ".pt", ".pth", ".bin", ".pkl", ".pickle", ".pt2")
+_MEMO = "pickle-1"
+"""Under which verdicts are remembered; another number for other rules."""
 _LIMIT = 64 << 20
 """Bytes of a pickle's program that are read: that of the largest checkpoint has about 5 MB."""
-_SAFE = re.compile(
+_SAFE = (
     r"collections\.(OrderedDict|defaultdict|Counter)|_codecs\.encode|argparse\.Namespace|(__builtin__|builtins)\.(set|"
     r"frozenset|list|dict|tuple|int|float|complex|str|bool|bytes|bytearray|slice|range|object)|copyreg\._reconstructor|"
     r"torch\.(\w+Storage|Size|device|dtype|Tensor|nn\.Parameter|nn\.parameter\.Parameter|float\w*|bfloat16|half|double|"
@@ -29,7 +35,7 @@ _SAFE = re.compile(
     r"numpy(\._?core)?\.(multiarray\.(_reconstruct|scalar)|ndarray|dtype|float\w*|int\w*|numeric\._frombuffer)|"
     r"numpy\.dtypes\.\w+|pathlib\.(Pure)?(Posix|Windows)?Path|datetime\.(datetime|date|timedelta|timezone)"
 )
-_DANGEROUS = re.compile(
+_DANGEROUS = (
     r"(os|posix|nt|subprocess|commands|sys|shutil|socket|socketserver|ssl|http\.\w+|urllib\.\w+|requests(\.\w+)*|"
     r"runpy|pty|platform|importlib(\.\w+)*|imp|pkgutil|pip(\.\w+)*|webbrowser|ctypes(\.\w+)*|code|codeop|bdb|pdb|"
     r"timeit|profile|cProfile|trace|multiprocessing(\.\w+)*|asyncio(\.\w+)*|threading|signal|pickle|_pickle|cloudpickle|"
@@ -70,6 +76,19 @@ def scan_file(path: Path, *, name: str = "") -> Verdict | None:
         return scan(file)
 
 
+def verdict_of(file: StoredFile, *, name: str, store: Store) -> Verdict | None:
+    """:func:`scan_file` of a file whose hash is known: read once, then remembered in *store*."""
+    key = f"{file.sha256}:{Path(name).suffix.lower() in PICKLED}"
+    known = store.recall(_MEMO, key)
+    if known is not None:
+        texts = json.loads(known)
+        return Verdict(*map(tuple, texts)) if texts is not None else None
+    verdict = scan_file(file.path, name=name)
+    file.require_unchanged()
+    store.remember(_MEMO, key, json.dumps(astuple(verdict) if verdict is not None else None))
+    return verdict
+
+
 def scan(file: IO[bytes]) -> Verdict:
     """The verdict on an open, seekable file."""
     found = _Found()
@@ -79,8 +98,9 @@ def scan(file: IO[bytes]) -> Verdict:
         file.seek(0)
         _scan_stream(file, found, many=True)
     imports = sorted(found.imports)
-    dangerous = [one for one in imports if not _SAFE.fullmatch(one) and (_DANGEROUS.fullmatch(one) or " " in one)]
-    unknown = [one for one in imports if not _SAFE.fullmatch(one) and one not in dangerous]
+    doubtful = [one for one in imports if not re.fullmatch(_SAFE, one)]
+    dangerous = [one for one in doubtful if re.fullmatch(_DANGEROUS, one) or " " in one]
+    unknown = [one for one in doubtful if one not in dangerous]
     return Verdict((*unknown, *found.odd), (*dangerous, *found.hidden), tuple(sorted(found.names)))
 
 

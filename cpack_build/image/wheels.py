@@ -20,9 +20,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-
-from installer.records import RecordEntry, parse_record_file
-from installer.utils import parse_entrypoints, parse_metadata_file
+from typing import TYPE_CHECKING
 
 from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
 from cpack_build.fetch.store import StoredFile
@@ -30,6 +28,9 @@ from cpack_build.image.bytecode import Compiler, identity, sources_of
 from cpack_build.image.inflate import member_chunks
 from cpack_build.image.layer import MTIME, Recipe, arrange, key_of, safe_path, symlink, text
 from cpack_build.oci import tar
+
+if TYPE_CHECKING:
+    from installer.records import RecordEntry
 
 __all__ = ["Environment", "StoredWheel", "environment_entries", "installed_files", "wheel_layer"]
 
@@ -211,6 +212,8 @@ def _unchanged(
 
 
 def _dist_info(archive: zipfile.ZipFile, wheel: StoredWheel) -> str:
+    from installer.utils import parse_metadata_file
+
     names = {name.partition("/")[0] for name in archive.namelist()}
     found = sorted(name for name in names if name.endswith(".dist-info"))
     if len(found) != 1:
@@ -227,6 +230,8 @@ def _dist_info(archive: zipfile.ZipFile, wheel: StoredWheel) -> str:
 
 
 def _records(archive: zipfile.ZipFile, wheel: StoredWheel, dist_info: str) -> dict[str, RecordEntry]:
+    from installer.records import RecordEntry, parse_record_file
+
     try:
         lines = _document(archive, wheel, f"{dist_info}/RECORD").decode().splitlines()
         return {row[0]: RecordEntry.from_elements(*row) for row in parse_record_file(lines)}
@@ -349,6 +354,8 @@ def _entry_points(
         declared = _document(archive, wheel, f"{dist_info}/entry_points.txt")
     except KeyError:
         return
+    from installer.utils import parse_entrypoints
+
     try:
         points = list(parse_entrypoints(declared.decode()))
     except Exception as error:  # configparser's several kinds, and installer's assertion

@@ -20,16 +20,16 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from cpack_build import filesystem
 from cpack_build.errors import CpackError
 from cpack_build.fetch.store import Store, StoredFile
 from cpack_build.lock.proof import candidates, proved
-from cpack_build.oci.modellayer import hash_layer
+from cpack_build.oci.modellayer import hash_layer, mapped, read_ahead
 
 __all__ = ["begin"]
 
@@ -37,9 +37,12 @@ _LIMIT = 64 << 20
 """Bytes of a lock or of settings that are looked into."""
 _LOOK = 0.1
 """Seconds between two looks at how far a hash is."""
+_OFTEN = 16 << 20
+"""Bytes after which a fork tells how many it has read."""
 _RECORD = struct.Struct("=IQ72s")
 """What a fork tells: a file's number, how many more bytes of it were read, and at the end its digest or `_NONE`."""
 _NONE = b"none"
+_Reader = Callable[[FileIO], Iterator[memoryview]]
 
 
 @dataclass(frozen=True)
@@ -56,8 +59,9 @@ class _Begun:
     def __init__(self, file: StoredFile) -> None:
         self.file = file
         self.read = 0
-        self.said: Future[bytes] = Future()
+        self.said = b""
         """What the fork says at the end; nothing if it ended before."""
+        self.is_done = threading.Event()
 
     def digest(self, *, on_read: Callable[[int], object]) -> str | None:
         """The digest (:func:`hash_layer`); *on_read* is told of what was read, also before it was asked for."""
@@ -68,12 +72,11 @@ class _Begun:
             on_read(max(0, read - told))
             told = max(told, read)
 
-        is_done = False
-        while not is_done:
-            is_done = bool(wait([self.said], timeout=_LOOK).done)
+        while not self.is_done.wait(_LOOK):
             tell(self.read)
-        if said := self.said.result():
-            return None if said == _NONE else said.decode("ascii")
+        tell(self.read)
+        if self.said:
+            return None if self.said == _NONE else self.said.decode("ascii")
         # The fork met an error or was ended: what is wrong, if anything, is found and said here.
         count = 0
 
@@ -108,13 +111,14 @@ def begin(lock: Path, settings: Path, *, folders: Sequence[str], store: Store) -
 
 def _start(begun: Sequence[_Begun]) -> None:
     """Have *begun*, the largest first, computed by as many forks as there are cores. They end with this process."""
-    shares: list[list[_Begun]] = [[] for _ in range(min(os.cpu_count() or 1, len(begun)))]
+    cores = os.cpu_count() or 1
+    shares: list[list[_Begun]] = [[] for _ in range(min(cores, len(begun)))]
     for task in begun:
         min(shares, key=lambda share: sum(other.file.size for other in share)).append(task)
     forks = []
     with suppress(OSError):  # There can be no more processes: what they would do is left to whoever asks for it.
         for share in shares:
-            forks.append(_fork(share))
+            forks.append(_fork(share, reader=read_ahead if len(shares) < cores else mapped))
     # Threads begin when all forks are made: a fork has but the thread that made it.
     for (child, pipe), share in zip(forks, shares, strict=False):
         threading.Thread(target=_hear, args=(child, pipe, share), name="head start", daemon=True).start()
@@ -122,10 +126,12 @@ def _start(begun: Sequence[_Begun]) -> None:
         _give_up(share)
 
 
-def _fork(share: Sequence[_Begun]) -> tuple[int, int]:
-    """A process that hashes *share*, and the pipe from it."""
+def _fork(share: Sequence[_Begun], *, reader: _Reader) -> tuple[int, int]:
+    """A process that hashes *share*, and the pipe from it. What ends it ends nothing else."""
     if sys.platform != "linux":
         raise OSError("only Linux forks")
+    import resource
+
     here, there = os.pipe()
     child = os.fork()
     if child:
@@ -135,17 +141,31 @@ def _fork(share: Sequence[_Begun]) -> tuple[int, int]:
         os.close(here)
         for end in (signal.SIGINT, signal.SIGTERM):
             signal.signal(end, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for number, task in enumerate(share):
-            file = task.file
-
-            def tell(length: int, said: bytes = b"", number: int = number) -> None:
-                # Fails once nobody hears any more, which ends the process.
-                os.write(there, _RECORD.pack(number, length, said))
-
-            digest = hash_layer(file.path, file.sha256, file.size, on_read=tell)
-            tell(0, digest.encode("ascii") if digest else _NONE)
+            _hash(task.file, number, there, reader=reader)
     finally:  # An error, too: whoever asks for what is missing meets it (`_Begun.digest`).
         os._exit(0)
+
+
+def _hash(file: StoredFile, number: int, pipe: int, *, reader: _Reader) -> None:
+    """Hash *file*, and write :data:`_RECORD` after record of its *number* to *pipe*."""
+    unsaid = 0
+
+    def say(said: bytes) -> None:
+        nonlocal unsaid
+        # Fails once nobody hears any more, which ends the process.
+        os.write(pipe, _RECORD.pack(number, unsaid, said))
+        unsaid = 0
+
+    def tell(length: int) -> None:
+        nonlocal unsaid
+        unsaid += length
+        if unsaid >= _OFTEN:
+            say(b"")
+
+    digest = hash_layer(file.path, file.sha256, file.size, on_read=tell, reader=reader)
+    say(digest.encode("ascii") if digest else _NONE)
 
 
 def _hear(child: int, pipe: int, share: Sequence[_Begun]) -> None:
@@ -155,15 +175,15 @@ def _hear(child: int, pipe: int, share: Sequence[_Begun]) -> None:
             number, length, said = _RECORD.unpack(record)
             share[number].read += length
             if said := said.rstrip(b"\0"):
-                share[number].said.set_result(said)
+                share[number].said = said
+                share[number].is_done.set()
     os.waitpid(child, 0)
     _give_up(share)
 
 
 def _give_up(share: Sequence[_Begun]) -> None:
     for task in share:
-        if not task.said.done():
-            task.said.set_result(b"")
+        task.is_done.set()
 
 
 def _content(path: Path) -> bytes:

@@ -14,10 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from cpack_build.cpack.schema import ModelEntry
 from cpack_build.errors import CpackError, HashMismatch, NetworkError, Unresolvable, UnsafeInput
+from cpack_build.fetch.folders import Folders, Wanted, safe_model_path
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.obtain import obtain
 from cpack_build.fetch.pickles import PICKLED
-from cpack_build.fetch.places import Folders, Place, Wanted, places_of, safe_model_path
+from cpack_build.fetch.places import Place, places_of
 from cpack_build.fetch.store import CHUNK, Store, StoredFile, stamp_of
 from cpack_build.fetch.urls import redact, without_credentials
 from cpack_build.lock.proof import candidates, prove, proved

@@ -14,9 +14,10 @@ from typing import Protocol
 from cpack_build.cpack.schema import Snapshot
 from cpack_build.errors import CpackError, NeedsTrust, NetworkError, Unresolvable
 from cpack_build.fetch.asking import Asker
+from cpack_build.fetch.folders import LocalFile, Wanted, safe_model_path
 from cpack_build.fetch.http import Sources, probe
 from cpack_build.fetch.mirrors import local_path
-from cpack_build.fetch.places import LocalFile, Wanted, places_of, safe_model_path
+from cpack_build.fetch.places import places_of
 from cpack_build.fetch.remote import Remote, TryLater
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.urls import redact

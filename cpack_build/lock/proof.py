@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from cpack_build.fetch.places import Folders, Wanted, safe_model_path
+from cpack_build.fetch.folders import Folders, Wanted, safe_model_path
 from cpack_build.fetch.store import Store, StoredFile, stamp_of
 from cpack_build.oci.modellayer import LAYER_MEMO, hash_layer
 from cpack_build.progress import Progress

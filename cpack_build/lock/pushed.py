@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from cpack_build.errors import NetworkError
-from cpack_build.fetch.places import Wanted
+from cpack_build.fetch.folders import Wanted
 from cpack_build.fetch.remote import Piece
 from cpack_build.oci.connection import Connection
 from cpack_build.oci.modellayer import DATA_OFFSET, layer_size

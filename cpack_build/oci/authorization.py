@@ -102,7 +102,7 @@ class Authorization:
         self, realm: str, service: str | None, scopes: tuple[str, ...], credentials: Credentials | None
     ) -> _Token:
         connection = self._connection
-        realm = connection.allowed(realm, "names the token service")
+        realm = connection.allowed(realm, "the registry names the token service")
         query: list[tuple[str, str]] = [("service", service)] if service is not None else []
         began = time.monotonic()
         if credentials is not None and credentials.is_identity_token:

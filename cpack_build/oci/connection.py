@@ -207,9 +207,8 @@ class Connection:
                 return response, own
             if status < 304 and method not in ("GET", "HEAD"):
                 return response, own  # Such a redirect would turn it into a GET.
-            target = urljoin(url, response.headers["Location"])
             response.close()
-            url = self.allowed(target, "redirects to")
+            url = self.allowed(response.headers["Location"], f"{what}: the registry redirects to", base=url)
         raise self.failure(f"{what}: more than {_REDIRECTS} redirects", "Tell the registry's owner.")
 
     def send(
@@ -233,15 +232,24 @@ class Connection:
 
     # -- answers and errors --------------------------------------------------------------------------------------------
 
-    def allowed(self, url: str, verb: str) -> str:
-        """*url* if it may be followed from here; :class:`UnsafeInput` otherwise."""
-        parts = urlsplit(url)
+    def allowed(self, url: str, said: str, *, base: str = "") -> str:
+        """*url*, which may be relative to *base*, if it may be followed from here; :class:`UnsafeInput` otherwise.
+
+        *said* is what leads there.
+        """
+        try:
+            url = urljoin(base, url)
+            parts = urlsplit(url)
+        except ValueError as error:
+            raise UnsafeInput(
+                f"{self._verb} {self._name}: {said} what is no address.", hint="Tell the registry's owner."
+            ) from error
         plain = urlsplit(self.base).scheme == "http"
         near = (is_loopback(parts.netloc) and self._loopback) or (self._insecure and parts.netloc == self._host)
         if parts.hostname and (parts.scheme == "https" or (parts.scheme == "http" and plain and near)):
             return url
         raise UnsafeInput(
-            f"{self.reference.registry} {verb} {parts.scheme}://{parts.netloc}, which is not safe.",
+            f"{self._verb} {self._name}: {said} {parts.scheme}://{parts.netloc.rpartition('@')[2]}, which is not safe.",
             hint="Only https is followed.",
         )
 
@@ -285,8 +293,12 @@ class Connection:
 
     def failure(self, problem: str, hint: str) -> NetworkError:
         """That *problem* occurred while this repository was spoken to."""
-        name = self.reference if self.reference.repository else self.reference.registry
-        return NetworkError(f"{self._verb} {name}: {problem}.", hint=hint)
+        return NetworkError(f"{self._verb} {self._name}: {problem}.", hint=hint)
+
+    @property
+    def _name(self) -> str:
+        """What is spoken to: a repository, or for a login a registry."""
+        return str(self.reference) if self.reference.repository else self.reference.registry
 
     def lost(self, lost: Lost, what: str) -> NetworkError:
         """That there was no connection, or no longer one."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from cpack_build.errors import UsageError
+from cpack_build.oci.limits import check_limits
 from cpack_build.oci.modellayer import DATA_OFFSET, model_path
 from cpack_build.oci.push import Memo, Pushed, push_index
 from cpack_build.oci.reference import Reference, is_digest
@@ -37,7 +38,7 @@ from cpack_build.oci.types import (
 )
 from cpack_build.progress import SILENT, Progress
 
-__all__ = ["WITHOUT", "ModelImage", "model_images", "model_tag", "push_models", "without_models"]
+__all__ = ["WITHOUT", "ModelImage", "check_models", "model_images", "model_tag", "push_models", "without_models"]
 
 WITHOUT = "io.cpack.models.elsewhere"
 _PLATFORMS = ("amd64", "arm64")
@@ -98,25 +99,33 @@ def without_models(image: Image) -> Image:
     return Image(BytesBlob(image.manifest.media_type, canonical_json(manifest)), blob, layers)
 
 
+def check_models(models: Sequence[ModelImage], place: Reference, *, blob_limit: int | None = None) -> None:
+    """Raise :class:`UsageError` if *models* cannot be pushed to *place*, as far as is known before anything is sent."""
+    if place.tag or place.digest:
+        raise UsageError(f"{place}: each model gets a tag of its own there.", hint=f"Write {place.name}.")
+    for model in models:
+        check_limits(model.index.images[0], place, blob_limit=blob_limit)
+
+
 def push_models(
     models: Sequence[ModelImage],
     place: Reference,
     *,
     access: Access | None = None,
     memo: Memo | None = None,
+    blob_limit: int | None = None,
     progress: Progress = SILENT,
     **options: Any,
 ) -> tuple[Pushed, ...]:
     """Give each of *models* to the repository *place*, under its own tag, as :func:`~cpack_build.oci.push.push_index`.
 
-    Raises :class:`UsageError`, and what that does.
+    Raises what :func:`check_models` and that do.
     """
-    if place.tag or place.digest:
-        raise UsageError(f"{place}: each model gets a tag of its own there.", hint=f"Write {place.name}.")
+    check_models(models, place, blob_limit=blob_limit)
+    given: dict[str, Any] = {"access": access, "memo": memo, "blob_limit": blob_limit, "progress": progress, **options}
     done: list[Pushed] = []
     for model in models:
-        target = replace(place, tag=model.tag)
-        done += push_index(model.index, [target], access=access, memo=memo, progress=progress, **options)
+        done += push_index(model.index, [replace(place, tag=model.tag)], **given)
     return tuple(done)
 
 

@@ -12,11 +12,13 @@ the other by hash, each file's data at a multiple of 4096.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 
 from cpack_build.errors import HashMismatch, Unresolvable
@@ -36,8 +38,10 @@ __all__ = [
     "hash_model",
     "layer_size",
     "layer_tail",
+    "mapped",
     "model_path",
     "prefix",
+    "read_ahead",
     "size_at",
     "size_in",
     "stamp",
@@ -47,6 +51,8 @@ DATA_OFFSET = 4096
 LAYER_MEMO = "model-layer-1"
 """Under which the store remembers ``sha256:size`` of a model → the digest of its layer."""
 _DIRECTORIES = (tar.Entry("models", "directory", 0o755), tar.Entry("models/sha256", "directory", 0o755))
+_PIECE = 16 * CHUNK
+"""Bytes that are hashed at once."""
 FIRST = 2 * tar.BLOCK
 """Where the first model's header begins, after those of the folders."""
 
@@ -159,30 +165,58 @@ def size_at(head: bytes, sha256: str, place: int) -> int | None:
     return size if head == tar.header(_entry(sha256, _Announced(size), place)) else None
 
 
-def hash_layer(path: Path, sha256: str, size: int, *, on_read: Callable[[int], object]) -> str | None:
+def hash_layer(
+    path: Path,
+    sha256: str,
+    size: int,
+    *,
+    on_read: Callable[[int], object],
+    reader: Callable[[FileIO], Iterator[memoryview]] | None = None,
+) -> str | None:
     """The digest of the layer of the model at *path*: one read, one hash. ``None`` if the file has not *size* bytes.
 
     It covers the model's name, which is its *sha256* as the caller knows it, so a file whose layer has the digest of a
-    lock is proved as far as that lock is trusted.
+    lock is proved as far as that lock is trusted. *reader* is :func:`read_ahead`, or :func:`mapped` where no core is
+    free.
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     hasher = hashlib.sha256(prefix(sha256, size))
     count = 0
-    buffers = [memoryview(bytearray(16 * CHUNK)) for _ in range(2)]
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(1) as second:
-        # What comes next is read, which is a copy at the least, while this is hashed.
-        pending = second.submit(file.readinto, buffers[0])
-        while length := pending.result():
-            pending = second.submit(file.readinto, buffers[1])
-            hasher.update(buffers[0][:length])
-            buffers.reverse()
+    with path.open("rb", buffering=0) as file:
+        for chunk in (reader or read_ahead)(file):
+            length = len(chunk)
+            hasher.update(chunk)
             count += length
             on_read(length)
     if count != size:
         return None
     hasher.update(layer_tail(size))
     return f"sha256:{hasher.hexdigest()}"
+
+
+def read_ahead(file: FileIO) -> Iterator[memoryview]:
+    """The bytes of *file*; while a piece is used, and before it is lost, a second thread reads the next. Reading is a
+    copy at the least."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    buffers = [memoryview(bytearray(_PIECE)) for _ in range(2)]
+    with ThreadPoolExecutor(1) as second:
+        pending = second.submit(file.readinto, buffers[0])
+        while length := pending.result():
+            pending = second.submit(file.readinto, buffers[1])
+            yield buffers[0][:length]
+            buffers.reverse()
+
+
+def mapped(file: FileIO) -> Iterator[memoryview]:
+    """The same without a thread and a copy. A file that becomes shorter meanwhile ends the whole process (SIGBUS)."""
+    size = os.fstat(file.fileno()).st_size
+    for place in range(0, size, _PIECE):
+        length = min(_PIECE, size - place)
+        with (
+            mmap.mmap(file.fileno(), length, access=mmap.ACCESS_READ, offset=place) as window,
+            memoryview(window) as chunk,
+        ):
+            yield chunk
 
 
 def hash_model(path: Path, sha256: str, size: int, *, on_read: Callable[[int], object] | None = None) -> str:

@@ -104,6 +104,8 @@ def push_index(
     *,
     access: Access | None = None,
     memo: Memo | None = None,
+    blob_limit: int | None = None,
+    layer_limit: int | None = None,
     dry_run: bool = False,
     progress: Progress = SILENT,
     **options: Any,
@@ -118,6 +120,9 @@ def push_index(
                 f"{reference}: the index is {index.digest}, so that it cannot be pushed under another digest.",
                 hint="Leave the @… out.",
             )
+        for image in index.images:
+            check_limits(image, reference, blob_limit=blob_limit, layer_limit=layer_limit)
+    options |= {"blob_limit": blob_limit, "layer_limit": layer_limit}
     done = []
     for reference in references:
         whole = _Push(index.manifest, (), reference, (), access, memo, PIECE, progress)

@@ -162,7 +162,12 @@ class Transport:
 
             import requests
 
-            self._opened = requests.Session()
+            class _Session(requests.Session):
+                def get_redirect_target(self, resp: requests.Response) -> None:
+                    """Not even looked at: for a redirect that it does not follow, too, ``requests`` would read the
+                    whole body and take the address apart."""
+
+            self._opened = _Session()
             self._opened.mount("https://", _adapter(self._ca))
             self._opened.mount("http://", requests.adapters.HTTPAdapter(pool_maxsize=_POOL))
             self._opened.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))

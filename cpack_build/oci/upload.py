@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING
-from urllib.parse import urlencode, urljoin, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from cpack_build.errors import CpackError, HashMismatch, NetworkError
 from cpack_build.oci.body import Body
@@ -158,7 +158,7 @@ class _Upload:
         """Each answer may say where the next request goes."""
         location = response.headers.get("Location")
         if location:
-            self._url = self._connection.allowed(urljoin(url, location), "would take the upload at")
+            self._url = self._connection.allowed(location, f"{self._what}: the registry would take it at", base=url)
 
     def _send(self) -> None:
         size = self._body.size

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from cpack_build.cpack.reader import Pack
-from cpack_build.fetch.places import safe_model_path
+from cpack_build.fetch.folders import safe_model_path
 from cpack_build.lock.schema import Lock, Model
 from cpack_build.restore.artifact import Artifact
 from cpack_build.restore.folder import OWN, Folder

@@ -52,7 +52,8 @@ from pathlib import Path
 from cpack_build.fetch.http import Sources
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.obtain import obtain
-from cpack_build.fetch.places import Addresses, Wanted
+from cpack_build.fetch.folders import Wanted
+from cpack_build.fetch.places import Addresses
 from cpack_build.fetch.store import Store
 from cpack_build.oci.modellayer import frame
 store, sources = Store(Path(sys.argv[1])), Sources()

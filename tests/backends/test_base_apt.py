@@ -44,7 +44,7 @@ def _path_without_apt(folder: Path) -> str:
 
 
 @pytest.mark.network
-@pytest.mark.xdist_group("engines")
+@pytest.mark.xdist_group("builders")
 def test_the_lock_is_that_of_a_machine_with_apt(
     built: Built, new_docker: Docker, debian: tuple[Path, Image], tmp_path: Path
 ) -> None:

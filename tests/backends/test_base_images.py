@@ -22,7 +22,7 @@ OF_DPKG = re.compile(
 )
 """What docs/backends.md lists for a base image: records, and what the packages' own scripts make."""
 
-pytestmark = [pytest.mark.network, pytest.mark.xdist_group("engines")]
+pytestmark = [pytest.mark.network, pytest.mark.xdist_group("builders")]
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from tests.backends.test_buildkit import KNOWN
 from tests.engines import Docker, Podman, run_podman
 from tests.test_first_light import check_answers
 
-pytestmark = [pytest.mark.network, pytest.mark.xdist_group("engines")]
+pytestmark = [pytest.mark.network, pytest.mark.xdist_group("builders")]
 
 NEXT = Path(os.environ.get("CPACK_TEST_BUILDAH_NEXT", "/opt/cpack-buildah-next"))
 """Where ``.ci/buildah-next`` has put a newer buildah."""

@@ -19,7 +19,7 @@ from tests.backends.roots import differences
 from tests.backends.test_buildkit import KNOWN
 from tests.engines import Docker, Registry
 
-pytestmark = [pytest.mark.network, pytest.mark.xdist_group("engines")]
+pytestmark = [pytest.mark.network, pytest.mark.xdist_group("builders")]
 
 
 @pytest.fixture

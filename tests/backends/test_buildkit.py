@@ -25,7 +25,7 @@ from tests.engines import Docker, Registry
 from tests.lock.indexes import sdist
 from tests.test_first_light import check_answers
 
-pytestmark = [pytest.mark.network, pytest.mark.xdist_group("engines")]
+pytestmark = [pytest.mark.network, pytest.mark.xdist_group("builders")]
 
 KNOWN = re.compile(
     r"opt/(comfyui|cpack)/(bin/[\w.-]+|lib/python3\.\d+/site-packages/[^/]+\.dist-info/(INSTALLER|RECORD|REQUESTED))"

@@ -17,7 +17,7 @@ from tests.engines import Docker
 from tests.lock.indexes import Index
 from tests.test_first_light import check_answers
 
-pytestmark = [pytest.mark.network, pytest.mark.xdist_group("engines")]
+pytestmark = [pytest.mark.network, pytest.mark.xdist_group("builders")]
 
 NODE = "grower"
 GOOD = """

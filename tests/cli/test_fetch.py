@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,6 +78,43 @@ def test_what_is_missing_is_told_fetched_once_and_then_here(
     assert "Everything was here already" in again.out
     assert len(server.requests) == asked
     assert call("store", "ls", "--json").document["entries"][0]["name"] == "x.safetensors"
+
+
+@pytest.fixture
+def opened() -> Iterator[list[str]]:
+    """Every file that Python opens from now on. (An audit hook stays; it is deaf afterwards.)"""
+    names: list[str] = []
+    is_listening = True
+
+    def hear(event: str, details: tuple[object, ...]) -> None:
+        if is_listening and event == "open":
+            names.append(str(details[0]))
+
+    sys.addaudithook(hear)
+    yield names
+    is_listening = False
+
+
+def test_a_fetch_of_known_models_reads_none_of_them(
+    call: Caller, locked: Locked, clone: tuple[str, str], tmp_path: Path, opened: list[str]
+) -> None:
+    bodies = [b"%d" % number * 1000 for number in range(100)]
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    for number, body in enumerate(bodies):
+        (folder / f"{number}.safetensors").write_bytes(body)
+    lock = locked(*(model(name=f"{number}.safetensors", body=body) for number, body in enumerate(bodies)))
+    # Half of them lie in the store, half where the user has them.
+    for number in range(50):
+        assert call("store", "add", folder / f"{number}.safetensors").code == 0
+    first = call("fetch", lock, *clone, "--models", folder, "--json")
+    assert first.code == 0, first.out
+    assert any(name.startswith(str(folder)) for name in opened), "the hook hears"
+    opened.clear()
+    again = call("fetch", lock, *clone, "--models", folder, "--json")
+    assert again.code == 0, again.out
+    assert len(again.document["models"]) == 100
+    assert [name for name in opened if name.endswith(".safetensors") or "/blobs/sha256/" in name] == []
 
 
 def test_a_bundle_is_used_offline_and_nothing_else_is_asked(

@@ -15,8 +15,9 @@ import pytest
 
 from cpack_build.errors import BadInput
 from cpack_build.fetch.architecture import guess
-from cpack_build.fetch.pickles import Verdict, scan, scan_file
+from cpack_build.fetch.pickles import Verdict, scan, scan_file, verdict_of
 from cpack_build.fetch.safetensors import read_header
+from cpack_build.fetch.store import Store
 
 
 def safetensors(path: Path, header: object, data: bytes = b"", *, length: int | None = None) -> Path:
@@ -201,3 +202,18 @@ UNET = "model.diffusion_model.input_blocks"
 )  # fmt: skip
 def test_the_kind_of_a_model_is_told_by_its_names(names: list[str], kind: str | None) -> None:
     assert guess(names) == kind
+
+
+@pytest.mark.parametrize("data", [pickle.dumps(OrderedDict(a=1)), pickle.dumps(print), b"no pickle at all"])
+@pytest.mark.parametrize("name", ["x.ckpt", "x.safetensors"])
+def test_a_verdict_is_remembered_by_what_the_file_holds_and_is_called(tmp_path: Path, data: bytes, name: str) -> None:
+    store = Store(tmp_path / "store")
+    path = tmp_path / "x"
+    path.write_bytes(data)
+    file = store.adopt(path)
+    first = verdict_of(file, name=name, store=store)
+    assert first == scan_file(path, name=name)
+    path.unlink()
+    assert verdict_of(file, name=name, store=store) == first
+    with pytest.raises(FileNotFoundError):
+        verdict_of(file, name="x.safetensors" if name == "x.ckpt" else "x.ckpt", store=store)

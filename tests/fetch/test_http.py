@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,31 @@ def test_a_redirect_to_a_local_file_is_refused(store: Store, tmp_path: Path) -> 
     answer = Answer(302, headers={"Location": (tmp_path / "secret").as_uri()})
     with serving(lambda _: answer) as server, pytest.raises(UnsafeInput, match="no http"):
         download(f"{server.url}/x", store=store, sources=Sources(), sha256=SHA256)
+
+
+@pytest.mark.parametrize("location", ["http://[::1/x", "https://[", "http://["])
+def test_a_redirect_to_what_is_no_address_is_refused(store: Store, location: str) -> None:
+    answer = Answer(302, headers={"Location": location})
+    with serving(lambda _: answer) as server, pytest.raises(UnsafeInput, match="no http"):
+        download(f"{server.url}/x", store=store, sources=Sources(), sha256=SHA256)
+
+
+def test_the_body_of_a_redirect_is_not_read(store: Store) -> None:
+    """Nobody wants it, and it may have no end."""
+    end = threading.Event()
+
+    def answer(request: Request) -> Answer:
+        if request.path == "/there":
+            return Answer(body=BODY)
+        return Answer(302, b"x", {"Location": "/there", "Content-Length": str(1 << 40)}, silent=end)
+
+    sources = Sources(http=RequestsTransport(timeouts=(2, 2)))
+    with serving(answer) as server:
+        try:
+            file = download(f"{server.url}/x", store=store, sources=sources, sha256=SHA256)
+        finally:
+            end.set()
+    assert file.path.read_bytes() == BODY
 
 
 def test_endless_redirects_end(store: Store) -> None:

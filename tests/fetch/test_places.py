@@ -15,20 +15,12 @@ import pytest
 from cpack_build.errors import CpackError, HashMismatch, NetworkError, ToolMissing, Unresolvable
 from cpack_build.fetch.asking import Asker
 from cpack_build.fetch.civitai import Civitai
+from cpack_build.fetch.folders import Folders, LocalFile, Wanted
 from cpack_build.fetch.http import RequestsTransport, Sources
 from cpack_build.fetch.huggingface import HuggingFace, parse_address, token_for
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.obtain import Obtained, obtain
-from cpack_build.fetch.places import (
-    Addresses,
-    Folders,
-    LocalFile,
-    MirroredAddresses,
-    OtherStores,
-    Place,
-    Wanted,
-    places_of,
-)
+from cpack_build.fetch.places import Addresses, MirroredAddresses, OtherStores, Place, places_of
 from cpack_build.fetch.remote import BucketFile, HttpFile
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.transfer import transfer

@@ -17,11 +17,11 @@ import pytest
 
 from cpack_build.errors import NetworkError
 from cpack_build.fetch.asking import Asker
+from cpack_build.fetch.folders import Wanted
 from cpack_build.fetch.http import RequestsTransport, Sources
 from cpack_build.fetch.huggingface import HuggingFace, token_for
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.obtain import Obtained, obtain
-from cpack_build.fetch.places import Wanted
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tuning import Tuning
 from tests.fetch.servers import Answer, Request, serving
@@ -206,7 +206,7 @@ from cpack_build.fetch.http import RequestsTransport, Sources
 from cpack_build.fetch.huggingface import HuggingFace
 from cpack_build.fetch.mirrors import Mirrors
 from cpack_build.fetch.obtain import obtain
-from cpack_build.fetch.places import Wanted
+from cpack_build.fetch.folders import Wanted
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tuning import Tuning
 root, url, sha256, size = sys.argv[1:]

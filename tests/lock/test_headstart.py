@@ -291,6 +291,22 @@ def test_where_the_fork_fails_the_hash_is_made_by_who_asks(
         assert sum(read) == model.size
 
 
+def test_a_file_that_is_cut_while_a_fork_hashes_it_ends_the_fork_alone(scene: Scene) -> None:
+    """It is mapped where every core has a fork, and what is no longer there is a bus error."""
+    small = scene.add("0.bin", b"0" * 100)
+    large = [
+        scene.add(f"{number}.bin", bytes([number]) * (128 << 20)) for number in range(1, (os.cpu_count() or 1) + 1)
+    ]
+    store = scene.begun()
+    for one in large:
+        begun = store.begun[file_of(scene, one)]
+        os.truncate(scene.place / one.path, 1)
+        assert begun.digest(on_read=lambda length: None) in (None, one.layer_digest), "it may have been done by then"
+        with pytest.raises(HashMismatch):
+            fetch_model(one, folders=[str(scene.folder)], store=store, sources=Sources())
+    assert store.begun[file_of(scene, small)].digest(on_read=lambda length: None) == small.layer_digest
+
+
 def test_no_fork_is_left_behind(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     forks = []
     fork = os.fork

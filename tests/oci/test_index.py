@@ -19,6 +19,7 @@ from cpack_build.oci.types import INDEX, ImageIndex
 from tests import need
 from tests.engines import Registry
 from tests.oci.images import image_of, machine, text_layer
+from tests.oci.misbehaving import run_misbehaving
 
 SHARED = text_layer({"models/x": "the same on every platform" * 100})
 
@@ -95,6 +96,22 @@ def test_a_registry_gets_every_image_and_the_index_under_the_name(registry: Regi
     assert [source.as_image(image.platform).id for image in made.images] == [image.id for image in made.images]
     (again,) = push_index(made, [reference])
     assert (again.changed, again.requests) == (False, 1)
+
+
+def test_what_a_registry_does_not_take_of_any_image_is_told_before_any_byte_of_the_first() -> None:
+    small = image_of([SHARED], architecture="amd64")
+    large = image_of([SHARED, text_layer({"large": b"0" * (2 << 20)})], architecture="arm64")
+    with run_misbehaving() as fake:
+        places = [parse_reference(f"{fake.host}/x:1"), parse_reference("public.ecr.aws/x/y:1")]
+        for limits in ({"blob_limit": 1 << 20}, {"layer_limit": 1}):
+            with pytest.raises(UsageError, match="takes 1"):
+                push_index(ImageIndex((small, large)), places[:1], **limits)
+        many = image_of([text_layer({f"{number}": ""}) for number in range(501)], architecture="arm64")
+        with pytest.raises(UsageError, match="Amazon ECR Public takes 500"):
+            push_index(ImageIndex((small, many)), places)
+        assert not fake.seen
+        push_index(ImageIndex((small, large)), places[:1], blob_limit=3 << 20, layer_limit=2)
+        assert ("x", "1") in fake.manifests
 
 
 def test_an_index_is_not_pushed_under_another_digest() -> None:

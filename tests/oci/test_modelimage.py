@@ -5,16 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_bytes
 
 import pytest
 
+from cpack_build.cli.push import PushOptions
+from cpack_build.cli.terminal import Terminal
+from cpack_build.errors import UsageError
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.modelimage import model_images
 from cpack_build.oci.modellayer import ModelLayer, hash_model
 from cpack_build.oci.reference import LayoutName, parse_reference
 from cpack_build.oci.sources import open_source
+from cpack_build.oci.transport import Access
 from cpack_build.oci.types import Image
 from tests.cli.calling import Caller
 from tests.engines import Podman, Registry
@@ -95,6 +100,24 @@ def test_models_go_nowhere_unless_there_are_some(call: Caller, fake: Misbehaving
         assert call("push", f"oci:{tmp_path}/x.oci", "--models", place).code == code
     assert call("push", f"oci:{tmp_path}/x.oci").code == 2
     assert not fake.manifests
+
+
+def test_what_the_models_place_does_not_take_is_told_before_the_image_goes(
+    call: Caller, fake: Misbehaving, tmp_path: Path
+) -> None:
+    image, _ = workflow_image(tmp_path)
+    large = image_of(
+        [replace(layer, size=11_000 << 20) if isinstance(layer, ModelLayer) else layer for layer in image.layers]
+    )
+    access = Access()
+    with pytest.raises(UsageError, match="has 11000 MiB, and Amazon ECR Public takes 10000"):
+        PushOptions(4, None, None, models_to="public.ecr.aws/team/models").push(
+            large, [parse_reference(f"{fake.host}/x:1")], access=access, terminal=Terminal()
+        )
+    write_layout(image, tmp_path / "x.oci")
+    done = call("push", f"oci:{tmp_path}/x.oci", f"{fake.host}/x:1", "--models", f"{fake.host}/models:tag")
+    assert (done.code, "each model gets a tag of its own" in done.err) == (2, True)
+    assert not fake.seen
 
 
 @pytest.mark.podman

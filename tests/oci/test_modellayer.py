@@ -11,7 +11,16 @@ import pytest
 
 from cpack_build.errors import HashMismatch, Unresolvable
 from cpack_build.oci import modellayer
-from cpack_build.oci.modellayer import DATA_OFFSET, ModelLayer, hash_model, layer_size, prefix
+from cpack_build.oci.modellayer import (
+    DATA_OFFSET,
+    ModelLayer,
+    hash_layer,
+    hash_model,
+    layer_size,
+    mapped,
+    prefix,
+    read_ahead,
+)  # fmt: skip
 
 MODEL = bytes(range(256)) * 20 + b"tail"
 SHA256 = hashlib.sha256(MODEL).hexdigest()
@@ -42,6 +51,18 @@ def test_hash_model_announces_the_digest_of_the_bytes_that_are_streamed(model: M
     assert model.digest == "sha256:" + hashlib.sha256(data).hexdigest()
     assert model.descriptor.size == len(data) == layer_size(len(MODEL))
     assert data[DATA_OFFSET : DATA_OFFSET + len(MODEL)] == MODEL
+
+
+@pytest.mark.parametrize("size", [0, 1, (16 << 20) - 1, 16 << 20, (16 << 20) + 1, 33 << 20])
+def test_a_file_is_hashed_alike_however_it_is_read(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "model"
+    path.write_bytes(b"0123456" * (size // 7) + b"x" * (size % 7))
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    for reader in (read_ahead, mapped):
+        read: list[int] = []
+        assert hash_layer(path, sha256, size, on_read=read.append, reader=reader) == hash_model(path, sha256, size)
+        assert sum(read) == size
+        assert hash_layer(path, sha256, size + 1, on_read=read.append, reader=reader) is None
 
 
 def test_a_tar_reader_finds_the_model_under_its_hash(model: ModelLayer) -> None:

@@ -488,15 +488,35 @@ def test_blobs_may_lie_elsewhere_and_no_token_goes_there(
         assert "my-password" not in str(error.value)
 
 
-@pytest.mark.parametrize("location", ["http://registry.example/b", "ftp://localhost/b", "file:///etc/passwd", "x:"])
+@pytest.mark.parametrize(
+    "location",
+    [
+        *("http://registry.example/b", "ftp://localhost/b", "file:///etc/passwd", "x:"),
+        *("http://me:secret@registry.example/b", "http://[::1/b", "https://["),
+    ],
+)
 def test_a_redirect_to_somewhere_unsafe_is_refused(fake: Misbehaving, store: Store, location: str) -> None:
     image = small_image("unsafe")
     fake.hold(image)
     fake.fault = lambda request: (
         Fault(status=307, headers={"Location": location}) if "/blobs/" in request.path else None
     )
-    with pytest.raises(UnsafeInput, match="not safe"):
+    with pytest.raises(UnsafeInput, match=rf"Pulling {fake.host}/x:v1: {image.id}: the registry redirects") as error:
         pulled(fake.host, store)
+    assert "secret" not in str(error.value)
+
+
+def test_the_body_of_a_redirect_is_not_read(fake: Misbehaving, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody wants it, and it may have no end."""
+    monkeypatch.setattr("cpack_build.oci.transport._TIMEOUT", (5, 1))
+    image = small_image("redirect")
+    fake.hold(image)
+    fake.fault = lambda request: (
+        Fault(status=307, headers={"Location": f"{request.path}?there"}, body=b" " * 100_000, send=10, stall=True)
+        if "/blobs/" in request.path and "there" not in request.query
+        else None
+    )
+    assert same(pulled(fake.host, store).image, image)
 
 
 def test_a_registry_that_never_has_enough_of_asking_is_left(fake: Misbehaving, store: Store) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from secrets import token_bytes
 from threading import Barrier
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +22,7 @@ from cpack_build.fetch.store import Store
 from cpack_build.image.base import open_locked_base
 from cpack_build.lock.schema import BaseImage
 from cpack_build.oci.compressed import compressed_image, parse_compression
+from cpack_build.oci.connection import Connection
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.limits import REGISTRIES, limits_of
 from cpack_build.oci.modellayer import ModelLayer, hash_model
@@ -364,6 +366,22 @@ def test_a_busy_registry_is_asked_again_and_one_that_stays_so_is_named(fake: Mis
         push(image, [reference])
 
 
+def test_a_busy_registry_is_asked_again_as_late_as_it_says_in_the_middle_of_a_blob_too(
+    fake: Misbehaving, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[str | None] = []
+    monkeypatch.setattr("cpack_build.oci.connection.pause", lambda attempt, after, stop: waited.append(after))
+    busy = {
+        "PUT": Fault(status=503, headers={"Retry-After": "11"}),
+        "PATCH": Fault(status=429, headers={"Retry-After": "12"}),
+    }
+    fake.fault = lambda request: busy.pop(request.method, None) if "/blobs/uploads/" in request.path else None
+    image = image_of([model_layer(tmp_path, 300_000)])
+    push(image, [parse_reference(f"{fake.host}/x:v1")], jobs=1, piece=PIECE)
+    assert waited == ["11", "12"]
+    assert holds(fake, image)
+
+
 # -- lies --------------------------------------------------------------------------------------------------------------
 
 
@@ -585,6 +603,62 @@ def test_a_token_that_runs_out_during_an_upload_is_renewed(fake: Misbehaving, tm
     assert len(issued) > 3
 
 
+def test_a_token_is_renewed_before_it_runs_out(fake: Misbehaving, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload that takes longer than a token holds is not refused: the next request has another."""
+    now = [1000.0]
+    monkeypatch.setattr("cpack_build.oci.authorization.time", SimpleNamespace(monotonic=lambda: now[0]))
+    with run_misbehaving() as tokens:
+        token_service(tokens, expires_in=100)
+        guarded(fake, tokens.host)
+        connection = Connection(parse_reference(f"{fake.host}/x"))
+
+        def ask() -> int:
+            connection.ask("HEAD", f"{connection.base}manifests/v1", what="manifest v1", ok=(404,)).close()
+            return len(tokens.seen)
+
+        assert ask() == 1
+        now[0] += 60
+        assert ask() == 1
+        now[0] += 15
+        assert ask() == 2
+        refused = sum("authorization" not in request.headers for request in fake.seen)
+        assert (refused, len(fake.seen)) == (1, 4)  # Only the very first, which did not know.
+
+
+@pytest.mark.parametrize("refusal", ["no token", "registry", "unknown"])
+def test_a_mount_that_may_not_be_costs_no_more_than_a_request(fake: Misbehaving, refusal: str) -> None:
+    """The token service gives none for the source, or the registry refuses, or it has not got the blob any more."""
+    image = small_image("unmountable")
+    source = parse_reference(f"{fake.host}/private:v1")
+    with run_misbehaving() as tokens:
+        body = canonical_json({"token": "the-token"})
+        scopes = {"repository:private:pull"} if refusal == "no token" else set()
+        tokens.fault = lambda request: (
+            Fault(status=403) if request.query["scope"] in scopes else Fault(status=200, body=body)
+        )
+        guarded(fake, tokens.host)
+        ask = fake.fault
+        if refusal == "registry":
+            fake.hold(image, "private")
+            fake.fault = lambda request: ask(request) or (Fault(status=403) if "mount" in request.query else None)
+        [pushed] = push(image, [parse_reference(f"{fake.host}/x:v1")], mount_from=[source])
+    assert (pushed.mounted, pushed.sent) == (0, sum(b.descriptor.size for b in (image.config, *image.layers)))
+    assert holds(fake, image)
+
+
+def test_a_registry_that_says_it_has_a_blob_and_has_not_gets_no_name(fake: Misbehaving) -> None:
+    image = small_image("phantom")
+    gone = image.layers[1].descriptor
+    fake.fault = lambda request: (
+        Fault(status=200, headers={"Content-Length": str(gone.size)})
+        if request.method == "HEAD" and gone.digest in request.path
+        else None
+    )
+    with pytest.raises(NetworkError, match=rf"{fake.host}/x:v1: manifest {image.digest}: .*MANIFEST_BLOB_UNKNOWN"):
+        push(image, [parse_reference(f"{fake.host}/x:v1")])
+    assert not fake.manifests
+
+
 def test_a_registry_that_never_has_enough_of_asking_is_left(fake: Misbehaving) -> None:
     with run_misbehaving() as tokens:
         token_service(tokens)
@@ -623,10 +697,12 @@ def test_no_token_follows_to_another_host(fake: Misbehaving) -> None:
         assert all("authorization" not in request.headers for request in storage.seen)
 
 
-@pytest.mark.parametrize("location", ["http://registry.example/u", "ftp://localhost/u", "file:///etc/passwd", "https:"])
+@pytest.mark.parametrize(
+    "location", ["http://registry.example/u", "ftp://localhost/u", "file:///etc/passwd", "https:", "http://[::1/u"]
+)
 def test_an_upload_is_sent_nowhere_unsafe(fake: Misbehaving, location: str) -> None:
     fake.fault = lambda request: Fault(status=202, headers={"Location": location}) if request.method == "POST" else None
-    with pytest.raises((UnsafeInput, NetworkError)):
+    with pytest.raises(UnsafeInput, match=rf"Pushing {fake.host}/x:v1: blob sha256:[0-9a-f]{{64}}: the registry would"):
         push(small_image("unsafe"), [parse_reference(f"{fake.host}/x:v1")])
 
 
