@@ -19,9 +19,11 @@ from cpack_build.backends.buildkit import cache_arguments
 from cpack_build.backends.protocol import Farm
 from cpack_build.progress import SILENT
 from tests import need
-from tests.backends.conftest import Built, root_in
+from tests.backends.conftest import Built, bake, root_in
 from tests.backends.roots import differences
 from tests.engines import Docker, Registry
+from tests.fetch.repositories import git
+from tests.fetch.servers import serving_files
 from tests.lock.indexes import sdist
 from tests.test_first_light import check_answers
 
@@ -114,6 +116,33 @@ def test_what_is_printed_builds_without_this_program_and_a_change_of_one_node_le
     copied = {stage for step in made for stage in re.findall(r" --from=(\S+) ", step)}
     assert copied <= {"wheels", "node-1"}, "the layers of all others are the cache's"
     assert sum(" --from=" in step for step in steps.values()) > len(copied)
+
+
+def test_a_node_is_fetched_from_its_repository_by_commit_and_proved_by_its_hash(
+    built: Built, new_docker: Docker, tmp_path: Path
+) -> None:
+    """The builder's own git asks; a repository that gives other content under that commit's name has no chance."""
+    origin = built.example.pack.parent / "standin-tint" / ".git"
+    git(origin.parent, "update-server-info")
+    files = {f"/node.git/{path.relative_to(origin)}": path.read_bytes() for path in origin.rglob("*") if path.is_file()}
+    lock = json.loads(built.example.pack.with_name("example.cpack.lock").read_text())
+    (node,) = lock["nodes"]
+    printed = tmp_path / "printed"
+    with serving_files(files) as server:
+        mirror = f"{node['url'].removesuffix('.git')}={server.url}/node"
+        run = built.image("--backend", "buildkit", "--print", printed, "--mirror", mirror, environment={})
+        assert run.code == 0, run.said
+        text = (printed / "Dockerfile").read_text()
+        assert f'ADD ["{server.url}/node.git#{node["commit"]}"' in text
+        bake(new_docker, printed, "target=node-1", f"output=type=local,dest={tmp_path / 'out'}")
+        changed = text.replace(node["tree_sha256"], "0" * 64)
+        (printed / "Dockerfile").write_text(changed)
+        with pytest.raises(AssertionError, match=f"has sha256 {node['tree_sha256']}, but {'0' * 64} was promised"):
+            bake(new_docker, printed, "target=node-1", "output=type=cacheonly")
+    place = tmp_path / "out" / "app" / "comfyui" / "custom_nodes" / "standin-tint"
+    found = {path.name: path.read_bytes() for path in place.rglob("*.py")}
+    assert found == {path.name: path.read_bytes() for path in origin.parent.rglob("*.py")} != {}
+    assert not (place / ".git").exists()
 
 
 def test_the_dockerfile_has_no_unpinned_word_and_asks_no_registry_for_its_syntax(built: Built, tmp_path: Path) -> None:

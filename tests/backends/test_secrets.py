@@ -20,7 +20,7 @@ from tests import need
 from tests.backends.conftest import Built
 from tests.engines import Docker
 
-pytestmark = [pytest.mark.network, pytest.mark.xdist_group("engines")]
+pytestmark = [pytest.mark.network, pytest.mark.xdist_group("builders")]
 
 
 @dataclass
