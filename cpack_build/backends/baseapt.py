@@ -12,7 +12,6 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from tempfile import TemporaryDirectory
 from time import time_ns
 
 from cpack_build.backends.builder import Builder
@@ -71,8 +70,8 @@ class BaseApt:
         arguments = ["--platform", str(self.below.platform)]
         arguments += ["--build-context", f"{BASE_CONTEXT}={base}"] if base is not None else []
         arguments += ["--allow", "network.host"] if network == "host" else []
-        with TemporaryDirectory(prefix="apt-", dir=self.request.store.root) as name:
-            context, out = Path(name, "context"), Path(name, "out")
+        with self.request.store.folder("apt-") as work:
+            context, out = work / "context", work / "out"
             with writing(context):
                 context.mkdir()
                 for part in _STATE:

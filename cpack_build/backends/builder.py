@@ -23,7 +23,9 @@ from cpack_build.progress import Progress
 __all__ = ["Builder", "find_builder"]
 
 _ANSWER_SECONDS = 60
-"""A Kubernetes builder may have to start its pods first."""
+_START_SECONDS = 180
+"""A Kubernetes builder may have to start its pods first, one in a container to pull its image; buildx itself gives up
+after two minutes."""
 _DOCKER = EngineName("docker")
 _BUILDX_HINT = (
     "Install the plugin (Debian: docker-buildx), or a Docker client before 23.0, which has BuildKit of its own; "
@@ -44,12 +46,15 @@ class Builder:
     environment: Mapping[str, str]
     platforms: tuple[str, ...] = ()
     """For which it can run something; none where it does not say."""
+    silent: tuple[str, ...] = ()
+    """Those of its nodes that do not answer, and why; buildx builds on the others."""
 
     def require_platform(self, platform: str) -> None:
         """See that it can run programs of *platform*, as a build does. Raises :class:`ToolMissing`."""
         if self.platforms and platform not in self.platforms:
             raise ToolMissing(
-                f"The builder runs nothing for {platform}, only for {', '.join(self.platforms)}.",
+                f"The builder runs nothing for {platform}, only for {', '.join(self.platforms)}."
+                + "".join(f" Its node {one}" for one in self.silent),
                 hint="Name one of that platform with --builder, append a node to it (docker buildx create --append), "
                 "or use --backend embedded, which runs nothing of another platform.",
             )
@@ -94,21 +99,25 @@ def find_builder(name: str | None) -> Builder:
     if _answers([docker, "buildx", "version"]) is None:
         return _without_buildx(docker, name)
     chosen = [name] if name else []
-    said = _answers([docker, "buildx", "inspect", "--bootstrap", *chosen], required=name or "the default one")
+    inspect = [docker, "buildx", "inspect", "--bootstrap", *chosen]
+    said = _answers(inspect, required=name or "the default one", seconds=_START_SECONDS)
     assert said is not None
     driver = _field(said, "Driver") or "docker"
-    if error := _field(said, "Error"):
+    nodes = re.split(r"(?m)^Name: +", said)[2:]  # before them stands the builder's own
+    errors = {node.partition("\n")[0].strip(): _field(node, "Error") for node in nodes}
+    answering = [node for node in nodes if not _field(node, "Error")]
+    if (error := _field(said, "Error")) and not answering:
         raise ToolMissing(
             f"The builder {name or _field(said, 'Name')} does not answer: {redact(error)}",
             hint="`docker buildx ls` shows which do; name one with --builder.",
         )
-    features = _features(docker, driver, said)
+    features = _features(docker, driver, "\n".join(answering))
     stores = driver != "docker" or _in_containerd(docker)
     command = (docker, "buildx", "build", *(("--builder", name) if name else ()))
-    listed = [
-        word.strip().rstrip("*") for line in re.findall(r"(?m)^Platforms: +(.+)$", said) for word in line.split(",")
-    ]
-    return Builder(command, features, driver, stores and features.rewrites, {}, tuple(dict.fromkeys(listed)))
+    listed = [word.strip().rstrip("*") for node in answering for word in _field(node, "Platforms").split(",")]
+    silent = tuple(f"{node} does not answer: {redact(error)}" for node, error in errors.items() if error)
+    platforms = tuple(dict.fromkeys(filter(None, listed)))
+    return Builder(command, features, driver, stores and features.rewrites, {}, platforms, silent)
 
 
 def _without_buildx(docker: str, name: str | None) -> Builder:
@@ -124,8 +133,9 @@ def _without_buildx(docker: str, name: str | None) -> Builder:
 
 
 def _features(docker: str, driver: str, said: str) -> Features:
-    found = re.search(r"(?im)^build ?kit(?: version)?: +v?(\d+)\.(\d+)", said)
-    version = (int(found[1]), int(found[2])) if found else (0, 0)
+    found = re.findall(r"(?im)^build ?kit(?: version)?: +v?(\d+)\.(\d+)", said)
+    # any of its nodes may get the build
+    version = min(((int(major), int(minor)) for major, minor in found), default=(0, 0))
     if version == (0, 0) and driver == "docker":  # a distribution's build may not say
         server = _answers([docker, "version", "--format", "{{.Server.Version}}"], required="Docker")
         version = version_in_engine(server or "")
@@ -141,12 +151,12 @@ def _field(text: str, name: str) -> str:
     return found[1].strip() if found else ""
 
 
-def _answers(command: Sequence[str], *, required: str | None = None) -> str | None:
+def _answers(command: Sequence[str], *, required: str | None = None, seconds: float = _ANSWER_SECONDS) -> str | None:
     """What *command* prints, or ``None`` where it fails and is not *required*."""
-    why = f"it took longer than {_ANSWER_SECONDS} seconds"
+    why = f"it took longer than {seconds:g} seconds"
     with suppress(subprocess.TimeoutExpired):
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_ANSWER_SECONDS, check=False,
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False,
             encoding="utf-8", errors="replace",
         )  # fmt: skip
         if done.returncode == 0:

@@ -17,7 +17,6 @@ from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from secrets import token_hex
-from tempfile import TemporaryDirectory
 
 from cpack_build.backends.bake import OWN_DRIVER, bake_command, bake_file, bake_readme
 from cpack_build.backends.builder import Builder, find_builder
@@ -100,8 +99,8 @@ class BuildKit:
                 )
         for lack in builder.features.lacks:
             request.progress.note(f"This BuildKit is too old for {lack}.")
-        with TemporaryDirectory(prefix="buildkit-", dir=request.store.root) as name:
-            images = [self._one(lock, request, Path(name) / str(number)) for number, lock in enumerate(request.locks)]
+        with request.store.folder("buildkit-") as work:
+            images = [self._one(lock, request, work / str(number)) for number, lock in enumerate(request.locks)]
             yield images[0] if len(images) == 1 else ImageIndex(tuple(images))
 
     def require_writing(self, folder: Path) -> None:

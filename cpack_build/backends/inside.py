@@ -13,6 +13,7 @@ import shutil
 import stat
 import struct
 import sys
+import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
@@ -100,16 +101,22 @@ def _compile(path: Path) -> None:
 
 def fetch(url: str, sha256: str, place: str, secret: str) -> None:
     """Fetch a model with the token in the file *secret*, which goes to the host of *url* and nowhere else."""
+    name = Path(secret).name
     token = Path(secret).read_text("ascii").strip()
+    if not token:  # buildx gives a variable that is not set as an empty secret
+        raise SystemExit(f"cpack-build: {url} wants a token, and the secret {name} is empty: set the variable {name}.")
     request = urllib.request.Request(url, headers={"User-Agent": "cpack-build"})  # noqa: S310 - https, see below
     if urllib.parse.urlsplit(url).scheme != "https":
         raise SystemExit(f"{place}: a token is sent over https only.")
     request.add_unredirected_header("Authorization", f"Bearer {token}")
     path = Path(place)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with urllib.request.urlopen(request) as answer, path.open("wb") as file:  # noqa: S310 - https
-        while chunk := answer.read(1 << 20):
-            file.write(chunk)
+    try:
+        with urllib.request.urlopen(request) as answer, path.open("wb") as file:  # noqa: S310 - https
+            while chunk := answer.read(1 << 20):
+                file.write(chunk)
+    except urllib.error.HTTPError as error:
+        raise SystemExit(f"cpack-build: {url} answered {error.code} to the token in {name}.") from None
     _require(place, sha256, _sha256(place))
     path.chmod(0o444)
 

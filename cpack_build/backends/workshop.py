@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from cpack_build.backends.baseapt import BaseApt
 from cpack_build.backends.builder import Builder, find_builder
@@ -86,9 +85,9 @@ class BuildKitWorkshop:
         wanted = {f"build=={version('build')}", *build_requires(place)}
         for _ in range(_ROUNDS):
             requires = self._resolved(project, sorted(wanted), target, resolve)
-            with TemporaryDirectory(prefix="buildkit-", dir=self.store.root) as name:
-                made = Path(name) / "out"
-                self._round(builder, bench, project, place, made, requires, wanted, Path(name) / "context", progress)
+            with self.store.folder("buildkit-") as work:
+                made = work / "out"
+                self._round(builder, bench, project, place, made, requires, wanted, work / "context", progress)
                 _require_files(made, project)
                 python = (made / "python.txt").read_text("ascii")
                 more = made / "more.txt"
@@ -104,6 +103,7 @@ class BuildKitWorkshop:
 
     def installed(self, lock: Lock, pin: NodeTree, pack: Captured | None, out: Path, *, progress: Progress) -> Outcome:
         builder = self._builder()
+        builder.require_platform(lock.platform)
         bench = self._bench(Target(lock.interpreter.version, lock.platform), progress)
         python = self.settings.python
         ground = {"base": bench.base, "system": bench.system, "interpreter": bench.interpreter}
@@ -121,7 +121,9 @@ class BuildKitWorkshop:
         request = Request(
             (), documents={}, pack=None, places={platform: self.places}, store=self.store, sources=self.sources
         )
-        return BaseApt(below, base, find_builder(self.farm.builder), request, self.network)
+        builder = find_builder(self.farm.builder)
+        builder.require_platform(platform)
+        return BaseApt(below, base, builder, request, self.network)
 
     def _builder(self) -> Builder:
         builder = find_builder(self.farm.builder)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from cpack_build.cli.delivery import choose, named
+from cpack_build.cli.delivery import choose, named, places_of_base
 from cpack_build.cli.delivery import deliver as deliver_to
 from cpack_build.cli.options import access_options, terminal_options
 from cpack_build.cli.push import PushOptions, access_for, registry_options, tell_of_zstd
@@ -87,11 +87,12 @@ def deliver(
     for destination in destinations:
         if destination.place not in targets:
             deliver_to(image, destination, progress=terminal.progress)
-    packed = image
+    packed, lock = image, lock_in(result)
     if targets:
-        packed = compressed_image(image, compression_of(lock_in(result)), store=store, progress=terminal.progress)
+        packed = compressed_image(image, compression_of(lock), store=store, progress=terminal.progress)
         tell_of_zstd(packed, terminal)
-    done = options.push(packed, targets, access=access, terminal=terminal)
+    bases = places_of_base(lock, sources) if targets else []
+    done = options.push(packed, targets, access=access, mount_from=bases, terminal=terminal)
     terminal.result(
         {
             "image_id": image.id,

@@ -22,9 +22,11 @@ from cpack_build.oci.reference import (
 from cpack_build.progress import Progress
 
 if TYPE_CHECKING:
+    from cpack_build.fetch.http import Sources
+    from cpack_build.lock.schema import Lock
     from cpack_build.oci.types import Image, ImageIndex
 
-__all__ = ["Destination", "choose", "default_reference", "deliver", "named", "own_image"]
+__all__ = ["Destination", "choose", "default_reference", "deliver", "named", "own_image", "places_of_base"]
 
 _PUBLISH = "-p 3000:3000"
 
@@ -110,6 +112,20 @@ def deliver(image: Image | ImageIndex, destination: Destination, *, progress: Pr
 
         assert isinstance(place, EngineName)
         open_engine(place).load(own_image(image), destination.reference, progress=progress)
+
+
+def places_of_base(lock: Lock, sources: Sources) -> list[Reference]:
+    """Where the base's blobs lie, as the base has them: a push to the same registry has them mounted from there."""
+    from cpack_build.lock.schema import BaseImage
+    from cpack_build.oci.sources import open_source
+
+    if not isinstance(lock.base, BaseImage) or lock.base.reference == "layout":
+        return []
+    name = parse_image_name(lock.base.reference)
+    if not isinstance(name, Reference):
+        return []
+    mirrored = open_source(name, mirrors=sources.mirrors, access=sources.registries).reference
+    return [name, *([mirrored] if mirrored not in (None, name) else [])]
 
 
 def own_image(image: Image | ImageIndex) -> Image:

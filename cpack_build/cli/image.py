@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.backend import BackendChoice, backend_options
-from cpack_build.cli.delivery import choose, deliver
+from cpack_build.cli.delivery import choose, deliver, places_of_base
 from cpack_build.cli.downloads import Downloads, download_options
 from cpack_build.cli.lock import make_locks
 from cpack_build.cli.lockfile import LockFile, lock_beside
@@ -36,9 +36,7 @@ from cpack_build.cli.terminal import Terminal, amount
 if TYPE_CHECKING:
     from cpack_build.cpack.reader import Pack
     from cpack_build.cpack.settings import Settings
-    from cpack_build.fetch.http import Sources
     from cpack_build.lock.schema import Lock
-    from cpack_build.oci.reference import Reference
 
 __all__ = ["find_locks", "image"]
 
@@ -221,7 +219,7 @@ def image(
         if how is not None:
             packed = compressed(built, how, progress=terminal.progress)
             tell_of_zstd(packed, terminal)
-        bases = [base for lock in found for base in _base_of(lock, request.sources)]
+        bases = [base for lock in found for base in places_of_base(lock, request.sources)]
         own = backend.name != "buildkit"  # which has a cache that others fill, and provenance of its own
         done = options.push(packed, targets, access=access, mount_from=bases, built_here=own, terminal=terminal)
         terminal.result(
@@ -251,18 +249,3 @@ def find_locks(
     if file.data is None and not must:
         return None
     return check_all_fresh(file.locks(), pack, settings, frozen=frozen, name=file)
-
-
-def _base_of(lock: Lock, sources: Sources) -> list[Reference]:
-    """Where the base's blobs lie, as the base has them: a push to the same registry has them mounted from there."""
-    from cpack_build.lock.schema import BaseImage
-    from cpack_build.oci.reference import Reference, parse_image_name
-    from cpack_build.oci.sources import open_source
-
-    if not isinstance(lock.base, BaseImage) or lock.base.reference == "layout":
-        return []
-    name = parse_image_name(lock.base.reference)
-    if not isinstance(name, Reference):
-        return []
-    mirrored = open_source(name, mirrors=sources.mirrors, access=sources.registries).reference
-    return [name, *([mirrored] if mirrored not in (None, name) else [])]

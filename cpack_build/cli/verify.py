@@ -115,7 +115,6 @@ def _require_carried(lock: bytes, image: Image) -> None:
 
 def _take_installed(lock: Lock, image: Image, *, store: Store, terminal: Terminal) -> None:
     """Let *store* have what ``install.py`` of nodes left, which nobody but the lock's maker and *image* has."""
-    from tempfile import TemporaryDirectory
 
     from cpack_build.fetch.store import CHUNK
     from cpack_build.restore.parts import installed_archives
@@ -123,9 +122,9 @@ def _take_installed(lock: Lock, image: Image, *, store: Store, terminal: Termina
     if all(pin.installed is None or store.find(pin.installed.sha256) for pin in lock.custom_nodes):
         return
     trees = 1 + len(lock.custom_nodes)  # the uppermost but one
-    with TemporaryDirectory(prefix="verify-", dir=store.root) as folder:
+    with store.folder("verify-") as folder:
         layers = image.layers[-1 - trees : -1]
-        archives = installed_archives(lock, layers, into=Path(folder), progress=terminal.progress)
+        archives = installed_archives(lock, layers, into=folder, progress=terminal.progress)
         for name, path in archives.items():
             with path.open("rb") as file:
                 store.put(iter(lambda: file.read(CHUNK), b""), what=name)

@@ -29,6 +29,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from cpack_build import filesystem
@@ -265,6 +266,15 @@ class Store:
         finally:
             with suppress(FileNotFoundError):
                 os.unlink(file.name)
+
+    @contextmanager
+    def folder(self, prefix: str) -> Iterator[Path]:
+        """A folder of the caller's own in the root, removed at the end."""
+        with writing(self.root):
+            self.root.mkdir(parents=True, exist_ok=True)
+            folder = TemporaryDirectory(prefix=prefix, dir=self.root)
+        with folder as name:
+            yield Path(name)
 
     def _swept(self) -> Path:
         """``tmp/``, once cleared of what runs that were killed have left; nobody holds the lock of such a file."""

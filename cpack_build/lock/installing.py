@@ -11,7 +11,6 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from packaging.requirements import Requirement
@@ -219,10 +218,10 @@ def _run(
     progress: Progress,
 ) -> _Remembered:
     with (
-        TemporaryDirectory(prefix="install-", dir=store.root) as name,
+        store.folder("install-") as place,
         progress.task(f"Running install.py of {pin.name}"),
     ):
-        left = installer.installed(lock, pin, pack, Path(name), progress=progress)
+        left = installer.installed(lock, pin, pack, place, progress=progress)
         archive, tree = keep_tree(pin.name, left.tree, store=store)
         models = []
         for model in left.models:

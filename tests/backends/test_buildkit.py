@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
 import subprocess
+import tarfile
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from cpack_build.backends.buildkit import cache_arguments
 from cpack_build.backends.protocol import Farm
 from cpack_build.progress import SILENT
 from tests import need
-from tests.backends.conftest import Built, root_in
+from tests.backends.conftest import Built, bake, root_in
 from tests.backends.roots import differences
 from tests.engines import Docker, Registry
+from tests.fetch.repositories import git
+from tests.fetch.servers import serving_files
 from tests.lock.indexes import sdist
 from tests.test_first_light import check_answers
 
@@ -59,33 +63,86 @@ def test_the_image_answers_under_docker(built: Built, builder: Docker, monkeypat
     check_answers(builder, "example:buildkit")
 
 
-def test_what_is_printed_builds_without_this_program_and_what_is_made_again_is_the_same(
+def test_what_is_printed_builds_without_this_program_and_a_change_of_one_node_leaves_all_else_as_it_is(
     built: Built, new_docker: Docker, tmp_path: Path
 ) -> None:
+    """The packages are made anew as well, to the same bytes; every other step is the cache's, also those above."""
     printed = tmp_path / "printed"
     run = built.image("--backend", "buildkit", "--print", printed, environment={"CPACK_DOCKER": "/nonexistent"})
     assert run.code == 0, run.said
     assert "docker buildx bake" in run.result["build"]
     assert "REWRITE_TIMESTAMP=false" in run.said, "nobody knows yet which driver it will be"
     assert run.result["build"].partition(" && ")[2] in (printed / "README.md").read_text()
-    digests = []
-    for number, more in enumerate(["", "image.no-cache-filter=wheels"]):
+    layers: list[list[str]] = []
+    configs: list[dict[str, Any]] = []
+    said = ""
+    for number in range(2):
         place = tmp_path / f"{number}.oci"
         elsewhere = shutil.copytree(printed, tmp_path / f"copy-{number}")
-        changes = [f"image.output=type=oci,dest={place},tar=false,rewrite-timestamp=true"]
-        subprocess.run(
-            [new_docker.command, "buildx", "bake", *(f"--set={change}" for change in [*changes, more] if change)],
-            cwd=elsewhere, env={"PATH": "/usr/bin:/bin", **new_docker.environment}, check=True, capture_output=True,
+        if number:
+            _with_a_file_more(elsewhere / "tree-1.tar")
+            text = (elsewhere / "Dockerfile").read_text()
+            assert "\nFROM tools AS wheels\n" in text
+            (elsewhere / "Dockerfile").write_text(
+                text.replace("\nFROM tools AS wheels\n", "\nFROM tools AS wheels\nENV AGAIN=1\n")
+            )
+        change = f"image.output=type=oci,dest={place},tar=false,rewrite-timestamp=true"
+        done = subprocess.run(
+            [new_docker.command, "buildx", "bake", "--progress=plain", "--set", change],
+            cwd=elsewhere, env={"PATH": "/usr/bin:/bin", **new_docker.environment}, capture_output=True, text=True,
         )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        said = done.stderr
         index = json.loads((place / "index.json").read_text())
         image, attestation = json.loads(_blob(place, index["manifests"][0]["digest"]))["manifests"]
-        digests.append(image["digest"])
+        manifest = json.loads(_blob(place, image["digest"]))
+        layers.append([layer["digest"] for layer in manifest["layers"]])
+        configs.append(json.loads(_blob(place, manifest["config"]["digest"])))
         (layer,) = json.loads(_blob(place, attestation["digest"]))["layers"]
         provenance = json.loads(_blob(place, layer["digest"]))["predicate"]
         materials = {one["uri"] for one in provenance["materials"]}
         assert len([uri for uri in materials if "://" in uri]) > 100, "provenance names what was fetched"
         assert "buildConfig" in provenance, "mode=max"
-    assert digests[0] == digests[1]
+    (node,) = [number for number, (one, other) in enumerate(zip(*layers, strict=True)) if one != other]
+    for config in configs:
+        del config["rootfs"]["diff_ids"][node]
+    assert configs[0] == configs[1]
+    assert node < len(layers[0]) - 1, "what lies above is laid on by --link"
+    steps = dict(re.findall(r"(?m)^#(\d+) \[(\S+ \d+/\d+\] .+)$", said))
+    made = {steps[number] for number in steps.keys() - set(re.findall(r"(?m)^#(\d+) CACHED", said))}
+    # files are asked for again, not fetched; the last stage puts layers together
+    stages = {step.split()[0] for step in made if not re.match(r"\S+-files-\d+ |stage-\d+ ", step)}
+    assert stages == {"wheels", "node-1"}
+    copied = {stage for step in made for stage in re.findall(r" --from=(\S+) ", step)}
+    assert copied <= {"wheels", "node-1"}, "the layers of all others are the cache's"
+    assert sum(" --from=" in step for step in steps.values()) > len(copied)
+
+
+def test_a_node_is_fetched_from_its_repository_by_commit_and_proved_by_its_hash(
+    built: Built, new_docker: Docker, tmp_path: Path
+) -> None:
+    """The builder's own git asks; a repository that gives other content under that commit's name has no chance."""
+    origin = built.example.pack.parent / "standin-tint" / ".git"
+    git(origin.parent, "update-server-info")
+    files = {f"/node.git/{path.relative_to(origin)}": path.read_bytes() for path in origin.rglob("*") if path.is_file()}
+    lock = json.loads(built.example.pack.with_name("example.cpack.lock").read_text())
+    (node,) = lock["nodes"]
+    printed = tmp_path / "printed"
+    with serving_files(files) as server:
+        mirror = f"{node['url'].removesuffix('.git')}={server.url}/node"
+        run = built.image("--backend", "buildkit", "--print", printed, "--mirror", mirror, environment={})
+        assert run.code == 0, run.said
+        text = (printed / "Dockerfile").read_text()
+        assert f'ADD ["{server.url}/node.git#{node["commit"]}"' in text
+        bake(new_docker, printed, "target=node-1", f"output=type=local,dest={tmp_path / 'out'}")
+        changed = text.replace(node["tree_sha256"], "0" * 64)
+        (printed / "Dockerfile").write_text(changed)
+        with pytest.raises(AssertionError, match=f"has sha256 {node['tree_sha256']}, but {'0' * 64} was promised"):
+            bake(new_docker, printed, "target=node-1", "output=type=cacheonly")
+    place = tmp_path / "out" / "app" / "comfyui" / "custom_nodes" / "standin-tint"
+    found = {path.name: path.read_bytes() for path in place.rglob("*.py")}
+    assert found == {path.name: path.read_bytes() for path in origin.parent.rglob("*.py")} != {}
+    assert not (place / ".git").exists()
 
 
 def test_the_dockerfile_has_no_unpinned_word_and_asks_no_registry_for_its_syntax(built: Built, tmp_path: Path) -> None:
@@ -249,6 +306,14 @@ def test_a_package_without_a_wheel_is_built_by_the_builder_and_its_wheel_pinned_
     again = built.call("lock", *wanted, environment={"CPACK_DOCKER": "/nonexistent"})
     assert again.code == 0, again.said
     assert (tmp_path / "x.lock").read_bytes() == (tmp_path / "first.lock").read_bytes()
+
+
+def _with_a_file_more(archive: Path) -> None:
+    """The node in *archive* with another file."""
+    with tarfile.open(archive, "a") as tar:
+        member = tarfile.TarInfo(f"{tar.getnames()[-1].rpartition('/')[0]}/changed.py")
+        member.mode, member.size = 0o644, 6
+        tar.addfile(member, io.BytesIO(b"A = 2\n"))
 
 
 def _manifest(layout: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cpack_build.cpack.writer import write_pack
-from tests.backends.conftest import Built, Run, root_in
+from tests.backends.conftest import Built, Run, bake, root_in
 from tests.engines import Docker
 from tests.lock.indexes import Index
 from tests.test_first_light import check_answers
@@ -96,12 +96,11 @@ def test_what_a_script_leaves_is_pinned_and_any_backend_builds_it(
         layout = tmp_path / "embedded.oci"
         image = built.call("image", pack, "--output", f"oci:{layout}", environment={})
         assert image.code == 0, image.said
-        other = tmp_path / "buildkit.oci"
-        image = built.call(
-            "image", pack, "--backend", "buildkit", "-t", "grown:1", "--output", f"oci:{other}", "--output", "docker",
-            environment=new_docker.environment,
-        )  # fmt: skip
+        printed, other = tmp_path / "printed", tmp_path / "buildkit.oci"
+        image = built.call("image", pack, "--backend", "buildkit", "--print", printed, environment={})
         assert image.code == 0, image.said
+        bake(new_docker, printed, "output=type=docker", "tags=grown:1")
+        bake(new_docker, printed, f"output=type=oci,dest={other},tar=false")
     root = root_in(layout)
     place = f"app/comfyui/custom_nodes/{NODE}"
     found = {name.removeprefix(f"{place}/") for name in root if name.startswith(f"{place}/")}

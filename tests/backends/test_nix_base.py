@@ -176,12 +176,17 @@ def test_nix_itself_takes_the_base_from_its_registry_and_then_needs_no_network(
         tmp_path / "result",
         "--output",
         f"oci:{tmp_path}/out.oci",
+        "--push",
+        f"{registry.host}/delivered/printed:1",
         "--models",
         f"{world.folder}/models",
         "--offline",
+        "--json",
     )
     assert done.code == 0, done.err
     assert index_of(tmp_path / "out.oci")["digest"] == digest
+    (pushed,) = done.document["pushed"]
+    assert pushed["mounted"] == sum(one.descriptor.size for one in base.layers), "the registry has the base already"
 
 
 @pytest.mark.parametrize("kind", ["oci", "oci-archive"])
