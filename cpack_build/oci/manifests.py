@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 from cpack_build.errors import HashMismatch
 from cpack_build.oci.connection import Connection
@@ -91,8 +91,12 @@ def _from_api(connection: Connection, subject: str) -> list[dict[str, Any]] | No
         following = response.links.get("next", {}).get("url")
         if not following:
             break
-        target = connection.allowed(following, f"{what}: the registry goes on with it at", base=url)
-        if urlsplit(target)[:2] != urlsplit(url)[:2]:
+        try:
+            target = urljoin(url, following)
+            goes_on_here = urlsplit(target)[:2] == urlsplit(url)[:2]
+        except ValueError:
+            break
+        if not goes_on_here:
             break  # A list that goes on at another host is not this registry's.
         url = target
     return found

@@ -142,3 +142,24 @@ def test_ctrl_c_gives_the_upload_up(tmp_path: Path) -> None:
         assert sent
         assert not fake.uploads
         assert not fake.manifests
+
+
+def test_progress_as_events_tells_of_every_blob_and_of_all_and_quiet_of_none(call: Caller, tmp_path: Path) -> None:
+    image = small_image("events")
+    write_layout(image, tmp_path / "x.oci")
+    with run_misbehaving() as fake:
+        done = call("push", f"oci:{tmp_path}/x.oci", f"{fake.host}/x:v1", "--progress", "json", "--json")
+        assert done.document["digest"] == image.digest  # stdout has the result alone
+        events = [json.loads(line) for line in done.err.splitlines()]
+        started = {event["title"]: event for event in events if event["event"] == "start"}
+        blobs = (image.config, *image.layers)
+        assert set(started) == {f"Pushing {fake.host}/x:v1", *(blob.descriptor.digest for blob in blobs)}
+        ended = {event["task"]: event for event in events if event["event"] == "end"}
+        for blob in blobs:
+            size = blob.descriptor.size
+            end = ended[started[blob.descriptor.digest]["task"]]
+            assert (end["done"], end["total"], end["complete"]) == (size, size, True)
+        whole = ended[started[f"Pushing {fake.host}/x:v1"]["task"]]
+        assert whole["done"] == whole["total"] == sum(blob.descriptor.size for blob in blobs)
+        done = call("push", f"oci:{tmp_path}/x.oci", f"{fake.host}/y:v1", "-q")
+        assert (done.code, done.err) == (0, "")

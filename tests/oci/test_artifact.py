@@ -248,6 +248,24 @@ def test_a_list_that_names_what_is_not_attached_is_told(call: Caller, fake: Misb
     assert not Path("got").exists()
 
 
+@pytest.mark.parametrize("following", ["http://[::1/x", "http://hub.example/x", "/v2/x?"])
+def test_a_list_that_goes_on_elsewhere_or_for_ever_is_left(call: Caller, fake: Misbehaving, following: str) -> None:
+    fake.has_referrers = True
+    fake.hold(small_image())
+    fake.fault = lambda request: (
+        Fault(
+            status=200,
+            headers={"Content-Type": INDEX, "Link": f'<{following}>; rel="next"'},
+            body=b'{"manifests": []}',
+        )
+        if "/referrers/" in request.path or request.path == "/v2/x"
+        else None
+    )
+    done = call("pull", f"{fake.host}/x:v1", "--attached", "got")
+    assert (done.code, "Nothing is attached" in done.err) == (4, True)
+    assert len(fake.seen) < 20
+
+
 def test_an_artifact_of_others_is_said_to_be_one(call: Caller, fake: Misbehaving) -> None:
     empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest_of(b"{}"), "size": 2}
     fake.manifests["x", "v1"] = (MANIFEST, canonical_json({"mediaType": MANIFEST, "config": empty, "layers": []}))

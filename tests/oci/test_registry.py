@@ -334,6 +334,9 @@ def test_a_token_service_without_tls_or_without_a_token_is_refused(fakes: Callab
     registry = fakes(lambda path, headers: Answer(status=401, headers={"WWW-Authenticate": realm}))
     with pytest.raises(UnsafeInput, match=r"http://tokens\.example"):
         open_source(parse_reference(f"{registry.host}/x:v1")).manifest(PLATFORM)
+    realm = 'Bearer realm="https://[tokens.example/t"'
+    with pytest.raises(UnsafeInput, match=rf"{registry.host}/x:v1: the registry names the token service .*no address"):
+        open_source(parse_reference(f"{registry.host}/x:v1")).manifest(PLATFORM)
     for body in (b"", b"{}", b"[]", b'{"token": 5}', b'{"token": "a\\nHost: b"}', b"[" * 100_000):
         tokens = fakes(lambda path, headers, body=body: Answer(body))
         header = f'Bearer realm="http://{tokens.host}/t"'
