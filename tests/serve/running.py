@@ -61,6 +61,7 @@ def real_comfyui(folder: Path) -> Engine:
     nodes.mkdir(parents=True)
     models.mkdir(parents=True)
     shutil.copy(COMFYUI / "failing_nodes.py", nodes)
+    (nodes / "cpack-build").symlink_to(ROOT)
     has_model = FIXTURE_MODEL.is_file()
     if has_model:  # ComfyUI loads no model but a real one
         shutil.copy(FIXTURE_MODEL, models / MODEL)
