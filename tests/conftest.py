@@ -6,14 +6,19 @@ used.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests import need
 from tests.engines import Docker, Podman, Registry, run_docker, run_podman, run_registry
+
+NEXT = Path(os.environ.get("CPACK_TEST_DOCKER_NEXT", "/opt/cpack-docker-next"))
+"""Where ``.ci/docker-next`` has put a newer Docker."""
 
 
 def pytest_configure() -> None:
@@ -29,7 +34,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """
     for item in items:
         is_grouped = item.get_closest_marker("xdist_group") is not None
-        if not is_grouped and {"docker", "podman"} & set(getattr(item, "fixturenames", ())):
+        if not is_grouped and {"docker", "new_docker", "podman"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.xdist_group("engines"))
 
 
@@ -69,6 +74,26 @@ def podman(_podman: Podman, monkeypatch: pytest.MonkeyPatch) -> Podman:
     for key, value in _podman.environment.items():
         monkeypatch.setenv(key, value)
     return _podman
+
+
+@pytest.fixture(scope="session")
+def new_docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
+    """A Docker with buildx, its images in containerd's store."""
+    plugin = NEXT / "usr/libexec/docker/cli-plugins/docker-buildx"
+    if not plugin.exists():
+        need.missing(f"a newer Docker in {NEXT} (.ci/docker-next makes it)")
+    config = tmp_path_factory.mktemp("new-docker")
+    (config / "cli-plugins").mkdir()
+    (config / "cli-plugins" / "docker-buildx").symlink_to(plugin)
+    client = str(NEXT / "usr/bin/docker")
+    path = f"{NEXT}/usr/sbin:{NEXT}/usr/bin:{os.environ['PATH']}:/usr/sbin"
+    with run_docker(
+        path=path,
+        config=json.dumps({"features": {"containerd-snapshotter": True}}),
+        client=client,
+        settings={"DOCKER_CONFIG": str(config), "CPACK_DOCKER": client},
+    ) as docker:
+        yield docker
 
 
 @pytest.fixture(scope="session")

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from tempfile import mkdtemp
+from urllib.error import HTTPError
 
 from tests import need
 
@@ -175,8 +176,8 @@ def run_podman() -> Iterator[Podman]:
 
 
 @contextmanager
-def run_registry() -> Iterator[Registry]:
-    """A private registry (distribution) on a free port of loopback."""
+def run_registry(*, auth: str = "") -> Iterator[Registry]:
+    """A private registry (distribution) on a free port of loopback; *auth* is that part of its configuration."""
     program = need.tool("docker-registry")
     with _folder("cpr") as folder:
         port = free_port()
@@ -185,6 +186,7 @@ def run_registry() -> Iterator[Registry]:
             "log: {level: warn}\n"
             f"storage: {{filesystem: {{rootdirectory: {folder}/data}}, delete: {{enabled: true}}}}\n"
             f"http: {{addr: '127.0.0.1:{port}', headers: {{X-Content-Type-Options: [nosniff]}}}}\n"
+            f"{auth}"
         )
         (folder / "data").mkdir()
         with _process([program, "serve", f"{folder}/config.yml"], folder / "log") as alive:
@@ -269,6 +271,8 @@ def _wait(ready: Callable[[], bool], alive: Callable[[], bool], log: Path) -> No
 def _answers(url: str) -> bool:
     try:
         served_at(url, seconds=0)
+    except HTTPError:
+        return True  # It wants to know who we are.
     except OSError:
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -37,7 +38,8 @@ __all__ = ["verify"]
 def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, terminal: Terminal) -> None:
     """Make IMAGE again from its lock, and name the first layer, entry and field that differ (exit code 1).
 
-    IMAGE is oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's reference.
+    IMAGE is oci:DIR, oci-archive:FILE, docker-archive:FILE or a registry's reference. The pack's own documents, as the
+    workflow, are IMAGE's; export proves those by the lock.
     """
     from cpack_build.errors import BadImage, Unresolvable, UsageError
     from cpack_build.fetch.store import Store
@@ -66,6 +68,7 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
         siblings = load_locks(lock_file)
         lock = load_lock(lock_file, platform=platform)
     elif carried is not None:
+        _require_carried(carried, found)
         lock = read_lock(carried, name=f"{image}: /{APP}/cpack.lock", platform=platform)
         if platform != here:
             # the image for this machine, if the index has one, holds a Python that runs here
@@ -103,6 +106,13 @@ def verify(image: str, lock_file: Path | None, trust: bool, chosen: Chosen, term
     raise click.exceptions.Exit(1)
 
 
+def _require_carried(lock: bytes, image: Image) -> None:
+    """See that *lock* is the one that was put into *image*. Raises :class:`HashMismatch` when its layer was damaged."""
+    if hashlib.sha256(lock).hexdigest().encode() not in image.config.data:  # the label io.cpack.lock.sha256
+        for _ in image.layers[-1].chunks():
+            pass
+
+
 def _take_installed(lock: Lock, image: Image, *, store: Store, terminal: Terminal) -> None:
     """Let *store* have what ``install.py`` of nodes left, which nobody but the lock's maker and *image* has."""
 
@@ -123,10 +133,11 @@ def _take_installed(lock: Lock, image: Image, *, store: Store, terminal: Termina
 def _documents(image: Image) -> dict[str, bytes]:
     """What *image* carries below ``/app/cpack``.
 
-    Its top layer has all of that; the others may be damaged, which is what is to be found out.
+    Its top layer has all of that, and may be damaged as the others: where, is what is to be found out.
     """
     from cpack_build.image.config import APP
+    from cpack_build.image.verify import Unproved
     from cpack_build.oci.filesystem import file_tree
 
-    tree = file_tree(replace(image, layers=image.layers[-1:]))
+    tree = file_tree(replace(image, layers=tuple(map(Unproved, image.layers[-1:]))))
     return {name.removeprefix(f"{APP}/"): data for name, data in tree.read(tree.below(APP)).items()}

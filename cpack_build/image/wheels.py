@@ -16,10 +16,11 @@ import lzma
 import stat
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 from cpack_build.errors import BadInput, HashMismatch, UnsafeInput
@@ -119,16 +120,36 @@ def wheel_layer(
     def entries() -> Iterator[tar.Entry]:
         with ExitStack() as open_wheels:
             every = list(extra)
-            for wheel in wheels:
-                every += _unpack(open_wheels.enter_context(_open(wheel)), wheel, environment, compiler)
+            unpacked = {
+                wheel.filename: _unpack(open_wheels.enter_context(_open(wheel)), wheel, environment, compiler)
+                for wheel in wheels
+            }
+            every += chain.from_iterable(unpacked.values())
             if compiler is not None:
                 every += compiler.entries_of([entry for entry in extra if entry.kind == "file"])
-            yield from arrange(every)
+            try:
+                arranged = arrange(every)
+            except UnsafeInput:
+                _refuse_below_files(unpacked)
+                raise
+            yield from arranged
 
     small = [[entry.path, entry.kind, entry.mode, entry.target, _content_hash(entry)] for entry in extra]
     hashes = [(wheel.filename, wheel.sha256) for wheel in wheels]
     key = key_of("wheels", environment.document, hashes, small, identity(compiler))
     return Recipe(kind, name, key, entries, inputs=tuple(wheel.file for wheel in wheels))
+
+
+def _refuse_below_files(unpacked: Mapping[str, list[tar.Entry]]) -> None:
+    """Name the two wheels of which one has a folder where the other has a file; *unpacked* is by wheel."""
+    owners = {entry.path: wheel for wheel, entries in unpacked.items() for entry in entries}
+    for path, wheel in owners.items():
+        for parent in map(str, PurePosixPath(path).parents):
+            if parent in owners:
+                raise BadInput(
+                    f"{wheel} has {path} where {owners[parent]} has a file, {parent}: both cannot be installed.",
+                    hint="Leave one of the two packages out (--exclude-python-package NAME).",
+                )
 
 
 def installed_files(wheel: StoredWheel, environment: Environment) -> dict[str, str]:
@@ -330,6 +351,8 @@ class _Member:
         assert expected is not None
         try:
             hasher = hashlib.new(expected.name)
+            if not hasher.digest_size:  # SHAKE gives as many bytes as one asks for
+                raise ValueError(expected.name)
         except ValueError as error:
             raise BadInput(f"{self.wheel}: RECORD uses the unknown hash {expected.name!r}.") from error
         try:

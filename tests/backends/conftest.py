@@ -24,9 +24,6 @@ from tests.backends.roots import Entry, root_of
 from tests.engines import Docker, run_docker
 from tests.example import Example, make_example
 
-NEXT = Path(os.environ.get("CPACK_TEST_DOCKER_NEXT", "/opt/cpack-docker-next"))
-"""Where ``.ci/docker-next`` has put a newer Docker."""
-
 
 @dataclass(frozen=True)
 class Run:
@@ -117,26 +114,6 @@ def old_docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
     client = _old_client()
     config = tmp_path_factory.mktemp("old-docker")
     with run_docker(client=client, settings={"DOCKER_CONFIG": str(config), "CPACK_DOCKER": client}) as docker:
-        yield docker
-
-
-@pytest.fixture(scope="session")
-def new_docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
-    """A Docker with buildx, its images in containerd's store."""
-    plugin = NEXT / "usr/libexec/docker/cli-plugins/docker-buildx"
-    if not plugin.exists():
-        need.missing(f"a newer Docker in {NEXT} (.ci/docker-next makes it)")
-    config = tmp_path_factory.mktemp("new-docker")
-    (config / "cli-plugins").mkdir()
-    (config / "cli-plugins" / "docker-buildx").symlink_to(plugin)
-    client = str(NEXT / "usr/bin/docker")
-    path = f"{NEXT}/usr/sbin:{NEXT}/usr/bin:{os.environ['PATH']}:/usr/sbin"
-    with run_docker(
-        path=path,
-        config=json.dumps({"features": {"containerd-snapshotter": True}}),
-        client=client,
-        settings={"DOCKER_CONFIG": str(config), "CPACK_DOCKER": client},
-    ) as docker:
         yield docker
 
 

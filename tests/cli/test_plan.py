@@ -9,6 +9,7 @@ import pytest
 
 from cpack_build.fetch.store import Store
 from cpack_build.image.build import build
+from cpack_build.lock.schema import locks_to_bytes
 from tests.cli.calling import Caller
 from tests.image.golden.building import INPUTS, LOCK, golden_lock, materials_from
 
@@ -42,6 +43,22 @@ def test_explain_tells_what_a_change_makes_pushes_and_unpacks(call: Caller, monk
     )
     assert "makes this layer anew" in after["app"]
     assert int(re.findall(r"unpacks at least (\d+)", after["system"])[0]) > 30
+
+
+def test_a_lock_for_two_platforms_is_planned_for_each_with_what_they_share(call: Caller, tmp_path: Path) -> None:
+    one = golden_lock()
+    other = "linux/arm64" if one.platform == "linux/amd64" else "linux/amd64"
+    two = one.model_copy(update={"platform": other, "system": ()})
+    path = tmp_path / "two.cpack.lock"
+    path.write_bytes(locks_to_bytes([one, two]))
+    plans = call("plan", path, "--json").document["platforms"]
+    assert {plan["platform"]: [layer["kind"] for layer in plan["layers"]] for plan in plans} == {
+        one.platform: KINDS,
+        other: KINDS[1:],
+    }
+    lines = call("plan", path).out.splitlines()
+    assert sum(", over scratch, from the bottom:" in line for line in lines) == 2
+    assert lines[-1] == "1 known layers (10.2 kB) are the same on every platform.", "the model"
 
 
 def test_a_lock_has_no_other_lock(call: Caller, tmp_path: Path) -> None:

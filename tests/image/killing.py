@@ -2,11 +2,12 @@
 
 A program of its own (``python -m tests.image.killing FOLDER COUNT``), so that it can fork with all modules loaded. It
 prints a JSON line for each moment: when, whether the kill came before the end, the next build's digest, and what of the
-store is damaged or left over.
+store and the layout is damaged or left over.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -16,23 +17,20 @@ import time
 from pathlib import Path
 from shutil import rmtree
 
-from cpack_build.errors import HashMismatch
+from cpack_build.fetch.housekeeping import verify
 from cpack_build.fetch.store import Store
 from tests.image.small import main as build_small
 
 SEED = 5
 
 
-def damaged(store: Store) -> list[str]:
-    """Blobs that are not what they are called, and what was being written."""
+def damaged(store: Store, layout: Path) -> list[str]:
+    """What is not what it is called, and what was being written."""
     found = [str(path) for path in (store.root / "tmp").iterdir()]
-    for path in (store.root / "blobs/sha256").glob("*"):
-        stored = store.find(path.name)
-        assert stored is not None
-        try:
-            stored.require_sound()
-        except HashMismatch as error:
-            found.append(str(error))
+    found += [f"{broken.path} is {broken.actual}" for broken in verify(store, dry_run=True)[1]]
+    for path in (layout / "blobs/sha256").iterdir():
+        if hashlib.sha256(path.read_bytes()).hexdigest() != path.name:
+            found.append(str(path))
     return found
 
 
@@ -63,7 +61,7 @@ def main(folder: Path, count: int) -> None:
         _, status = os.waitpid(child, 0)
         digest = build_small(parts, place / "store", place / "layout")
         told = {"moment": moment, "killed": os.WIFSIGNALED(status), "digest": digest}
-        print(json.dumps({**told, "damaged": damaged(Store(place / "store"))}), flush=True)
+        print(json.dumps({**told, "damaged": damaged(Store(place / "store"), place / "layout")}), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 from cpack_build.fetch.store import Store
 from cpack_build.fetch.tree import Tree
 from cpack_build.image.base import Base
-from cpack_build.image.budget import HEAVY, LAYER_BUDGET
+from cpack_build.image.budget import HEAVY, LAYER_BUDGET, allot
 from cpack_build.image.build import Materials, layers_of
 from cpack_build.image.wheels import StoredWheel
 from cpack_build.oci import tar
@@ -43,3 +43,7 @@ def test_what_is_over_the_budget_shares_a_layer(tmp_path: Path) -> None:
     assert layers(tmp_path, below=0, heavy=10) == 14
     assert layers(tmp_path, below=0, heavy=200) <= LAYER_BUDGET
     assert layers(tmp_path, below=110, heavy=200) <= MOBY
+
+
+def test_a_wheel_is_heavy_by_its_size_alone() -> None:
+    assert allot({"a" * 64: HEAVY, "b" * 64: HEAVY - 1}, {}, nodes=0).wheels == {"a" * 64}

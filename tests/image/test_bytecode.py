@@ -8,7 +8,9 @@ import marshal
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -79,6 +81,23 @@ def test_what_was_compiled_once_is_not_compiled_again(tmp_path: Path) -> None:
     broken = this_python(command=("/does/not/exist",))
     with Compiler(broken, Store(tmp_path)) as compiler:
         assert len(compiler.entries("key", list)) == 1
+
+
+def test_layers_are_compiled_side_by_side_and_alike(tmp_path: Path) -> None:
+    """Each of two waits in the middle of its sources until the other is there, too."""
+    both = threading.Barrier(2)
+
+    def sources() -> Iterator[tuple[str, bytes]]:
+        yield "a.py", b"A = 1\n"
+        both.wait(30)
+        yield "b.py", b"B = 2\n"
+
+    with Compiler(this_python(), Store(tmp_path)) as compiler, ThreadPoolExecutor(2) as pool:
+        one, two = pool.map(lambda key: read_back(compiler.entries(key, sources)), ("one", "two"))
+    assert [name.rpartition("/")[2] for name in one] == [
+        f"{name}.cpython-{MINOR.replace('.', '')}.pyc" for name in "ab"
+    ]
+    assert one == two
 
 
 def test_an_interpreter_that_does_not_run_here_is_named_with_the_way_out(tmp_path: Path) -> None:

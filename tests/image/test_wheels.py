@@ -136,10 +136,45 @@ def test_two_wheels_that_fight_over_a_path_are_told_with_the_winner_once_and_aga
     assert overlaps([alpha, heavy, beta], own={heavy.sha256}, store=store) == expected
 
 
+@pytest.mark.parametrize("names", [("alpha", "beta"), ("beta", "alpha")])
+def test_a_file_of_one_wheel_where_another_has_a_folder_is_refused_with_both(
+    names: tuple[str, str], tmp_path: Path
+) -> None:
+    file = make_wheel(tmp_path, names[0], {"shared": b"1"})
+    folder = make_wheel(tmp_path, names[1], {"shared/deep/a.py": b"1"})
+    with pytest.raises(BadInput, match=rf"{names[1]}-1\.0.* has .*shared/deep/a\.py where {names[0]}-1\.0.* has"):
+        read_back(wheel_layer("wheels", "all", environment(), [file, folder]).entries())
+
+
 def test_a_file_that_differs_from_record_is_a_hash_mismatch(tmp_path: Path) -> None:
     wheel = make_wheel(tmp_path, "liar", {"liar.py": b"evil"}, record={"liar.py": record_hash(b"good")})
     with pytest.raises(HashMismatch, match=r"liar\.py in liar-1\.0"):
         read_back(wheel_layer("wheel", "liar", environment(), [wheel]).entries())
+
+
+@pytest.mark.parametrize("hashed", ["", "shake_128=AAAA", "nonsense=AAAA", "sha256", "sha256=\u00fc"])
+def test_a_record_without_a_hash_that_can_be_checked_is_refused_by_name(hashed: str, tmp_path: Path) -> None:
+    wheel = make_wheel(tmp_path, "liar", {"liar.py": b"evil"}, record={"liar.py": hashed})
+    with pytest.raises((BadInput, HashMismatch), match=r"liar-1\.0"):
+        read_back(wheel_layer("wheel", "liar", environment(), [wheel]).entries())
+
+
+def test_what_record_lists_and_the_wheel_lacks_is_not_in_the_new_record(tmp_path: Path) -> None:
+    """Nor is a size believed that it tells: uninstalling by RECORD would remove what is another's."""
+    wheel = make_wheel(tmp_path, "liar", {"liar.py": b"x"})
+    lines = [f"../../../bin/python,{record_hash(b'')},0", f"ghost.py,{record_hash(b'')},0"]
+    with zipfile.ZipFile(wheel.path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    honest = files["liar-1.0.dist-info/RECORD"].decode()
+    files["liar-1.0.dist-info/RECORD"] = (honest.replace(",1\n", ",999\n") + "\n".join([*lines, ""])).encode()
+    with zipfile.ZipFile(wheel.path, "w") as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    members = read_back(wheel_layer("wheel", "liar", environment(), [wheel]).entries())
+    record = members[f"opt/comfyui/lib/python{MINOR}/site-packages/liar-1.0.dist-info/RECORD"].data.decode()
+    assert "ghost.py" not in record
+    assert "bin/python" not in record
+    assert f"liar.py,{record_hash(b'x')},1\n" in record
 
 
 def test_a_file_that_record_does_not_list_is_refused(tmp_path: Path) -> None:

@@ -7,20 +7,24 @@ import os
 import sqlite3
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cpack_build.errors import BadInput, HashMismatch
+from cpack_build.fetch.housekeeping import collect
 from cpack_build.fetch.store import Store
 from cpack_build.image.base import Base
 from cpack_build.image.build import build
 from cpack_build.image.layer import text
 from cpack_build.image.plan import plan
 from cpack_build.lock.wheels import wheels_of
+from cpack_build.oci.archive import write_archive
 from cpack_build.oci.engines import DockerEngine
 from cpack_build.oci.layout import write_layout
 from cpack_build.oci.reference import parse_reference
+from cpack_build.oci.types import Image
 from tests.engines import Docker
 from tests.image.small import gathered, make_parts
 from tests.oci.images import BrokenBlob, layer
@@ -81,6 +85,58 @@ def test_a_build_killed_at_any_of_50_moments_leaves_nothing_wrong(tmp_path: Path
     assert [one for one in found if one["digest"] != expected or one["damaged"]] == []
 
 
+_PAUSED = """
+import sys
+from pathlib import Path
+from cpack_build.fetch.store import Store
+from cpack_build.image.build import build
+from cpack_build.lock.schema import read_lock
+from cpack_build.oci.layout import write_layout
+from tests.image.small import gathered
+folder = Path(sys.argv[1])
+lock, store = read_lock((folder / "cpack.lock").read_bytes(), name="lock"), Store(folder / "store")
+materials = gathered(folder, lock, store=store)
+print("gathered", flush=True)
+sys.stdin.readline()
+with build(lock, materials, store=store) as image:
+    write_layout(image, folder / "layout")
+    print(image.digest)
+"""
+
+
+def test_gc_beside_a_build_in_progress_takes_nothing_from_it(tmp_path: Path) -> None:
+    """What the build has found is needed only later: its wheels and packages lie in the store and nowhere else."""
+    lock = make_parts(tmp_path, models=[1000])
+    with build(
+        lock, gathered(tmp_path, lock, store=Store(tmp_path / "other")), store=Store(tmp_path / "other")
+    ) as image:
+        expected = image.digest
+    store = Store(tmp_path / "store")
+    for path in (tmp_path / "tool.deb", *(tmp_path / "wheels").iterdir()):
+        store.put([path.read_bytes()], what=path)
+        path.unlink()
+    unused = store.put([b"of no build"], what="x").path
+    del store  # and with it, what this process holds
+    looking = Store(tmp_path / "store", leased=False)
+    building = subprocess.Popen(
+        [sys.executable, "-c", _PAUSED, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    with building as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "gathered\n"
+        beside = collect(looking, max_size=0)
+        assert [removal.path for removal in beside.removals] == [unused]
+        assert beside.in_use == 3
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.read().split() == [expected]
+    assert process.returncode == 0
+    assert len(collect(looking, max_size=0).removals) >= 3, "when it has ended, nothing is held"
+
+
 @pytest.mark.parametrize("what", ["tool.deb", "one-1.0", "models"])
 def test_a_file_that_changes_after_it_was_hashed_spoils_no_later_build(tmp_path: Path, what: str) -> None:
     """The one between hash and layer is told, and the digest of what it was read as is not remembered."""
@@ -103,6 +159,26 @@ def test_a_file_that_changes_after_it_was_hashed_spoils_no_later_build(tmp_path:
     fresh = Store(tmp_path / "fresh")
     with build(lock, gathered(tmp_path, lock, store=fresh), store=fresh) as image:
         assert image.digest == after
+
+
+@pytest.mark.parametrize("write", [write_layout, write_archive])
+def test_a_model_of_the_same_size_and_time_that_takes_the_place_of_a_proved_one_gets_into_no_image(
+    write: Callable[[Image, Path], object], tmp_path: Path
+) -> None:
+    """A build reads no model of a layer of its own: it is read when the image is written."""
+    lock = make_parts(tmp_path, models=[300_000])
+    store = Store(tmp_path / "store")
+    with build(lock, gathered(tmp_path, lock, store=store), store=store) as image:
+        path = tmp_path / "models/loras/000.safetensors"
+        data, status = path.read_bytes(), path.stat()
+        (tmp_path / "new").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        os.utime(tmp_path / "new", ns=(status.st_atime_ns, status.st_mtime_ns))
+        (tmp_path / "new").replace(path)
+        with pytest.raises(HashMismatch, match=r"models/loras/000\.safetensors"):
+            write(image, tmp_path / "image")
+    assert not (tmp_path / "image").exists()
+    with pytest.raises(HashMismatch, match=lock.models[0].sha256):
+        gathered(tmp_path, lock, store=store)
 
 
 def test_the_base_s_accounts_are_read_from_its_layers_once(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""A registry in memory that does what the distribution spec says, until a test has it do something else.
+"""A registry in memory that does what the distribution spec says, until a test has it do something else; or the way to
+another, which then goes wrong in the same manners.
 
 ``fault`` is asked before each request is served and may answer with a :class:`Fault`. What arrived is recorded, so a
 test can tell what was sent, how often, and with which headers. Specification: distribution-spec v1.1.
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Lock, Thread
@@ -52,6 +54,8 @@ class Fault:
     """Answer rightly, a byte every hundredth of a second."""
     whole: bool = False
     """Answer with the whole body though a range is asked for."""
+    away: bool = False
+    """Have the registry behind take the request for its own, so that it names its own host in its answer."""
 
 
 @dataclass
@@ -62,9 +66,12 @@ class Request:
     method: str
     path: str
     query: dict[str, str]
+    """The last value of each name."""
     headers: dict[str, str]
     taken: int = 0
     """Bytes of the body that were read."""
+    scopes: tuple[str, ...] = ()
+    """What a token is asked for."""
 
 
 @dataclass
@@ -72,6 +79,8 @@ class Misbehaving:
     """The registry's state; tests read it and set :attr:`fault`."""
 
     fault: Callable[[Request], Fault | None] = lambda request: None
+    before: str = ""
+    """The registry (``host:port``) that is asked what to answer, in place of our own memory."""
     minimum: int = 0
     """``OCI-Chunk-Min-Length``."""
     has_referrers: bool = False
@@ -103,9 +112,9 @@ class Misbehaving:
 
 
 @contextmanager
-def run_misbehaving(*, certificate: Path | None = None) -> Iterator[Misbehaving]:
-    """The registry on a free port of loopback; with *certificate* (PEM, with its key) over TLS."""
-    registry = Misbehaving()
+def run_misbehaving(*, certificate: Path | None = None, before: str = "") -> Iterator[Misbehaving]:
+    """The registry on a free port of loopback; with *certificate* (PEM, with its key) over TLS, or *before* another."""
+    registry = Misbehaving(before=before)
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
@@ -147,10 +156,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         parts = urlsplit(self.path)
-        query = {key: values[-1] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
+        values = parse_qs(parts.query, keep_blank_values=True)
+        query = {key: given[-1] for key, given in values.items()}
         headers = {key.lower(): value for key, value in self.headers.items()}
         with self.state.lock:
             self.request_ = Request(len(self.state.seen), self.command, parts.path, query, headers)
+            self.request_.scopes = tuple(values.get("scope", ()))
             self.state.seen.append(self.request_)
             fault = self.state.fault(self.request_)
         self._left = int(headers.get("content-length", "0"))
@@ -225,6 +236,26 @@ class _Handler(BaseHTTPRequestHandler):
                 self.rfile.read(1)
             raise _Broken
 
+    def _pass_on(self) -> None:
+        """What the registry behind answers to the request; it is cut off where we are."""
+        behind = HTTPConnection(self.state.before)
+        try:
+            behind.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for key, value in self.headers.items():
+                if key.lower() == "host" and self._fault.away:
+                    value = self.state.before
+                if key.lower() != "range" or not self._fault.whole:
+                    behind.putheader(key, value)
+            behind.endheaders()
+            for chunk in self._body():
+                behind.send(chunk)
+            answer = behind.getresponse()
+            body = answer.read()
+            kept = {key: value for key, value in answer.getheaders() if key not in ("Date", "Transfer-Encoding")}
+            self._answer(answer.status, kept, body)
+        finally:
+            behind.close()
+
     def _error(self, status: int, code: str) -> None:
         for _ in self._body():
             pass
@@ -237,7 +268,9 @@ class _Handler(BaseHTTPRequestHandler):
         path = self.request_.path
         if self.request_.method in ("GET", "HEAD") and self._fault.take is not None:
             raise _Broken
-        if found := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path):
+        if self.state.before:
+            self._pass_on()
+        elif found := re.fullmatch(r"/v2/(.+)/manifests/([^/]+)", path):
             self._manifest(*found.groups())
         elif found := re.fullmatch(r"/v2/(.+)/referrers/([^/]+)", path):
             self._referrers(*found.groups())

@@ -63,6 +63,31 @@ def test_podman_runs_an_image_straight_from_a_layout(podman: Podman, tmp_path: P
 
 
 @pytest.mark.docker
+@pytest.mark.xdist_group("builders")  # Who have that Docker running.
+def test_containerds_store_runs_what_it_was_given_and_what_it_pulled_by_digest(
+    new_docker: Docker, registry: Registry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Of a real Docker, at its socket. Before 28.0 it does not tell what it has, and is sent everything in the end."""
+    web, name = web_image(), parse_reference("cpack-containerd:v1")
+    monkeypatch.setenv("DOCKER_HOST", new_docker.host)
+    monkeypatch.setenv("PATH", str(tmp_path))  # There is no command.
+    monkeypatch.delenv("CPACK_DOCKER", raising=False)
+    config = json.loads(web.config.data)["config"]
+    for text in ("one", "two"):  # The second has all but its top layer there.
+        engine = DockerEngine()
+        image = image_of([*web.layers, text_layer({"www/top": text})], config=config)
+        engine.load(image, name)
+        assert engine.image_id(name) == image.digest  # As only that store shows it.
+        said = new_docker("run", "--rm", "--network=none", "--entrypoint", "cat", "cpack-containerd:v1", "/www/top")
+        assert said.stdout == text
+    [pushed] = push(web, [parse_reference(f"{registry.host}/containerd:v1")])
+    by_digest = f"{registry.host}/containerd@{pushed.reference.digest}"
+    new_docker("pull", "--quiet", by_digest)
+    said = new_docker("run", "--rm", "--network=none", "--entrypoint", "cat", by_digest, "/www/index.html")
+    assert said.stdout == "hello\n"
+
+
+@pytest.mark.docker
 def test_a_name_in_docker_moves_to_the_new_image(docker: Docker) -> None:
     engine = DockerEngine()
     for text in ("one", "two"):

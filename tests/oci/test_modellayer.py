@@ -34,7 +34,7 @@ def model(tmp_path: Path) -> ModelLayer:
 
 
 def test_the_bytes_are_those_of_image_format_revision_1(model: ModelLayer) -> None:
-    """If this fails, every model in every registry gets another blob: make a new revision instead (DESIGN.md)."""
+    """If this fails, every model in every registry gets another blob: make a new revision (docs/image-format.md)."""
     assert (
         hashlib.sha256(prefix("0" * 64, 12345)).hexdigest()
         == "6110c17a806c46d0620acdbeffd9a97c39c5608c8f5c3124f71067c5c2b21a67"

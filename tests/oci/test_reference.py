@@ -1,4 +1,4 @@
-"""Image names: every form of DESIGN.md, the distribution spec's grammar, and clear refusals."""
+"""Image names: every form that a command line takes, the distribution spec's grammar, and clear refusals."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def test_content_shorter_or_longer_than_announced_is_refused() -> None:
 
 
 def test_the_bytes_are_those_of_image_format_revision_1() -> None:
-    """If this fails, images built from old locks change: make a new revision instead (DESIGN.md, "Image format")."""
+    """If this fails, images built from old locks change: make a new revision instead (docs/image-format.md)."""
     entries = [
         tar.Entry("opt", "directory", 0o755, 1_700_000_000),
         tar.Entry("opt/a", "file", 0o644, 1_700_000_000, tar.BytesContent(b"a" * 513)),
