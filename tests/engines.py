@@ -212,7 +212,7 @@ def _folder(prefix: str) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        shutil.rmtree(folder)
+        subprocess.run(["rm", "-rf", "--one-file-system", folder], check=True)  # several times as quick as rmtree
 
 
 @contextmanager
