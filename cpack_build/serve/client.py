@@ -35,6 +35,8 @@ Outputs = Mapping[str, Mapping[str, Any]]
 _LOOK_UP_SECONDS = 4.0
 _CONNECT_SECONDS = 2.0
 _PATIENCE_SECONDS = 2.0
+_LEAVING_SECONDS = 0.25
+"""Between two looks whether ComfyUI has ended what was taken back."""
 _SUBMIT_SECONDS = 30.0
 
 
@@ -47,6 +49,7 @@ class _Job:
     unseen: int = 0  # times in a row that ComfyUI knew nothing of it
     watch: Watch | None = None
     began: Callable[[], None] | None = None
+    left: Callable[[], None] | None = None
     asking: asyncio.Task[None] | None = None  # while it is being submitted
     submitted: bool = False
     started: bool = False
@@ -96,14 +99,20 @@ class Client:
     # -- running a prompt
 
     async def run(
-        self, prompt: Mapping[str, Any], *, watch: Watch | None = None, began: Callable[[], None] | None = None
+        self,
+        prompt: Mapping[str, Any],
+        *,
+        watch: Watch | None = None,
+        began: Callable[[], None] | None = None,
+        left: Callable[[], None] | None = None,
     ) -> Outputs:
         """Have ComfyUI run *prompt* and return what its nodes reported; *watch* is told how it goes on.
 
         *began* is called when ComfyUI begins with it, if its events say so.
 
         Raises :class:`EngineUnavailable`, :class:`PromptRefused`, :class:`NodeFailed` or :class:`EngineDied`. When the
-        caller is cancelled, so is the prompt: taken from the queue, or interrupted.
+        caller is cancelled, so is the prompt: taken from the queue, or interrupted, which ends a node at its next step
+        and not at once. *left* is called when ComfyUI writes nothing of it any more.
         """
         address = self._engine.address
         if address is None:
@@ -113,7 +122,9 @@ class Client:
             connecting = asyncio.ensure_future(self._connected.wait())
             await asyncio.wait((connecting,), timeout=_CONNECT_SECONDS)
             connecting.cancel()
-        job = _Job(str(uuid.uuid4()), address, asyncio.get_running_loop().create_future(), watch=watch, began=began)
+        job = _Job(
+            str(uuid.uuid4()), address, asyncio.get_running_loop().create_future(), watch=watch, began=began, left=left
+        )
         self._jobs[job.prompt_id] = job
         try:
             await self._while_it_lives(job, self._submit(job, prompt))
@@ -181,11 +192,18 @@ class Client:
             job.asking.exception()  # seen: nobody waits for it any more
         with contextlib.suppress(aiohttp.ClientError, ValueError):
             await self._post(job, "queue", {"delete": [job.prompt_id]})
-            async with self._http.get(f"{job.address}/queue") as response:
-                queue = await response.json()
             # Old versions interrupt whatever runs, so make sure that it is ours.
-            if any(len(item) > 1 and item[1] == job.prompt_id for item in queue.get("queue_running", [])):
+            if await self._is_running(job):
                 await self._post(job, "interrupt", {"prompt_id": job.prompt_id})
+            while await self._is_running(job):
+                await asyncio.sleep(_LEAVING_SECONDS)
+        if job.left is not None:
+            job.left()
+
+    async def _is_running(self, job: _Job) -> bool:
+        async with self._http.get(f"{job.address}/queue") as response:
+            queue = await response.json()
+        return any(len(item) > 1 and item[1] == job.prompt_id for item in queue.get("queue_running", []))
 
     async def _forget(self, address: str, prompt_id: str) -> None:
         """Remove an ended prompt from ComfyUI's history, which keeps thousands, with their callers' values."""

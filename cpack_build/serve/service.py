@@ -293,17 +293,19 @@ class Server:
                     values[item.name] = own or await exchange.put(item, shipped)
         prompt = fill(self.workflow, values, prefixes=exchange.prefixes())
         try:
-            reported = await self._run_prompt(backend, prompt, watch)
+            reported = await self._run_prompt(backend, exchange, prompt, watch)
         except OutOfMemory as error:
             if not self._retry_out_of_memory:
                 raise
             self._log(f"Out of memory ({error.message}); ComfyUI frees its memory and the request is run once more.")
             await backend.client.free_memory()
-            reported = await self._run_prompt(backend, prompt, watch)
+            reported = await self._run_prompt(backend, exchange, prompt, watch)
         with self.metrics.timing("collect"):
             return await exchange.collect(reported)
 
-    async def _run_prompt(self, backend: _Backend, prompt: Mapping[str, Any], watch: Watch | None) -> Outputs:
+    async def _run_prompt(
+        self, backend: _Backend, exchange: Exchange, prompt: Mapping[str, Any], watch: Watch | None
+    ) -> Outputs:
         asked = time.perf_counter()
         begun = 0.0
 
@@ -314,7 +316,7 @@ class Server:
             self.metrics.observe("queue", begun - asked)
 
         try:
-            reported = await backend.client.run(prompt, watch=watch, began=began)
+            reported = await backend.client.run(prompt, watch=watch, began=began, left=exchange.close)
             self.metrics.observe("run", time.perf_counter() - (begun or asked))
             return reported
         finally:

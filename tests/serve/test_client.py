@@ -126,6 +126,26 @@ def test_a_prompt_that_comfyui_no_longer_knows_has_failed() -> None:
     with_client(comfyui, test)
 
 
+def test_who_goes_away_is_told_when_comfyui_has_left_the_prompt_and_not_before() -> None:
+    """A node that is interrupted ends at its next step, and may write a file until then."""
+    comfyui = Forgetful()
+
+    async def test(client: Client, engine: Engine) -> None:
+        left = asyncio.Event()
+        running = asyncio.create_task(client.run(PROMPT, left=left.set))
+        while not comfyui.queue:
+            await asyncio.sleep(0.01)
+        running.cancel()
+        while ("/interrupt", {"prompt_id": comfyui.queue[0][1]}) not in comfyui.posted:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.5)
+        assert not left.is_set()
+        comfyui.queue.clear()
+        await left.wait()
+
+    with_client(comfyui, test)
+
+
 def test_when_comfyui_is_lost_all_that_runs_fails_with_the_cause() -> None:
     comfyui = Forgetful()
 
