@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -147,3 +148,10 @@ def test_no_file_names_this_machine_or_a_package_registry() -> None:
         data = path.read_bytes()
         for word in words:
             assert word.encode() not in data, f"{name} names {word}"
+
+
+@pytest.mark.xdist_group("house")
+def test_the_runner_finds_groups_of_tests(request: pytest.FixtureRequest) -> None:
+    """Else each worker starts engines of its own; pytest 9.2 took from xdist 3.8 what it tells groups by."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@house")
