@@ -91,7 +91,7 @@ def test_another_file_of_that_name_does_not_stop_the_right_one(store: Store, tmp
     assert model.sha256 == SHA256
 
 
-@pytest.mark.parametrize("wrong", [DATA[::-1], DATA[:-1]])
+@pytest.mark.parametrize("wrong", [DATA[::-1], DATA[:-1]], ids=["other", "shorter"])
 def test_a_file_with_another_hash_names_both(wrong: bytes, store: Store, tmp_path: Path) -> None:
     lay(tmp_path, "upscale_models/x.safetensors", wrong)
     entry = ENTRY.model_copy(update={"urls": ()})

@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import requests
 from playwright.sync_api import expect
 
 from cpack_build.lock.uv import program as uv_program
 from tests.asking import ask_comfyui, ask_service, pixels, png, until_ready
 from tests.browser import screenshot
-from tests.engines import Docker, free_port
+from tests.engines import Docker, Registry, free_port
 from tests.example import WORKFLOW
 from tests.fetch.repositories import git
 from tests.making import make_wheel
@@ -211,3 +212,40 @@ def test_its_pack_is_restored_beside_this_comfyui_and_gives_the_same_pixels(
         finally:
             process.kill()
     assert found == desk.pixels(picture, 48)
+
+
+def test_its_image_is_looked_at_pushed_and_named_by_its_digest_in_the_files_of_a_deployment(
+    desk: Desk, at: Open, registry: Registry, tmp_path: Path
+) -> None:
+    name = f"{registry.host}/team/from-the-page:1"
+    dialog = at(desk.comfyui, desk.prompt).open("Image")
+    dialog.root.get_by_label("Image name").fill(name)
+    dialog.root.get_by_label("Runs on").select_option("cpu")
+    dialog.button("Preview layers").click()
+    expect(dialog.root.locator(".layers > li").first).to_be_visible(timeout=15 * _MINUTES)
+    shown = dialog.root.locator(".layers > li").count()
+    dialog.root.get_by_label("Push it to its registry").check()
+    dialog.primary.click()
+    expect(dialog.root.locator("[data-part=outcome] .notice.done")).to_have_text(
+        f"{name} is built.", timeout=15 * _MINUTES
+    )
+    (digest,) = re.findall(r"sha256:[0-9a-f]{64}", dialog.root.locator("dl").inner_text())
+    manifest = requests.get(f"http://{registry.host}/v2/team/from-the-page/manifests/{digest}", timeout=60)
+    assert shown == desk.comfyui.get("/cpack/jobs").json()["jobs"][0]["result"]["layers"]
+    assert len(manifest.json()["layers"]) == shown
+    dialog.close()
+    for place, file in (("kubernetes", "kustomization.yaml"), ("compose", "compose.yaml")):
+        dialog.open("Deploy").tab(place)
+        panel = dialog.root.locator("[role=tabpanel]:visible")
+        panel.get_by_label("Name").fill("upscale")
+        panel.get_by_label("Image").fill(name)
+        dialog.primary.click()
+        expect(dialog.root.locator("[data-part=outcome] .notice.done")).to_be_visible(timeout=_MINUTES)
+        with dialog.page.expect_download() as coming:
+            dialog.primary.click()
+        saved = tmp_path / f"{place}.zip"
+        coming.value.save_as(saved)
+        with zipfile.ZipFile(saved) as files:
+            assert f"upscale/{file}" in files.namelist()
+            assert any(f"/team/from-the-page@{digest}".encode() in files.read(one) for one in files.namelist())
+        dialog.close()

@@ -190,7 +190,11 @@ def test_compressed_layers_are_read_and_proved(tmp_path: Path) -> None:
         file_tree(image_of([broken]))
 
 
-@pytest.mark.parametrize("data", [b"not a tar" * 100, os.urandom(2000), text_layer({"a": "b" * 5000}).data[:3000]])
+@pytest.mark.parametrize(
+    "data",
+    [b"not a tar" * 100, os.urandom(2000), text_layer({"a": "b" * 5000}).data[:3000]],
+    ids=["text", "noise", "cut"],
+)
 def test_a_layer_that_is_no_tar_is_a_clear_error(data: bytes) -> None:
     with pytest.raises(BadImage, match=r"Layer sha256:.*not a readable tar"):
         file_tree(image_of([BytesBlob(LAYER, data)]))
