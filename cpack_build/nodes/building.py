@@ -74,8 +74,10 @@ def image(plugin: Plugin, asked: Asked, params: Mapping[str, Any]) -> Job:
         tag = ["--tag", reference] if reference and then != "push" else []
         told = job.tool(plugin.tool, "image", packed, "--locked", *tag, *where, *building.trust, *building.settings)
         (output,) = told["outputs"]
+        # In a registry its layers are compressed, so its digest there is another.
+        pushed = [one["reference"].partition("@")[2] for one in told.get("pushed", ())]
         return {
-            "digest": told["digest"],
+            "digest": pushed[0] if pushed else told["digest"],
             "image_id": told.get("image_id"),
             "size": told["size"],
             "layers": told.get("layers"),
