@@ -148,11 +148,14 @@ def pause(seconds: float) -> None:
         check()
 
 
-def waiting_for(work: Callable[[], T], *, drop: Callable[[T], object] = lambda result: None) -> T:
+def waiting_for(
+    work: Callable[[], T], *, drop: Callable[[T], object] = lambda result: None, seconds: float | None = None
+) -> T:
     """What *work* returns or raises, where nothing can wake it: it looks up a name, or is a native library's.
 
-    Raises :class:`Cancelled` soon after this thread's work is to end. Then, and after Ctrl-C, *work* is left to itself,
-    in a thread for which no exit waits, and what it returns is given to *drop*.
+    Raises :class:`Cancelled` soon after this thread's work is to end, and :class:`TimeoutError` after *seconds*. Then,
+    and after Ctrl-C, *work* is left to itself, in a thread for which no exit waits, and what it returns is given to
+    *drop*.
     """
     from concurrent.futures import Future, wait
 
@@ -169,10 +172,13 @@ def waiting_for(work: Callable[[], T], *, drop: Callable[[T], object] = lambda r
         if result.exception() is None:
             drop(result.result())
 
+    until = None if seconds is None else time.monotonic() + seconds
     threading.Thread(target=do, name="waited for", daemon=True).start()
     try:
         while not wait((result,), _LOOK_EVERY).done:
             check()
+            if until is not None and time.monotonic() > until:
+                raise TimeoutError
     except BaseException:
         result.add_done_callback(dropped)
         raise

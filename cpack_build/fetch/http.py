@@ -46,6 +46,8 @@ _LARGE = 64 << 20
 """Bytes from which on a file is worth several connections and a journal."""
 _LONGEST_WAIT = 60.0
 """Seconds that a ``Retry-After`` may ask for before giving up is the kinder answer."""
+_ROUNDS = 4
+"""How many times as long as one answer may take all of them may, redirects and headers that drip among them."""
 _REDIRECT_BODY = 64 << 10
 """Bytes of a redirect's body that are read, so that its connection stays open."""
 
@@ -131,7 +133,9 @@ class RequestsTransport:
             return session.request(method, url, data=body, headers=asked, stream=True, timeout=self._timeouts)
 
         try:
-            answer = waiting_for(ask, drop=lambda answer: answer.close())
+            answer = waiting_for(ask, drop=lambda answer: answer.close(), seconds=_ROUNDS * sum(self._timeouts))
+        except TimeoutError as error:
+            raise ConnectionError("no answer in time") from error
         except requests.exceptions.InvalidSchema:
             raise UnsafeInput(f"{redact(url)} leads to something that is no http(s) URL.") from None
         except requests.exceptions.TooManyRedirects:

@@ -42,7 +42,7 @@ __all__ = [
 _TIMEOUT = (10, 60)
 """Seconds to connect, and between two pieces of an answer."""
 _PATIENCE = 60.0
-"""Seconds in which :data:`_LEAST` bytes of a body must come."""
+"""Seconds in which :data:`_LEAST` bytes of a body must come, and the headers of an answer from its first byte on."""
 _LEAST = 16 << 10
 _LONGEST_PAUSE = 60.0
 _POOL = 32
@@ -129,7 +129,11 @@ class Transport:
 
         try:
             # A body is sent by the thread that reads it, and ends with what that is told.
-            return ask() if isinstance(body, Sized) else waiting_for(ask, drop=lambda answer: answer.close())
+            if isinstance(body, Sized):
+                return ask()
+            return waiting_for(ask, drop=lambda answer: answer.close(), seconds=sum(_TIMEOUT) + _PATIENCE)
+        except TimeoutError as error:
+            raise Lost("no answer in time") from error
         except requests.exceptions.SSLError as error:
             # A body that breaks is told as an SSL error, too, and worth another try; a certificate is not.
             if "CERTIFICATE" in str(error) or "WRONG_VERSION" in str(error):

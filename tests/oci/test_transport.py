@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import socketserver
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from email.utils import formatdate
 
 import pytest
 
+from cpack_build.fetch.http import RequestsTransport
+from cpack_build.oci import transport
 from cpack_build.oci.connection import Connection
 from cpack_build.oci.reference import parse_reference
-from cpack_build.oci.transport import pause
+from cpack_build.oci.transport import Lost, Transport, pause
 from tests.oci.misbehaving import Fault, run_misbehaving
 
 
@@ -58,3 +63,33 @@ def test_what_a_registry_asks_for_is_waited_for(waited: Waited) -> None:
         connection = Connection(parse_reference(f"{fake.host}/x:v1"), stop=waited)
         connection.ask("GET", f"{connection.base}manifests/v1", what="manifest v1").close()
     assert waited.seconds == [11, 12]
+
+
+@pytest.fixture
+def dripping() -> Iterator[str]:
+    """A server whose headers come a byte at a time, without end; its address."""
+
+    class Dripping(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            with suppress(OSError):
+                self.request.sendall(b"HTTP/1.1 200 OK\r\nX-Long: ")
+                while True:
+                    self.request.sendall(b"x")
+                    time.sleep(0.02)
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Dripping) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield "127.0.0.1:{1}".format(*server.server_address)
+        server.shutdown()
+
+
+def test_headers_that_drip_are_no_answer(dripping: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte comes in time, and all of them never."""
+    monkeypatch.setattr(transport, "_TIMEOUT", (0.1, 0.2))
+    monkeypatch.setattr(transport, "_PATIENCE", 0.2)
+    with pytest.raises(Lost, match="no answer in time"):
+        Transport(dripping).send("GET", f"http://{dripping}/v2/", {}, None)
+    download = RequestsTransport(timeouts=(0.1, 0.1))
+    with pytest.raises(ConnectionError, match="no answer in time"), download.get(f"http://{dripping}/x", headers={}):
+        pass
