@@ -186,7 +186,8 @@ def test_nix_itself_takes_the_base_from_its_registry_and_then_needs_no_network(
     assert done.code == 0, done.err
     assert index_of(tmp_path / "out.oci")["digest"] == digest
     (pushed,) = done.document["pushed"]
-    assert pushed["mounted"] == sum(one.descriptor.size for one in base.layers), "the registry has the base already"
+    # And what other tests have pushed there, to which this is another repository.
+    assert pushed["mounted"] >= sum(one.descriptor.size for one in base.layers), "the registry has the base already"
 
 
 @pytest.mark.parametrize("kind", ["oci", "oci-archive"])
