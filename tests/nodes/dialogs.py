@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, Page, expect
@@ -41,6 +42,17 @@ class Dialog:
 
     def button(self, name: str) -> Locator:
         return self.root.get_by_role("button", name=name, exact=True)
+
+    def drop(self, file: Path) -> None:
+        """Let *file* fall where the dialog takes one."""
+        self.root.locator(".drop").evaluate(
+            """(zone, [name, bytes]) => {
+                const data = new DataTransfer();
+                data.items.add(new File([new Uint8Array(bytes)], name, {type: 'application/zip'}));
+                zone.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, composed: true}));
+            }""",
+            [file.name, list(file.read_bytes())],
+        )
 
     def close(self) -> None:
         self.page.keyboard.press("Escape")

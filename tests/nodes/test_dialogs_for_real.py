@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from tests.cpack.packs import make_pack
 from tests.nodes.conftest import KINDS, NEWEST_PAGE, Open, wait_until_ready
 from tests.nodes.routing import Comfyui, Kind, fake_tool, listening, make_comfyui, own_address, running, workflow
 from tests.nodes.test_building import ANSWERS
-from tests.serve.running import DEADLINE, free_port
+from tests.serve.running import DEADLINE, free_port, wait_for
 
 _FAKED = ("lock", "plan", "image", "deploy", "restore")
 _REAL = str(Path(sys.executable).with_name("cpack-build"))
@@ -77,6 +78,48 @@ def test_a_package_has_what_was_ticked_and_comes_as_a_download(real: Comfyui, at
     made = read_pack(tmp_path / "made.cpack.zip")
     assert [Path(model.filename).name for model in made.snapshot.models if not model.disabled] == ["tiny.safetensors"]
     assert [item.name for item in made.inputs] == ["input/example.png"]
+
+
+def test_a_large_model_s_hashing_is_shown_by_bytes_and_cancelled_without_a_trace(real: Comfyui, at: Open) -> None:
+    """The model is a hole of a terabyte: it takes no space, and nobody has hashed it before the button is found."""
+    model = real.folder / "models" / "upscale_models" / "large.safetensors"
+    with model.open("wb") as file:
+        file.truncate(10**12)
+    prompt = workflow()
+    (loader,) = [node for node in prompt.values() if node["class_type"] == "UpscaleModelLoader"]
+    loader["inputs"]["model_name"] = model.name
+    before = leftovers(real)
+    try:
+        dialog = at(real, prompt).open("Package")
+        dialog.root.get_by_label("Name").fill("never made")
+        dialog.root.get_by_role("radio", name="Save it on the server").check()
+        dialog.primary.click()
+        amount = re.compile(r"^[\d.]+ [MG]B of 1 TB · .*/s · \d+ .+ left$")
+        expect(dialog.root.locator("[data-part=work] .amount")).to_have_text(amount)
+        assert processes_on(real.folder), "the tool is at work"
+        dialog.button("Cancel").click()
+        expect(dialog.root.locator("[data-part=outcome] .notice")).to_contain_text("Cancelled.")
+        wait_for(lambda: not processes_on(real.folder), "the tool to end")
+        assert leftovers(real) == before
+        dialog.button("Back").click()
+        expect(dialog.root.get_by_label("Name")).to_have_value("never made")
+    finally:
+        model.unlink()
+
+
+def processes_on(folder: Path) -> list[str]:
+    """The command lines that name *folder*: those of the tool, as ComfyUI's own does not."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(file.read_text())
+    return [line for line in found if str(folder) in line]
+
+
+def leftovers(comfyui: Comfyui) -> list[Path]:
+    """What packing writes to: the folders of jobs and requests, and the saved packs."""
+    places = [*comfyui.temporary.glob("*/jobs"), *comfyui.temporary.glob("*/requests"), comfyui.saved]
+    return sorted(path for place in places for path in place.rglob("*"))
 
 
 def test_a_package_saved_on_the_server_is_there_and_survives_a_reload(real: Comfyui, at: Open) -> None:
@@ -188,14 +231,7 @@ def test_what_is_no_pack_is_told_and_another_can_be_chosen(real: Comfyui, at: Op
 def test_a_pack_that_is_dropped_is_restored_beside_this_comfyui(faked: Comfyui, at: Open, tmp_path: Path) -> None:
     pack = make_pack(tmp_path / "dropped.cpack.zip")
     dialog = at(faked, workflow()).open("Unpack")
-    dialog.root.locator(".drop").evaluate(
-        """(zone, bytes) => {
-            const data = new DataTransfer();
-            data.items.add(new File([new Uint8Array(bytes)], 'dropped.cpack.zip', {type: 'application/zip'}));
-            zone.dispatchEvent(new DragEvent('drop', {dataTransfer: data, bubbles: true, composed: true}));
-        }""",
-        list(pack.read_bytes()),
-    )
+    dialog.drop(pack)
     dialog.root.get_by_label("Name of the new folder").fill("made anew")
     dialog.primary.click()
     expect(dialog.root.locator("[data-part=outcome] .notice.done")).to_contain_text("made anew")
