@@ -25,7 +25,7 @@ def test_it_runs_the_workflow_and_tells_the_progress(service: Service, tmp_path:
     with Client(service.url) as client:
         assert client.parameters()["properties"]["size"]["maximum"] == 512
         result = client.generate(
-            {"photo": photo, "caption": "123"}, size=50, seconds=0.2, on_progress=lambda *event: told.append(event)
+            {"photo": photo, "caption": "123"}, size=50, seconds=0.21, on_progress=lambda *event: told.append(event)
         )
     assert result.files["note.txt"] == b"123"
     assert Image.open(io.BytesIO(result.files["picture.png"])).size == (50, 50)
