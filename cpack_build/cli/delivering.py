@@ -12,8 +12,8 @@ import click
 
 from cpack_build.cli.delivery import choose, named, places_of_base
 from cpack_build.cli.delivery import deliver as deliver_to
-from cpack_build.cli.options import access_options, terminal_options
-from cpack_build.cli.push import PushOptions, access_for, registry_options, tell_of_zstd
+from cpack_build.cli.options import access_options, registry_options, terminal_options
+from cpack_build.cli.push import PushOptions, access_for, tell_of_zstd
 from cpack_build.cli.terminal import Terminal, amount
 
 __all__ = ["deliver"]

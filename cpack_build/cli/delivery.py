@@ -99,13 +99,14 @@ def deliver(image: Image | ImageIndex, destination: Destination, *, progress: Pr
     An engine gets the image for this machine. Raises what the engine, layout or archive raises, and
     :class:`UsageError` where an index has no image for this machine.
     """
-    from cpack_build.oci.archive import write_archive
-    from cpack_build.oci.layout import write_layout
-
     place = destination.place
     if isinstance(place, LayoutName):
+        from cpack_build.oci.layout import write_layout
+
         write_layout(image, place.path, tag=place.tag, name=destination.reference, progress=progress)
     elif isinstance(place, ArchiveName):
+        from cpack_build.oci.archive import write_archive
+
         write_archive(image, place.path, name=destination.reference, progress=progress)
     else:
         from cpack_build.oci.engines import open_engine

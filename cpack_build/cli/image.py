@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cpack_build.cli.backend import BackendChoice, backend_options
-from cpack_build.cli.delivery import choose, deliver, places_of_base
 from cpack_build.cli.downloads import Downloads, download_options
-from cpack_build.cli.lock import make_locks
 from cpack_build.cli.lockfile import LockFile, lock_beside
 from cpack_build.cli.lockfile import lock_file as locks_at
 from cpack_build.cli.options import (
@@ -19,18 +17,10 @@ from cpack_build.cli.options import (
     form_options,
     in_settings,
     pack_argument,
+    registry_options,
     settings_options,
     terminal_options,
 )
-from cpack_build.cli.push import (
-    PushOptions,
-    access_for,
-    compressed,
-    image_document,
-    registry_options,
-    tell_of_zstd,
-)
-from cpack_build.cli.receipt import Recorder
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -125,6 +115,10 @@ def image(
             store=store,
         )
     from cpack_build.backends.protocol import Request
+    from cpack_build.cli.delivery import choose, deliver, places_of_base
+    from cpack_build.cli.lock import make_locks
+    from cpack_build.cli.push import PushOptions, access_for, compressed, image_document, tell_of_zstd
+    from cpack_build.cli.receipt import Recorder
     from cpack_build.cpack.reader import read_pack
     from cpack_build.cpack.settings import settings_beside
     from cpack_build.lock.form import compression_of, in_form

@@ -31,6 +31,7 @@ __all__ = [
     "in_settings",
     "pack_argument",
     "places_of",
+    "registry_options",
     "settings_options",
     "terminal_options",
 ]
@@ -186,6 +187,37 @@ def terminal_options(function: F) -> F:
         click.option("-v", "--verbose", is_flag=True, help="With an error, also where in the program it arose."),
     )
     return cast("F", _decorated(wrapped, options))
+
+
+def registry_options(function: F) -> F:
+    """The options of :class:`~cpack_build.cli.push.PushOptions`: *jobs*, *blob_limit* (MiB), *attach* and so on."""
+    options = (
+        click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs to send at once."),
+        click.option(
+            "--blob-limit",
+            type=click.IntRange(0),
+            metavar="MIB",
+            help="The largest blob that the registry takes; by default what is known of it, 0 for none.",
+        ),
+        click.option(
+            "--layer-limit",
+            type=click.IntRange(0),
+            metavar="COUNT",
+            help="The most layers that the registry takes; by default what is known of it, 0 for none.",
+        ),
+        click.option(
+            "--attach",
+            type=click.Path(path_type=Path),
+            multiple=True,
+            metavar="FILE",
+            help="A pack, lock, SBOM or provenance that is to refer to it in the registry; may be given several times.",
+        ),
+        click.option("--sbom", is_flag=True, help="Attach its SBOM (CycloneDX), made of the lock that it carries."),
+        click.option(
+            "--provenance", is_flag=True, help="Attach its SLSA provenance, made of the lock that it carries."
+        ),
+    )
+    return cast("F", _decorated(function, options))
 
 
 def settings_options(function: F) -> F:

@@ -5,15 +5,14 @@ Also what ``image --push`` shares with it: the options of a push, and how the re
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from cpack_build.cli.options import access_of, access_options, compression_option, terminal_options
+from cpack_build.cli.options import access_of, access_options, compression_option, registry_options, terminal_options
 from cpack_build.cli.terminal import Terminal, amount
 
 if TYPE_CHECKING:
@@ -34,42 +33,10 @@ __all__ = [
     "image_document",
     "own_platform",
     "push",
-    "registry_options",
     "tell_of_zstd",
 ]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-def registry_options(function: F) -> F:
-    """The options of :class:`PushOptions`: *jobs*, *blob_limit* (MiB), *layer_limit* and *attach*."""
-    options = (
-        click.option("--jobs", type=click.IntRange(1, 32), default=4, show_default=True, help="Blobs to send at once."),
-        click.option(
-            "--blob-limit",
-            type=click.IntRange(0),
-            metavar="MIB",
-            help="The largest blob that the registry takes; by default what is known of it, 0 for none.",
-        ),
-        click.option(
-            "--layer-limit",
-            type=click.IntRange(0),
-            metavar="COUNT",
-            help="The most layers that the registry takes; by default what is known of it, 0 for none.",
-        ),
-        click.option(
-            "--attach",
-            type=click.Path(path_type=Path),
-            multiple=True,
-            metavar="FILE",
-            help="A pack, lock, SBOM or provenance that is to refer to it in the registry; may be given several times.",
-        ),
-        click.option("--sbom", is_flag=True, help="Attach its SBOM (CycloneDX), made of the lock that it carries."),
-        click.option(
-            "--provenance", is_flag=True, help="Attach its SLSA provenance, made of the lock that it carries."
-        ),
-    )
-    return cast("F", functools.reduce(lambda inner, option: option(inner), reversed(options), cast("Any", function)))
 
 
 @click.command(
@@ -181,7 +148,7 @@ def push(
 
 @dataclass(frozen=True)
 class PushOptions:
-    """What :func:`registry_options` asks for."""
+    """What :func:`~cpack_build.cli.options.registry_options` asks for."""
 
     jobs: int
     blob_limit: int | None

@@ -8,7 +8,6 @@ It is removed only by who has it alone, and under another name by then, so that 
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
 import stat
 import threading
@@ -82,7 +81,7 @@ class DerivedFolders:
             try:
                 if not filesystem.lock(handle, wait=False):
                     return False
-                aside = folder.path.with_name(f"{_GONE}{secrets.token_hex(4)}")
+                aside = folder.path.with_name(f"{_GONE}{os.urandom(4).hex()}")
                 folder.path.rename(aside)
             finally:
                 os.close(handle)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import threading
 import weakref
 from collections.abc import Iterator, Mapping
@@ -33,7 +32,7 @@ _FOLDED_FROM = 64
 def held_file(folder: Path) -> BufferedRandom:
     """A new file in *folder*, locked for as long as it is open: the system lets go of it at a kill."""
     while True:
-        file = open(folder / secrets.token_hex(8), "x+b", opener=filesystem.open_file)  # noqa: SIM115
+        file = open(folder / os.urandom(8).hex(), "x+b", opener=filesystem.open_file)  # noqa: SIM115
         filesystem.lock(file)
         if os.fstat(file.fileno()).st_nlink:
             return file

@@ -29,7 +29,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import BufferedRandom
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol
 
 from cpack_build import filesystem
@@ -270,6 +269,8 @@ class Store:
     @contextmanager
     def folder(self, prefix: str) -> Iterator[Path]:
         """A folder of the caller's own in the root, removed at the end."""
+        from tempfile import TemporaryDirectory
+
         with writing(self.root):
             self.root.mkdir(parents=True, exist_ok=True)
             folder = TemporaryDirectory(prefix=prefix, dir=self.root)

@@ -111,8 +111,7 @@ def build(
             diff_ids=[layer.descriptor.digest for layer in every],
             base=base.config if base is not None else None,
         )
-        own = {recipe.inputs[0].sha256 for recipe in recipes if recipe.kind == "wheel"}
-        for note in overlaps(materials.wheels, own=own, store=store):
+        for note in _overlaps(recipes, materials, store=store):
             progress.note(note)
         yield Image(form.manifest(lock, config=config, layers=every), config, every)
 
@@ -126,6 +125,7 @@ def measure_ahead(lock: Lock, materials: Materials, *, store: Store, progress: P
         # the topmost has the lock, with its models
         recipes = [part for part in parts if isinstance(part, Recipe) and part.kind != "app"]
         _measured(recipes, store=store, workers=_WORKERS, progress=progress)
+        _overlaps(recipes, materials, store=store)  # known when it is asked again
 
 
 def _parts(lock: Lock, materials: Materials, *, store: Store, compiler: Compiler | None) -> list[Recipe | ModelLayer]:
@@ -143,6 +143,11 @@ def _measured(recipes: Sequence[Recipe], *, store: Store, workers: int, progress
     with working(workers, progress) as (pool, reports):
         layers = pool.map(lambda recipe: recipe.measured(store, progress=reports), recipes)
         return dict(zip((recipe.key for recipe in recipes), layers, strict=True))
+
+
+def _overlaps(recipes: Sequence[Recipe], materials: Materials, *, store: Store) -> list[str]:
+    own = {recipe.inputs[0].sha256 for recipe in recipes if recipe.kind == "wheel"}
+    return overlaps(materials.wheels, own=own, store=store)
 
 
 @contextmanager

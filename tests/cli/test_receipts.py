@@ -223,7 +223,7 @@ def test_what_changes_after_it_was_delivered_has_no_receipt(
         deliver(*given, **named)
         change(scene)
 
-    monkeypatch.setattr("cpack_build.cli.image.deliver", and_then)
+    monkeypatch.setattr("cpack_build.cli.delivery.deliver", and_then)
     scene.build()
     assert scene.said() is None
 
@@ -340,7 +340,7 @@ def test_another_image_under_the_name_by_now_has_no_receipt(
         deliver(*given, **named)
         docker("tag", "other:1", "receipts:4")
 
-    monkeypatch.setattr("cpack_build.cli.image.deliver", and_then)
+    monkeypatch.setattr("cpack_build.cli.delivery.deliver", and_then)
     scene.words = ["image", str(scene.pack), "--output", "docker:receipts:4"]
     scene.build()
     assert scene.said() is None
