@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from .inputs import INPUTS
@@ -21,18 +22,30 @@ NODE_CLASS_MAPPINGS: dict[str, type] = {name: node for name, (node, _) in _NODES
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {name: title for name, (_, title) in _NODES.items()}
 
 
-def start() -> None:
+_FOLDER = Path(__file__).parents[2]
+_MARK = "cpack_build_folder"
+"""The server's attribute that names the folder of the copy which takes part: copies share no module."""
+
+
+def start() -> bool:
     """Take part in ComfyUI's server, if there is one: a tool that only reads the nodes has none.
 
-    The service's own ComfyUI (``CPACK_SERVED``) gets the nodes alone: there is nobody at an editor.
+    The service's own ComfyUI (``CPACK_SERVED``) gets the nodes alone: there is nobody at an editor. False where another
+    copy of the plugin, such as a clone beside the registry's, was loaded before: this one must offer nothing.
     """
     server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
-    if server is not None:
-        if not os.environ.get("CPACK_SERVED"):
-            from .routes import install
+    if server is None:
+        return True
+    if (other := getattr(server, _MARK, None)) is not None:
+        logging.warning("cpack-build: the plugin is here twice; %s is used. Remove %s.", other, _FOLDER)
+        return False
+    setattr(server, _MARK, str(_FOLDER))
+    if not os.environ.get("CPACK_SERVED"):
+        from .routes import install
 
-            install(server)
-        server.app.on_startup.append(_claim)
+        install(server)
+    server.app.on_startup.append(_claim)
+    return True
 
 
 async def _claim(app: object) -> None:

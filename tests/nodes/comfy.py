@@ -70,7 +70,7 @@ def engine_of(kind: str, folder: Path) -> tuple[Engine, list[str]]:
     page = [] if kind == "comfyui" else ["--front-end-root", str(newest_frontend())]
     if kind == "standin":
         return standin(folder / "comfyui"), page
-    return real_comfyui(folder / "comfyui"), page
+    return real_comfyui(folder / "comfyui", plugin=False), page
 
 
 @contextmanager

@@ -54,14 +54,15 @@ def standin(folder: Path) -> Engine:
     return Engine(folder, sys.executable)
 
 
-def real_comfyui(folder: Path) -> Engine:
-    """The ComfyUI of the environment; *folder* is for what is added to it by its command line."""
+def real_comfyui(folder: Path, *, plugin: bool = True) -> Engine:
+    """The ComfyUI of the environment; *folder* is for what is added to it by its command line, with the *plugin*."""
     where, python = os.environ["CPACK_TEST_COMFYUI"], os.environ["CPACK_TEST_COMFYUI_PYTHON"]
     nodes, models = folder / "nodes", folder / "models" / "upscale_models"
     nodes.mkdir(parents=True)
     models.mkdir(parents=True)
     shutil.copy(COMFYUI / "failing_nodes.py", nodes)
-    (nodes / "cpack-build").symlink_to(ROOT)
+    if plugin:
+        (nodes / "cpack-build").symlink_to(ROOT)
     has_model = FIXTURE_MODEL.is_file()
     if has_model:  # ComfyUI loads no model but a real one
         shutil.copy(FIXTURE_MODEL, models / MODEL)
