@@ -194,6 +194,28 @@ def run_registry(*, auth: str = "") -> Iterator[Registry]:
             yield Registry(f"localhost:{port}", folder / "data")
 
 
+@contextmanager
+def run_buildkitd(binaries: Path, *arguments: str) -> Iterator[str]:
+    """A private buildkitd out of the folder *binaries* with nothing in its cache, and its address; needs root."""
+    need.tool("runc")
+    with _folder("cpb") as folder:
+        address = f"unix://{folder}/s"
+        command = [
+            str(binaries / "buildkitd"),
+            *("--root", f"{folder}/root", "--addr", address, "--containerd-worker=false", "--oci-worker-net=host"),
+            *arguments,
+        ]
+        ask = [str(binaries / "buildctl"), "--addr", address, "debug", "workers"]
+        try:
+            with _process(command, folder / "log") as alive:
+                _wait(
+                    lambda: subprocess.run(ask, capture_output=True, check=False).returncode == 0, alive, folder / "log"
+                )
+                yield address
+        finally:
+            _unmount_below(folder)
+
+
 # -- processes, folders, mounts ----------------------------------------------------------------------------------------
 
 

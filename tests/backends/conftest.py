@@ -1,4 +1,5 @@
-"""The example pack with its embedded image, and two BuildKits: Debian 12's own, and a newer Docker's with buildx."""
+"""The example pack with its embedded image, and BuildKits: Debian 12's own, a newer Docker's with buildx, and, where
+``CPACK_TEST_BUILDKITD`` names a folder with it, buildkitd itself."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from cpack_build.oci.types import Image
 from tests import need
 from tests.backends.debian import make_debian
 from tests.backends.roots import Entry, root_of
-from tests.engines import Docker, run_docker
+from tests.engines import Docker, run_buildkitd, run_docker
 from tests.example import Example, make_example
 
 
@@ -117,9 +118,33 @@ def old_docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Docker]:
         yield docker
 
 
-@pytest.fixture(params=["old_docker", "new_docker"])
+@pytest.fixture(scope="session")
+def remote_docker(new_docker: Docker) -> Iterator[Docker]:
+    """The newer Docker, which leaves building to a buildkitd (buildx's driver ``remote``)."""
+    with run_buildkitd(Path(os.environ["CPACK_TEST_BUILDKITD"])) as address:
+        new_docker("buildx", "create", "--name", "remote", "--driver", "remote", address)
+        try:
+            yield replace(new_docker, settings={**new_docker.settings, "BUILDX_BUILDER": "remote"})
+        finally:
+            new_docker("buildx", "rm", "remote", check=False)
+
+
+BUILDERS = ["old_docker", "new_docker"]
+if "CPACK_TEST_BUILDKITD" in os.environ:  # no package registry has it; CONTRIBUTING.md tells how to build it
+    BUILDERS.append("remote_docker")
+
+
+@pytest.fixture(params=BUILDERS)
 def builder(request: pytest.FixtureRequest) -> Docker:
-    """Each of the two."""
+    """Each of them."""
+    docker = request.getfixturevalue(request.param)
+    assert isinstance(docker, Docker)
+    return docker
+
+
+@pytest.fixture(params=BUILDERS[1:])
+def buildx(request: pytest.FixtureRequest) -> Docker:
+    """Those with buildx."""
     docker = request.getfixturevalue(request.param)
     assert isinstance(docker, Docker)
     return docker

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tests import need
 
-__all__ = ["Relay", "run_relay"]
+__all__ = ["Relay", "certify", "run_relay"]
 
 _ASK = b"POST /grpc HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: 0\r\n\r\n"
 
@@ -41,7 +41,7 @@ class Relay:
 @contextmanager
 def run_relay(host: str, folder: Path) -> Iterator[Relay]:
     """The BuildKit of the daemon at *host* (``unix://…``) on a port of loopback, for as long as the context lasts."""
-    _certify(folder)
+    certify(folder)
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "cert.pem", folder / "key.pem")
     context.load_verify_locations(folder / "ca.pem")
@@ -115,7 +115,7 @@ def _pass_on(client: ssl.SSLSocket, daemon: socket.socket) -> None:
                         del waiting[source][: source.send(waiting[source])]
 
 
-def _certify(folder: Path) -> None:
+def certify(folder: Path) -> None:
     """A CA that is server and client in one."""
     folder.mkdir(parents=True, exist_ok=True)
     command = [

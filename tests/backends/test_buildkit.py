@@ -172,9 +172,9 @@ def test_a_folder_with_something_in_it_is_not_printed_into(built: Built, tmp_pat
 
 
 def test_a_cache_in_a_registry_serves_another_builder(
-    new_docker: Docker, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    buildx: Docker, registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for key, value in new_docker.environment.items():
+    for key, value in buildx.environment.items():
         monkeypatch.setenv(key, value)
     shell = need.tool("busybox")
     (tmp_path / "in").mkdir()
@@ -190,19 +190,19 @@ def test_a_cache_in_a_registry_serves_another_builder(
         arguments = [*cache_arguments(farm), f"--output=type=local,dest={out}"]
         find_builder(None).build(tmp_path / "in", arguments, progress=SILENT)
         outputs.append((out / "made").read_text())
-        new_docker("builder", "prune", "--all", "--force")
+        buildx("builder", "prune", "--all", "--force")
     assert outputs[0] == outputs[1], "made once"
 
 
 def test_a_dockerfile_of_others_starts_from_the_embedded_image_as_a_named_context(
-    built: Built, new_docker: Docker, tmp_path: Path
+    built: Built, buildx: Docker, tmp_path: Path
 ) -> None:
     """Its layers are the very layers of the layout, those of the models among them."""
     theirs = tmp_path / "theirs"
     theirs.mkdir()
     (theirs / "Dockerfile").write_text('FROM workflow\nUSER root\nRUN ["/bin/sh", "-c", "echo more > /data/more"]\n')
     place = tmp_path / "more.oci"
-    new_docker(
+    buildx(
         "buildx", "build", "--provenance=false", "--build-context", f"workflow=oci-layout://{built.layout}",
         "--output", f"type=oci,dest={place},tar=false,compression=uncompressed", str(theirs),
     )  # fmt: skip
@@ -277,7 +277,7 @@ def test_bytes_that_differ_from_the_lock_stop_the_build(built: Built, new_docker
 
 
 def test_a_package_without_a_wheel_is_built_by_the_builder_and_its_wheel_pinned_into_the_lock(
-    built: Built, new_docker: Docker, tmp_path: Path
+    built: Built, buildx: Docker, tmp_path: Path
 ) -> None:
     """In C, with the builder's compiler; the lock made without the builder afterwards finds the wheel in the store."""
     need.tool("apt-get")
@@ -296,9 +296,9 @@ def test_a_package_without_a_wheel_is_built_by_the_builder_and_its_wheel_pinned_
     }
     (links / "tinyext-1.0.tar.gz").write_bytes(sdist(files, "tinyext-1.0"))
     wanted = (built.example.pack, "--find-links", links, "--python-package", "tinyext==1.0", "-o", tmp_path / "x.lock")
-    refused = built.call("lock", *wanted, environment=new_docker.environment)
+    refused = built.call("lock", *wanted, environment=buildx.environment)
     assert (refused.code, refused.result["error"]["type"]) == (8, "NeedsTrust")
-    run = built.call("lock", *wanted, "--trust", "--backend", "buildkit", environment=new_docker.environment)
+    run = built.call("lock", *wanted, "--trust", "--backend", "buildkit", environment=buildx.environment)
     assert run.code == 0, run.said
     (wheel,) = json.loads((tmp_path / "x.lock").read_text())["python"]["built"]
     assert re.fullmatch(r"tinyext-1\.0-cp3\d+-cp3\d+-linux_\w+\.whl", wheel["filename"])
