@@ -50,7 +50,7 @@ def _to_bentocloud(plugin: Plugin, asked: Asked, params: Mapping[str, Any], name
         told = make_pack(plugin, job, asked, prompt, name, flags, include_local=local)
         job.stage("deploy")
         done = job.tool(
-            plugin.tool, "deploy", "bentocloud", told["pack"], "--name", name, "--endpoint", endpoint,
+            plugin.tool, "deploy", "bentocloud", told["pack"], "--name", name, "--endpoint", endpoint, "--wait",
             *trust, *plugin.build_flags, environment={"BENTO_CLOUD_API_KEY": token},
         )  # fmt: skip
         url = next(iter(done["urls"]), None) or done["console"]

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from cpack_build.lock.uv import program as uv_program
 from cpack_build.oci.types import MANIFEST
 from tests.asking import ask_comfyui, ask_service, pixels, png, until_ready
 from tests.browser import screenshot
+from tests.deploy.cloudserver import TOKEN, running_cloud
 from tests.engines import Docker, Registry, free_port
 from tests.example import WORKFLOW
 from tests.fetch.repositories import git
@@ -125,7 +127,12 @@ def desk(request: pytest.FixtureRequest, _docker: Docker, tmp_path_factory: pyte
     settings.write_text(json.dumps(document))
     page = () if request.param == "comfyui" else NEWEST_PAGE
     flags = f"--config {shlex.quote(str(settings))}"
-    environment = {"CPACK_HOME": str(folder / "store"), **_docker.environment}
+    environment = {
+        "CPACK_HOME": str(folder / "store"),
+        "BENTOML_HOME": str(folder / "bentoml"),
+        "BENTOML_DO_NOT_TRACK": "true",
+        **_docker.environment,
+    }
     with running(
         folder, kind=kind, install=root, python=python, arguments=page, **environment,
         CPACK_BUILD_FLAGS=flags, CPACK_RESTORE_FLAGS=flags,
@@ -249,3 +256,46 @@ def test_its_image_is_looked_at_pushed_and_named_by_its_digest_in_the_files_of_a
             assert f"upscale/{file}" in files.namelist()
             assert any(f"/team/from-the-page@{digest}".encode() in files.read(one) for one in files.namelist())
         dialog.close()
+
+
+def test_it_is_deployed_to_bentocloud_with_a_token_that_nothing_keeps(desk: Desk, at: Open) -> None:
+    with running_cloud() as cloud:
+        dialog = at(desk.comfyui, desk.prompt).open("Deploy")
+        panel = dialog.root.locator("[role=tabpanel]:visible")
+        panel.get_by_label("Name").fill("from-the-page")
+        panel.get_by_label("Address of your account").fill(cloud.url)
+        panel.get_by_label("API token").fill(TOKEN)
+        dialog.primary.click()
+        outcome = dialog.root.locator("[data-part=outcome]")
+        looked = 0
+        while not outcome.is_visible():
+            assert not [line for line in command_lines() if TOKEN in line]
+            looked += 1
+            dialog.page.wait_for_timeout(200)
+        assert looked > 5
+        expect(outcome.locator(".notice.done")).to_be_visible()
+        jobs = desk.comfyui.get("/cpack/jobs").json()["jobs"]
+        (job,) = (job for job in jobs if job["title"] == "Deploy from-the-page")
+        assert (job["result"]["name"], job["result"]["status"]) == ("from-the-page", "running")
+        expect(dialog.root.get_by_role("link")).to_have_attribute("href", job["result"]["url"])
+        (body,) = (body for request, body in cloud.bodies if request == "POST /api/v2/deployments")
+        assert body["name"] == "from-the-page"
+        assert cloud.contents, "the Bento was uploaded"
+    kept = dialog.page.evaluate(
+        """async () => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie,
+            app.graph.serialize(), await (await fetch('/api/settings')).json(),
+            await (await fetch('/cpack/jobs', {headers: {'X-CPack': '1'}})).text()])"""
+    )
+    assert TOKEN not in kept
+    folder = desk.comfyui.folder.parent
+    holding = [path for path in folder.rglob("*") if path.is_file() and TOKEN.encode() in path.read_bytes()]
+    assert not holding
+
+
+def command_lines() -> list[str]:
+    """Those of all processes."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            found.append(file.read_text(errors="replace"))
+    return found
