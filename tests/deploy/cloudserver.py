@@ -116,7 +116,7 @@ def running_cloud(**options: Any) -> Iterator[Cloud]:
 
 def _application(cloud: Cloud) -> web.Application:
     api = _Api(cloud)
-    app = web.Application(middlewares=[api.guard], client_max_size=1 << 30)
+    app = web.Application(middlewares=[api.guard], client_max_size=8 << 30)
     app.router.add_get("/api/v1/auth/current", api.user)
     app.router.add_get("/api/v1/current_org", api.organization)
     for kind in ("bento", "model"):
