@@ -39,12 +39,12 @@ def start() -> bool:
     if (other := getattr(server, _MARK, None)) is not None:
         logging.warning("cpack-build: the plugin is here twice; %s is used. Remove %s.", other, _FOLDER)
         return False
-    setattr(server, _MARK, str(_FOLDER))
     if not os.environ.get("CPACK_SERVED"):
         from .routes import install
 
         install(server)
     server.app.on_startup.append(_claim)
+    setattr(server, _MARK, str(_FOLDER))
     return True
 
 

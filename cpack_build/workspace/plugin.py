@@ -40,12 +40,13 @@ from __future__ import annotations
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]
 
+WEB_DIRECTORY: str | None = "./cpack_build/web"
+
 if __package__:  # not where a tool reads this file by itself
     from .cpack_build.nodes.registration import NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, start
 
-    start()
-
-WEB_DIRECTORY = "./cpack_build/web"
+    if not start():
+        NODE_CLASS_MAPPINGS, NODE_DISPLAY_NAME_MAPPINGS, WEB_DIRECTORY = {}, {}, None
 '''
 
 State = Literal["absent", "current", "outdated", "linked", "edited", "clone", "foreign"]
