@@ -207,7 +207,9 @@ def run_buildkitd(binaries: Path, *arguments: str) -> Iterator[str]:
         ]
         ask = [str(binaries / "buildctl"), "--addr", address, "debug", "workers"]
         try:
-            with _process(command, folder / "log") as alive:
+            (folder / "tmp").mkdir()
+            environment = {**os.environ, "TMPDIR": f"{folder}/tmp"}  # where it forgets folders
+            with _process(command, folder / "log", environment=environment) as alive:
                 _wait(
                     lambda: subprocess.run(ask, capture_output=True, check=False).returncode == 0, alive, folder / "log"
                 )
