@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
@@ -267,8 +268,8 @@ def test_it_is_deployed_to_bentocloud_with_a_token_that_nothing_keeps(desk: Desk
         panel.get_by_label("API token").fill(TOKEN)
         dialog.primary.click()
         outcome = dialog.root.locator("[data-part=outcome]")
-        looked = 0
-        while not outcome.is_visible():
+        looked, deadline = 0, time.monotonic() + 900
+        while not outcome.is_visible() and time.monotonic() < deadline:
             assert not [line for line in command_lines() if TOKEN in line]
             looked += 1
             dialog.page.wait_for_timeout(200)
